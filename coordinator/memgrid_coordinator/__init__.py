@@ -1,0 +1,1 @@
+"""The coordinator: hands out work units, checks what comes back, publishes cubes."""

@@ -1,0 +1,1 @@
+"""Long computations as plain functions over files."""

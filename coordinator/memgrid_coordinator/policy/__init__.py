@@ -1,0 +1,1 @@
+"""Decisions: values in, value out, no clock, no database."""

@@ -1,0 +1,1 @@
+"""What units a campaign needs, and how their results become cubes."""

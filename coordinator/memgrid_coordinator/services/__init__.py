@@ -1,0 +1,1 @@
+"""What the coordinator does: one verb, one transaction."""

@@ -1,0 +1,1 @@
+"""Idempotent reconcilers that look only at stored state."""

@@ -1,0 +1,1 @@
+"""The HTTP data plane, the pool and the pages."""

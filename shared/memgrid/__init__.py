@@ -1,0 +1,3 @@
+"""Memory for language models, computed by volunteers, checked, and shared."""
+
+from __future__ import annotations

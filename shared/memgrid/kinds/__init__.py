@@ -1,0 +1,1 @@
+"""What the units of each kind contain, and how two answers are compared."""

@@ -1,0 +1,33 @@
+"""One logging set-up for all processes: events with fields, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+def configure_logging(*, level: str = "INFO", as_json: bool = False) -> None:
+    """Send every log line of this process to standard error; JSON for machines, else aligned text."""
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    shared = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, stamp]
+    if as_json:
+        last: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    else:
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger; write `log.info("unit settled", unit_key=…, verdict=…)`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
+    return logger

@@ -1,0 +1,1 @@
+"""The pool: finding, fetching and keeping cubes."""

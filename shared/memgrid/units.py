@@ -1,0 +1,321 @@
+"""What a work unit asks, what a host reports about it, and every reason either can be turned down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NewType
+
+from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
+from memgrid.errors import InvalidError
+
+UnitKey = NewType("UnitKey", str)
+"""64 hex digits: the sha256 of a unit's canonical spec."""
+LeaseId = NewType("LeaseId", str)
+HostId = NewType("HostId", str)
+AccountId = NewType("AccountId", str)
+SessionId = NewType("SessionId", str)
+
+SKETCH_BYTES_MAX = 512 * 1024
+"""The largest sketch a report may bring."""
+
+
+class ReasonCode(StrEnum):
+    """Why a lease, a report, an upload or a host was turned down or held back."""
+
+    # at the door: a report that is not even compared
+    STALE_FENCE = "stale_fence"
+    UNKNOWN_LEASE = "unknown_lease"
+    NOT_YOUR_LEASE = "not_your_lease"
+    LEASE_EXPIRED = "lease_expired"
+    LEASE_ENDED = "lease_ended"
+    ALREADY_REPORTED = "already_reported"
+    CONFLICTING_REPORT = "conflicting_report"
+    WRONG_UNIT = "wrong_unit"
+    WRONG_OUTPUTS = "wrong_outputs"
+    WRONG_SHAPE = "wrong_shape"
+    BAD_SKETCH = "bad_sketch"
+    NOT_FINITE = "not_finite"
+    # in judgement
+    AGREES = "agrees"
+    DISAGREES = "disagrees"
+    NO_AGREEMENT = "no_agreement"
+    TOO_MANY_FAILURES = "too_many_failures"
+    # of an upload
+    UPLOAD_MISSING = "upload_missing"
+    UPLOAD_TOO_LARGE = "upload_too_large"
+    UPLOAD_TRUNCATED = "upload_truncated"
+    DIGEST_MISMATCH = "digest_mismatch"
+    SKETCH_MISMATCH = "sketch_mismatch"
+    NOT_ORDERED = "not_ordered"
+    # a lease given back
+    OWNER_PAUSED = "owner_paused"
+    UNIT_FAILED = "unit_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    INPUT_UNAVAILABLE = "input_unavailable"
+    LEAVING = "leaving"
+    # a lease withdrawn
+    CAMPAIGN_CANCELLED = "campaign_cancelled"
+    UNIT_SETTLED = "unit_settled"
+    # no new lease
+    NO_WORK = "no_work"
+    QUOTA_REACHED = "quota_reached"
+    HOST_SUSPENDED = "host_suspended"
+    ALL_SEEN = "all_seen"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """A reason as it is told: the code for machines, a sentence for people."""
+
+    code: ReasonCode
+    text: str = ""
+
+
+class ComputeDtype(StrEnum):
+    """What a unit is computed in; AUTO leaves it to the host: bfloat16 where its GPU has it, else float32."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class StoreDtype(StrEnum):
+    """What a cache is written in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillSpec:
+    """Everything that determines the KV cache of one chunk of tokens.
+
+    `parent` is the unit whose cache this one continues (chained layout); None starts at position 0. `start` is
+    the position of the first token, `tokens` the digest of the ids as little-endian u32.
+
+    >>> spec = PrefillSpec(model=digest_of(b"m"), tokens=digest_of(b"t"), token_count=256, start=0, parent=None,
+    ...     compute_dtype=ComputeDtype.AUTO, store_dtype=StoreDtype.BFLOAT16)
+    >>> PrefillSpec.from_bytes(spec.to_bytes()) == spec
+    True
+    """
+
+    model: Digest
+    tokens: Digest
+    token_count: int
+    start: int
+    parent: UnitKey | None
+    compute_dtype: ComputeDtype
+    store_dtype: StoreDtype
+
+    kind = "prefill"
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON; its sha256 is the unit's key."""
+        return canonical_json({"kind": self.kind, "version": 1, **asdict(self)})
+
+    @property
+    def key(self) -> UnitKey:
+        return unit_key_of(self.to_bytes())
+
+    @staticmethod
+    def from_bytes(content: bytes) -> PrefillSpec:
+        """Parse a spec; raises InvalidError naming the field."""
+        try:
+            value = json.loads(content)
+            if (value.pop("kind"), value.pop("version")) != ("prefill", 1):
+                raise InvalidError("unit spec: expected kind prefill, version 1")
+            spec = PrefillSpec(
+                model=parse_digest(value.pop("model")),
+                tokens=parse_digest(value.pop("tokens")),
+                token_count=int(value.pop("token_count")),
+                start=int(value.pop("start")),
+                parent=UnitKey(parent) if (parent := value.pop("parent")) is not None else None,
+                compute_dtype=ComputeDtype(value.pop("compute_dtype")),
+                store_dtype=StoreDtype(value.pop("store_dtype")),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidError(f"unit spec: {type(error).__name__}: {error}") from None
+        if value:
+            raise InvalidError(f"unit spec: unknown field {sorted(value)[0]!r}")
+        return spec
+
+
+def unit_key_of(spec: bytes) -> UnitKey:
+    """The key of a unit from its canonical spec."""
+    return UnitKey(digest_of(spec).removeprefix("sha256:"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRef:
+    """Content by address, under the name it has in its folder."""
+
+    name: str
+    digest: Digest
+    size_bytes: int
+    path: str = ""
+    """Where the data plane serves it; empty where only identity matters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkFacts:
+    """What a host says about how it computed; claims, used for estimates and for the choice of tolerance."""
+
+    tokens: int
+    compute_s: float
+    device_kind: str
+    numerics_class: str
+    compute_dtype: ComputeDtype
+    torch_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One file a unit made."""
+
+    name: str
+    digest: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportClaim:
+    """A host's answer to a lease, as it signed it."""
+
+    lease_id: LeaseId
+    fence: int
+    unit_key: UnitKey
+    outputs: tuple[Output, ...]
+    sketch_digest: Digest
+    facts: WorkFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """One GPU or CPU of a host."""
+
+    kind: str
+    name: str
+    memory_bytes: int
+    numerics_class: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What a host says it is."""
+
+    os: str
+    arch: str
+    cpu_count: int
+    memory_bytes: int
+    devices: tuple[DeviceFacts, ...]
+    client_version: str
+    isolation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model as a volunteer fetches it: its identity and its files."""
+
+    digest: Digest
+    files: tuple[BlobRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOffer:
+    """One copy of a unit, held by one host until a deadline; `fence` grows with every lease of the unit."""
+
+    lease_id: LeaseId
+    fence: int
+    unit_key: UnitKey
+    spec: bytes
+    model: Digest
+    inputs: tuple[BlobRef, ...]
+    deadline_at: datetime
+    estimate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldLease:
+    lease_id: LeaseId
+    fence: int
+    progress: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    lease_id: LeaseId
+    fence: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportAck:
+    lease_id: LeaseId
+    accepted: bool
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictNotice:
+    """How a lease ended, as its host is told: accepted, rejected or cancelled."""
+
+    lease_id: LeaseId
+    verdict: str
+    reason: Reason
+    credit_flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOrder:
+    """An output wanted from the host whose replica was chosen; nothing else may be uploaded."""
+
+    lease_id: LeaseId
+    name: str
+    digest: Digest
+    size_bytes: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    lease_id: LeaseId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncAsk:
+    """What a host says in one Sync; the signed reports are parsed only after their signature held."""
+
+    sequence: int
+    held: tuple[HeldLease, ...]
+    awaiting: tuple[LeaseId, ...]
+    reports: tuple[ReportClaim, ...]
+    sketches: dict[Digest, bytes]
+    released: tuple[Release, ...]
+    want: int
+    wait: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncAnswer:
+    """What the coordinator answers to one Sync."""
+
+    leases: tuple[LeaseOffer, ...] = ()
+    models: tuple[ModelFiles, ...] = ()
+    acks: tuple[ReportAck, ...] = ()
+    verdicts: tuple[VerdictNotice, ...] = ()
+    uploads: tuple[UploadOrder, ...] = ()
+    cancelled: tuple[Cancellation, ...] = ()
+    idle_reason: Reason | None = None
+    call_again_in: timedelta = timedelta(0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell, so that a long poll may go on."""
+        return not (self.leases or self.acks or self.verdicts or self.uploads or self.cancelled)

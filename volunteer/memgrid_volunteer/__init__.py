@@ -1,0 +1,1 @@
+"""The volunteer: a small supervisor that holds the keys, and a worker child that computes."""

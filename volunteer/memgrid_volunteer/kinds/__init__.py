@@ -1,0 +1,1 @@
+"""What a volunteer can compute, one file a unit kind."""
