@@ -11,7 +11,11 @@ import structlog
 def configure_logging(*, level: str = "INFO", as_json: bool = False) -> None:
     """Send every log line of this process to standard error; JSON for machines, else aligned text."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    shared = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, stamp]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        stamp,
+    ]
     if as_json:
         last: structlog.typing.Processor = structlog.processors.JSONRenderer()
     else:

@@ -1,0 +1,106 @@
+"""The states of units, leases, campaigns, documents and uploads, and the moves between them.
+
+A unit::
+
+    waiting ──open──► open ──agree──► checking ──accept──► accepted
+                       ▲                  │
+                       └─────reopen───────┘
+    waiting, open, checking ──fail──► failed      waiting, open, checking ──cancel──► cancelled
+    failed, cancelled ──revive──► waiting         (a later campaign wants it again)
+
+A lease::
+
+    leased ──report──► reported ──agree──► agreed      (its credit is written when the unit is accepted)
+      │ │ │                │  ▲               │
+      │ │ └─cancel─►       │  └───unagree─────┤         (the chosen upload fell through: count again)
+      │ └─release─► released                  │
+      └─expire──► expired  └──────reject──────┴──► rejected
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+
+class UnitState(StrEnum):
+    WAITING = "waiting"
+    OPEN = "open"
+    CHECKING = "checking"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class LeaseState(StrEnum):
+    LEASED = "leased"
+    REPORTED = "reported"
+    AGREED = "agreed"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+
+
+class CampaignState(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DocumentState(StrEnum):
+    RUNNING = "running"
+    PUBLISHED = "published"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class UploadState(StrEnum):
+    ORDERED = "ordered"
+    RECEIVED = "received"
+    VERIFIED = "verified"
+    REFUSED = "refused"
+
+
+State = TypeVar("State", UnitState, LeaseState, CampaignState, DocumentState, UploadState)
+
+UNIT_MOVES: dict[str, tuple[frozenset[UnitState], UnitState]] = {
+    "open": (frozenset({UnitState.WAITING}), UnitState.OPEN),
+    "agree": (frozenset({UnitState.OPEN}), UnitState.CHECKING),
+    "reopen": (frozenset({UnitState.CHECKING}), UnitState.OPEN),
+    "accept": (frozenset({UnitState.CHECKING}), UnitState.ACCEPTED),
+    "fail": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.FAILED),
+    "cancel": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.CANCELLED),
+    "revive": (frozenset({UnitState.FAILED, UnitState.CANCELLED}), UnitState.WAITING),
+}
+LEASE_MOVES: dict[str, tuple[frozenset[LeaseState], LeaseState]] = {
+    "report": (frozenset({LeaseState.LEASED}), LeaseState.REPORTED),
+    "agree": (frozenset({LeaseState.REPORTED}), LeaseState.AGREED),
+    "unagree": (frozenset({LeaseState.AGREED}), LeaseState.REPORTED),
+    "reject": (frozenset({LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.REJECTED),
+    "expire": (frozenset({LeaseState.LEASED}), LeaseState.EXPIRED),
+    "release": (frozenset({LeaseState.LEASED}), LeaseState.RELEASED),
+    "cancel": (frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.CANCELLED),
+}
+UPLOAD_MOVES: dict[str, tuple[frozenset[UploadState], UploadState]] = {
+    "receive": (frozenset({UploadState.ORDERED}), UploadState.RECEIVED),
+    "verify": (frozenset({UploadState.RECEIVED}), UploadState.VERIFIED),
+    "refuse": (frozenset({UploadState.ORDERED, UploadState.RECEIVED}), UploadState.REFUSED),
+}
+
+LIVE_LEASES = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED})
+"""Leases that can still count for their unit."""
+ENDED_UNITS = frozenset({UnitState.ACCEPTED, UnitState.FAILED, UnitState.CANCELLED})
+
+
+def after(moves: dict[str, tuple[frozenset[State], State]], state: State, move: str) -> State:
+    """The state that `move` leads to; raises ValueError when it does not start from `state`.
+
+    >>> after(UNIT_MOVES, UnitState.OPEN, "agree")
+    <UnitState.CHECKING: 'checking'>
+    """
+    sources, target = moves[move]
+    if state not in sources:
+        raise ValueError(f"{move} starts from {', '.join(sorted(sources))}, not from {state}")
+    return target

@@ -1,0 +1,197 @@
+"""The life of a unit as one pure function: what is stored, what happened, and therefore what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid_coordinator.lifecycle import LIVE_LEASES, LeaseState, UnitState
+from memgrid_coordinator.policy.quorum import Agreed, Difference, Hopeless, Pair, difference, settle
+from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
+
+FAILURES_MAX = 12
+"""Leases of one unit that may expire, fail or be rejected before the unit is given up: then it is the unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """A report came, or a lease ended: look at the unit again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadVerified:
+    """The ordered output is here, and its bytes are what was reported."""
+
+    lease_id: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadFailed:
+    """The ordered output did not come, or is not what was reported."""
+
+    lease_id: LeaseId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """No campaign wants the unit any more."""
+
+
+UnitEvent = Changed | UploadVerified | UploadFailed | Withdrawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseMove:
+    lease_id: LeaseId
+    move: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What has to happen. Moves name rows of the tables in `lifecycle.py`."""
+
+    unit_moves: tuple[str, ...] = ()
+    reason: Reason | None = None
+    lease_moves: tuple[LeaseMove, ...] = ()
+    vacancies: int = 0
+    """How many more hosts should hold the unit from now on."""
+    order_from: LeaseId | None = None
+    """Whose output to fetch."""
+    compare: tuple[Pair, ...] = ()
+    """What has to be compared before this can be decided."""
+
+
+SETTLED = Reason(code=ReasonCode.UNIT_SETTLED, text="the unit was settled without this lease")
+WITHDRAWN = Reason(code=ReasonCode.CAMPAIGN_CANCELLED, text="no campaign wants this unit any more")
+
+
+def step(
+    unit: Unit,
+    leases: Sequence[Lease],
+    event: UnitEvent,
+    known: Mapping[Pair, Difference],
+    *,
+    tried: frozenset[LeaseId] = frozenset(),
+) -> Outcome:
+    """Decide about one unit. `leases` are all it ever had, `tried` those whose upload was asked for in vain."""
+    if isinstance(event, Withdrawn):
+        return _end(leases, "cancel", WITHDRAWN)
+    if unit.state is UnitState.OPEN:
+        return _collect(unit, leases, known)
+    if unit.state is UnitState.CHECKING:
+        if isinstance(event, UploadVerified):
+            return _accept(leases)
+        if isinstance(event, UploadFailed):
+            return _try_another(unit, leases, event, known, tried)
+    if unit.state is UnitState.ACCEPTED:
+        return _judge_latecomers(unit, leases, known)
+    return Outcome()
+
+
+def claim_of(lease: Lease) -> ReplicaClaim:
+    """What the quorum looks at in a report."""
+    assert lease.facts is not None, f"lease {lease.lease_id} has not been reported"
+    return ReplicaClaim(
+        lease_id=lease.lease_id,
+        account_id=lease.account_id,
+        output_digest=lease.outputs[0].digest,
+        sketch=lease.sketch,
+        compute_dtype=lease.facts.compute_dtype,
+    )
+
+
+def _in(leases: Sequence[Lease], *states: LeaseState) -> list[Lease]:
+    return [lease for lease in leases if lease.state in states]
+
+
+def _collect(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Difference]) -> Outcome:
+    claims = [claim_of(lease) for lease in _in(leases, LeaseState.REPORTED)]
+    verdict = settle(claims, known, min_replicas=unit.min_replicas, max_replicas=unit.max_replicas)
+    running = len(_in(leases, LeaseState.LEASED))
+    if isinstance(verdict, Agreed):
+        moves = [_agrees(lease_id) for lease_id in verdict.agreed]
+        moves += [_disagrees(lease_id, exceeded) for lease_id, exceeded in verdict.rejected]
+        return Outcome(unit_moves=("agree",), lease_moves=tuple(moves), order_from=verdict.medoid)
+    if isinstance(verdict, Hopeless):
+        text = f"{len(claims)} reports and no majority among them"
+        return _end(leases, "fail", Reason(code=ReasonCode.NO_AGREEMENT, text=text))
+    if unit.failures >= FAILURES_MAX:
+        text = f"{unit.failures} leases expired, failed or were rejected"
+        return _end(leases, "fail", Reason(code=ReasonCode.TOO_MANY_FAILURES, text=text))
+    if verdict.compare:
+        return Outcome(compare=verdict.compare, vacancies=0)
+    return Outcome(vacancies=max(0, verdict.reports_wanted - running))
+
+
+def _accept(leases: Sequence[Lease]) -> Outcome:
+    moves = [
+        LeaseMove(lease_id=lease.lease_id, move="cancel", reason=SETTLED) for lease in _in(leases, LeaseState.LEASED)
+    ]
+    return Outcome(unit_moves=("accept",), lease_moves=tuple(moves))
+
+
+def _try_another(
+    unit: Unit,
+    leases: Sequence[Lease],
+    event: UploadFailed,
+    known: Mapping[Pair, Difference],
+    tried: frozenset[LeaseId],
+) -> Outcome:
+    """Ask the next agreeing host; when none is left, go back to collecting reports."""
+    lied = event.reason.code is not ReasonCode.UPLOAD_MISSING
+    out = {event.lease_id} if lied else set()
+    agreed = [lease for lease in _in(leases, LeaseState.AGREED) if lease.lease_id not in out]
+    dropped = [LeaseMove(lease_id=lease_id, move="reject", reason=event.reason) for lease_id in sorted(out)]
+    accounts = {lease.account_id for lease in agreed}
+    untried = [lease for lease in agreed if lease.lease_id not in tried and lease.lease_id != event.lease_id]
+    if len(accounts) >= unit.min_replicas and untried:
+        return Outcome(lease_moves=tuple(dropped), order_from=untried[0].lease_id)
+    gone = [lease for lease in agreed if lease not in untried]
+    dropped += [LeaseMove(lease_id=lease.lease_id, move="reject", reason=_MISSING) for lease in gone]
+    kept = [LeaseMove(lease_id=lease.lease_id, move="unagree", reason=event.reason) for lease in untried]
+    reported = len(untried) + len(_in(leases, LeaseState.REPORTED))
+    running = len(_in(leases, LeaseState.LEASED))
+    vacancies = max(0, unit.min_replicas - reported - running)
+    return Outcome(unit_moves=("reopen",), reason=event.reason, lease_moves=(*dropped, *kept), vacancies=vacancies)
+
+
+def _judge_latecomers(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Difference]) -> Outcome:
+    """A report within its lease is judged, and paid, even when the unit has been settled meanwhile."""
+    accepted = next(claim_of(lease) for lease in leases if lease.lease_id == unit.accepted_lease_id)
+    late = [claim_of(lease) for lease in _in(leases, LeaseState.REPORTED)]
+    unknown = tuple(
+        pair
+        for claim in late
+        if claim.output_digest != accepted.output_digest
+        and (pair := frozenset((claim.lease_id, accepted.lease_id))) not in known
+    )
+    if unknown:
+        return Outcome(compare=unknown)
+    moves = []
+    for claim in late:
+        exceeded = difference(claim, accepted, known).exceeded
+        moves.append(_agrees(claim.lease_id) if exceeded is None else _disagrees(claim.lease_id, exceeded))
+    return Outcome(lease_moves=tuple(moves))
+
+
+def _end(leases: Sequence[Lease], move: str, reason: Reason) -> Outcome:
+    moves = [
+        LeaseMove(lease_id=lease.lease_id, move="cancel", reason=reason)
+        for lease in leases
+        if lease.state in LIVE_LEASES
+    ]
+    return Outcome(unit_moves=(move,), reason=reason, lease_moves=tuple(moves))
+
+
+_MISSING = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
+
+
+def _agrees(lease_id: LeaseId) -> LeaseMove:
+    return LeaseMove(lease_id=lease_id, move="agree", reason=Reason(code=ReasonCode.AGREES))
+
+
+def _disagrees(lease_id: LeaseId, exceeded: str) -> LeaseMove:
+    return LeaseMove(lease_id=lease_id, move="reject", reason=Reason(code=ReasonCode.DISAGREES, text=exceeded))

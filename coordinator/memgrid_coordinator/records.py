@@ -1,0 +1,199 @@
+"""The frozen values the coordinator speaks in, between the wire and the tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from memgrid.digest import Digest
+from memgrid.units import (
+    AccountId,
+    ComputeDtype,
+    DeviceFacts,
+    HostId,
+    LeaseId,
+    Output,
+    Reason,
+    SessionId,
+    UnitKey,
+    WorkFacts,
+)
+from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
+
+CampaignId = NewType("CampaignId", str)
+
+
+class Role(StrEnum):
+    ANONYMOUS = "anonymous"
+    VOLUNTEER = "volunteer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who stands behind a call, once their token was checked."""
+
+    role: Role
+    host_id: HostId | None = None
+    account_id: AccountId | None = None
+    session_id: SessionId | None = None
+
+
+ANONYMOUS = Caller(role=Role.ANONYMOUS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One machine of a volunteer, as the coordinator knows it."""
+
+    host_id: HostId
+    account_id: AccountId
+    public_key: bytes
+    label: str
+    devices: tuple[DeviceFacts, ...]
+    session_id: SessionId | None
+    sequence: int
+    flops_per_s: float
+    """Observed, from what its reports took; a guess by device kind before the first."""
+    recent_faults: int
+    """Rejected reports since the last agreed one."""
+    suspended_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One work unit as stored. `unit_id` is the table's own short name for `key`."""
+
+    unit_id: int
+    key: UnitKey
+    kind: str
+    state: UnitState
+    spec: bytes
+    model: Digest
+    flops: int
+    priority: int
+    min_replicas: int
+    max_replicas: int
+    parent_id: int | None
+    fence: int
+    """The fence of the newest lease; the next lease gets one more."""
+    failures: int
+    """Leases that expired, failed or were rejected."""
+    output_digest: Digest | None
+    output_bytes: int
+    accepted_lease_id: LeaseId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One copy of a unit held by one host; after its report, the report too."""
+
+    lease_id: LeaseId
+    unit_id: int
+    unit_key: UnitKey
+    host_id: HostId
+    account_id: AccountId
+    fence: int
+    state: LeaseState
+    granted_at: datetime
+    deadline_at: datetime
+    reported_at: datetime | None
+    outputs: tuple[Output, ...]
+    sketch: bytes
+    facts: WorkFacts | None
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One document of a campaign, which becomes one cube."""
+
+    document_id: int
+    campaign_id: CampaignId
+    name: str
+    state: DocumentState
+    source_uri: str
+    source_digest: Digest
+    licence: str
+    tokens: int
+    units: int
+    units_accepted: int
+    cube: str
+    cube_digest: Digest | None
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Campaign:
+    """A campaign and how far it is."""
+
+    campaign_id: CampaignId
+    name: str
+    state: CampaignState
+    model: str
+    created_at: datetime
+    ended_at: datetime | None
+    units_by_state: dict[str, int]
+    reports_by_verdict: dict[str, int]
+    rejections_by_reason: dict[str, int]
+    tokens: int
+    tokens_accepted: int
+    produced_flops: int
+    spent_flops: int
+    documents: tuple[Document, ...]
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUnit:
+    """A unit a plan asks for; stored only when no campaign asked for it before."""
+
+    key: UnitKey
+    kind: str
+    spec: bytes
+    model: Digest
+    tokens: bytes
+    """The unit's token ids, little-endian u32."""
+    token_count: int
+    flops: int
+    parent: UnitKey | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDocument:
+    """A document a plan asks for, and its units in order."""
+
+    name: str
+    source_uri: str
+    source_digest: Digest
+    licence: str
+    tokens: int
+    units: tuple[NewUnit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the log that `explain` reads: what happened, to what, and why."""
+
+    at: datetime
+    name: str
+    unit_id: int | None = None
+    lease_id: str | None = None
+    host_id: str | None = None
+    campaign_id: str | None = None
+    cube_digest: str | None = None
+    reason: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaClaim:
+    """What the quorum needs to know of one report."""
+
+    lease_id: LeaseId
+    account_id: AccountId
+    output_digest: Digest
+    sketch: bytes
+    compute_dtype: ComputeDtype

@@ -1,0 +1,289 @@
+"""The schema: one class a table, and why each index is there."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from memgrid_coordinator.store.types import UtcDateTime
+
+
+def _time(*, nullable: bool = True, index: bool = False) -> Column[datetime]:
+    return Column(UtcDateTime, nullable=nullable, index=index)
+
+
+class AccountRow(SQLModel, table=True):
+    """A volunteer: one public key."""
+
+    __tablename__ = "accounts"
+
+    account_id: str = Field(primary_key=True)
+    public_key: bytes = Field(sa_column=Column(LargeBinary, unique=True, nullable=False))
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class InviteRow(SQLModel, table=True):
+    """An invite code, kept as its digest; worth so many enrolments."""
+
+    __tablename__ = "invites"
+
+    code_digest: str = Field(primary_key=True)
+    uses_left: int
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class HostRow(SQLModel, table=True):
+    """A machine of a volunteer, its present session and what was observed of it."""
+
+    __tablename__ = "hosts"
+    __table_args__ = (UniqueConstraint("account_id", "label"),)
+
+    host_id: str = Field(primary_key=True)
+    account_id: str = Field(foreign_key="accounts.account_id")
+    label: str
+    facts: str
+    session_id: str | None = None
+    sequence: int = 0
+    flops_per_s: float
+    recent_faults: int = 0
+    suspended_until: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    seen_at: datetime = Field(sa_column=_time(nullable=False, index=True))
+
+
+class ModelRow(SQLModel, table=True):
+    """A model that campaigns named: its identity, and the pool manifest its files come from."""
+
+    __tablename__ = "models"
+
+    digest: str = Field(primary_key=True)
+    repository: str
+    identity: str
+    files: str
+
+
+class CampaignRow(SQLModel, table=True):
+    __tablename__ = "campaigns"
+
+    campaign_id: str = Field(primary_key=True)
+    request_id: str = Field(unique=True)
+    name: str
+    state: str = Field(index=True)
+    model: str
+    spec: str
+    """The campaign file as canonical JSON."""
+    priority: int
+    created_at: datetime = Field(sa_column=_time(nullable=False, index=True))
+    ended_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class DocumentRow(SQLModel, table=True):
+    __tablename__ = "documents"
+    __table_args__ = (UniqueConstraint("campaign_id", "name"), Index("documents_by_state", "state"))
+
+    document_id: int | None = Field(default=None, primary_key=True)
+    campaign_id: str = Field(foreign_key="campaigns.campaign_id")
+    name: str
+    state: str
+    source_uri: str
+    source_digest: str
+    licence: str
+    tokens: int
+    cube: str = ""
+    cube_digest: str | None = None
+    reason_code: str | None = None
+    reason_text: str = ""
+
+
+class UnitRow(SQLModel, table=True):
+    """A unit, shared by every campaign that wants it."""
+
+    __tablename__ = "units"
+    __table_args__ = (
+        # The dispatcher's question: open units that want another host, most urgent first.
+        Index(
+            "units_to_lease",
+            text("priority DESC"),
+            "unit_id",
+            sqlite_where=text("state = 'open' AND vacancies > 0"),
+            postgresql_where=text("state = 'open' AND vacancies > 0"),
+        ),
+        Index("units_by_state", "state"),
+        Index("units_by_parent", "parent_id"),
+    )
+
+    unit_id: int | None = Field(default=None, primary_key=True)
+    key: str = Field(unique=True)
+    kind: str
+    state: str
+    spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    model: str
+    tokens_digest: str
+    token_count: int
+    flops: int = Field(sa_column=Column(BigInteger, nullable=False))
+    priority: int
+    min_replicas: int
+    max_replicas: int
+    parent_id: int | None = Field(default=None, foreign_key="units.unit_id")
+    vacancies: int
+    """How many more hosts should hold it now."""
+    fence: int = 0
+    failures: int = 0
+    output_digest: str | None = None
+    output_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    accepted_lease_id: str | None = None
+    opened_at: datetime | None = Field(default=None, sa_column=_time())
+    settled_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class DocumentUnitRow(SQLModel, table=True):
+    """Which units a document is made of, in order."""
+
+    __tablename__ = "document_units"
+
+    document_id: int = Field(primary_key=True, foreign_key="documents.document_id")
+    position: int = Field(primary_key=True)
+    unit_id: int = Field(foreign_key="units.unit_id", index=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """A lease and, once it came, its report."""
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        Index("leases_by_unit", "unit_id", "account_id"),
+        Index(
+            "leases_held",
+            "host_id",
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+        Index(
+            "leases_due",
+            "deadline_at",
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+    )
+
+    lease_id: str = Field(primary_key=True)
+    unit_id: int = Field(foreign_key="units.unit_id")
+    host_id: str = Field(foreign_key="hosts.host_id")
+    account_id: str
+    fence: int
+    state: str
+    granted_at: datetime = Field(sa_column=_time(nullable=False))
+    deadline_at: datetime = Field(sa_column=_time(nullable=False))
+    reported_at: datetime | None = Field(default=None, sa_column=_time())
+    outputs: str = "[]"
+    sketch: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    facts: str = ""
+    statement_id: int | None = None
+    reason_code: str | None = None
+    reason_text: str = ""
+
+
+class StatementRow(SQLModel, table=True):
+    """A batch of reports exactly as its host signed it: the evidence."""
+
+    __tablename__ = "statements"
+
+    statement_id: int | None = Field(default=None, primary_key=True)
+    host_id: str = Field(foreign_key="hosts.host_id")
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    signature: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    received_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class UploadRow(SQLModel, table=True):
+    """An output ordered from the host whose replica was chosen."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index("uploads_due", "state", "due_at"),)
+
+    lease_id: str = Field(primary_key=True, foreign_key="leases.lease_id")
+    host_id: str = Field(foreign_key="hosts.host_id", index=True)
+    unit_id: int = Field(foreign_key="units.unit_id")
+    name: str
+    digest: str
+    size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    state: str
+    due_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class CreditRow(SQLModel, table=True):
+    """The ledger: written once, never changed; one line a lease at the most."""
+
+    __tablename__ = "credits"
+
+    credit_id: int | None = Field(default=None, primary_key=True)
+    lease_id: str = Field(unique=True, foreign_key="leases.lease_id")
+    account_id: str = Field(index=True)
+    host_id: str
+    unit_id: int
+    flops: int = Field(sa_column=Column(BigInteger, nullable=False))
+    granted_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class EventRow(SQLModel, table=True):
+    """The log that `explain` reads: written once, never changed."""
+
+    __tablename__ = "events"
+
+    event_id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_column=_time(nullable=False))
+    name: str
+    unit_id: int | None = Field(default=None, index=True)
+    lease_id: str | None = None
+    host_id: str | None = Field(default=None, index=True)
+    campaign_id: str | None = Field(default=None, index=True)
+    cube_digest: str | None = Field(default=None, index=True)
+    reason_code: str | None = None
+    reason_text: str = ""
+    detail: str = ""
+
+
+class PoolManifestRow(SQLModel, table=True):
+    """An OCI manifest, by digest, in one repository."""
+
+    __tablename__ = "pool_manifests"
+
+    repository: str = Field(primary_key=True)
+    digest: str = Field(primary_key=True)
+    media_type: str
+    artifact_type: str
+    subject: str | None = Field(default=None, index=True)
+    content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class PoolTagRow(SQLModel, table=True):
+    __tablename__ = "pool_tags"
+
+    repository: str = Field(primary_key=True)
+    tag: str = Field(primary_key=True)
+    digest: str
+    updated_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class PoolCubeRow(SQLModel, table=True):
+    """What search knows of a published cube."""
+
+    __tablename__ = "pool_cubes"
+    __table_args__ = (UniqueConstraint("repository", "tag"),)
+
+    pool_cube_id: int | None = Field(default=None, primary_key=True)
+    repository: str
+    tag: str
+    cube_digest: str = Field(index=True)
+    manifest_digest: str
+    kind: str
+    base: str
+    title: str
+    tokens: int
+    payload_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    licence: str
+    produced_flops: int = Field(sa_column=Column(BigInteger, nullable=False))
+    created_at: datetime = Field(sa_column=_time(nullable=False, index=True))

@@ -1,0 +1,101 @@
+"""Group commit: one thread applies queued steps, many to a transaction, and answers only after the commit."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+Value = TypeVar("Value")
+BATCH_MAX = 256
+"""Steps in one transaction at most: bounds what one commit can make others wait for."""
+
+
+class BatchObserver(Protocol):
+    """Told of every transaction, for the metrics."""
+
+    def __call__(self, *, steps: int, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    step: Callable[[Connection], Any]
+    answer: Future[Any]
+
+
+class Writer:
+    """The only one who writes. A step that raises is rolled back to its savepoint; its neighbours stand.
+
+    No timer collects a batch: while one transaction is being synced to disk the next steps queue up, so batches
+    grow with the load and a lone step never waits.
+    """
+
+    def __init__(self, engine: Engine, observer: BatchObserver | None = None) -> None:
+        self._engine = engine
+        self._observer = observer
+        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store-write", daemon=True)
+        self._thread.start()
+
+    def submit(self, step: Callable[[Connection], Value]) -> Future[Value]:
+        """Queue a step; its future resolves when the step is on disk, or with what it raised."""
+        answer: Future[Value] = Future()
+        self._queue.put(_Queued(step, answer))
+        return answer
+
+    def close(self) -> None:
+        """Apply what is queued, then stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._engine.connect().execution_options(memgrid_writes=True) as connection:
+            while batch := self._next_batch():
+                started = time.perf_counter()  # a duration for the metrics, not a time of day
+                self._apply(connection, batch)
+                if self._observer is not None:
+                    self._observer(steps=len(batch), seconds=time.perf_counter() - started)
+                if self._closing:
+                    return
+
+    _closing = False
+
+    def _next_batch(self) -> list[_Queued]:
+        batch: list[_Queued] = []
+        queued = self._queue.get()
+        while queued is not None:
+            batch.append(queued)
+            if len(batch) == BATCH_MAX:
+                return batch
+            try:
+                queued = self._queue.get_nowait()
+            except queue.Empty:
+                return batch
+        self._closing = True
+        return batch
+
+    def _apply(self, connection: Connection, batch: list[_Queued]) -> None:
+        outcomes: list[tuple[_Queued, Any, BaseException | None]] = []
+        try:
+            with connection.begin():
+                for queued in batch:
+                    if not queued.answer.set_running_or_notify_cancel():
+                        continue  # its caller has gone; nothing was promised
+                    try:
+                        with connection.begin_nested():
+                            outcomes.append((queued, queued.step(connection), None))
+                    except Exception as error:  # noqa: BLE001 - it belongs to whoever queued the step
+                        outcomes.append((queued, None, error))
+        except Exception as error:  # noqa: BLE001 - the commit failed: nobody's step happened
+            outcomes = [(queued, None, error) for queued in batch if queued.answer.running()]
+        for queued, value, failure in outcomes:
+            if failure is None:
+                queued.answer.set_result(value)
+            else:
+                queued.answer.set_exception(failure)
