@@ -51,7 +51,8 @@ class MemgridError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        MemgridError.by_code[cls.code] = cls
+        # A narrower class of the same code stays on its side of the wire.
+        MemgridError.by_code.setdefault(cls.code, cls)
 
     @staticmethod
     def of(code: str, message: str) -> MemgridError:
