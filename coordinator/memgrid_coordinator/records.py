@@ -72,6 +72,8 @@ class Unit:
     state: UnitState
     spec: bytes
     model: Digest
+    tokens_digest: Digest
+    token_count: int
     flops: int
     priority: int
     min_replicas: int

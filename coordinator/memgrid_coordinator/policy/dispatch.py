@@ -19,7 +19,8 @@ def allowance(
     if draining:
         return 0, Reason(code=ReasonCode.DRAINING, text="the coordinator is stopping; keep what you have, call again")
     if host.suspended_until is not None and host.suspended_until > now:
-        text = f"{host.recent_faults} rejected reports in a row; no new work until {host.suspended_until:%Y-%m-%d %H:%M:%S} UTC"
+        until = f"{host.suspended_until:%Y-%m-%d %H:%M:%S} UTC"
+        text = f"{host.recent_faults} rejected reports in a row; no new work until {until}"
         return 0, Reason(code=ReasonCode.HOST_SUSPENDED, text=text)
     if held + want > held_max:
         return max(0, held_max - held), Reason(

@@ -31,7 +31,8 @@ def rest_after(faults: int) -> timedelta | None:
     """
     if faults <= FAULTS_FORGIVEN:
         return None
-    return min(_FIRST_REST * 2 ** min(faults - FAULTS_FORGIVEN - 1, 16), _LONGEST_REST)
+    doublings = min(faults - FAULTS_FORGIVEN - 1, 16)
+    return min(_FIRST_REST * (1 << doublings), _LONGEST_REST)
 
 
 def suspended_until(faults: int, now: datetime) -> datetime | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, Table, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from memgrid_coordinator.store.types import UtcDateTime
@@ -268,6 +268,15 @@ class PoolTagRow(SQLModel, table=True):
     updated_at: datetime = Field(sa_column=_time(nullable=False))
 
 
+class PoolBlobRow(SQLModel, table=True):
+    """Which blob may be read through which repository; the bytes are kept once, by digest."""
+
+    __tablename__ = "pool_blobs"
+
+    repository: str = Field(primary_key=True)
+    digest: str = Field(primary_key=True, index=True)
+
+
 class PoolCubeRow(SQLModel, table=True):
     """What search knows of a published cube."""
 
@@ -282,8 +291,33 @@ class PoolCubeRow(SQLModel, table=True):
     kind: str
     base: str
     title: str
+    search_text: str
+    """What a search looks in, in lower case: repository, title, base and the names of the sources."""
     tokens: int
     payload_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     licence: str
     produced_flops: int = Field(sa_column=Column(BigInteger, nullable=False))
     created_at: datetime = Field(sa_column=_time(nullable=False, index=True))
+
+
+def _table(name: str) -> Table:
+    return SQLModel.metadata.tables[name]
+
+
+# The same tables as Core sees them: the hot path writes many rows a statement.
+accounts = _table("accounts")
+invites = _table("invites")
+hosts = _table("hosts")
+models = _table("models")
+campaigns = _table("campaigns")
+documents = _table("documents")
+units = _table("units")
+document_units = _table("document_units")
+leases = _table("leases")
+statements = _table("statements")
+uploads = _table("uploads")
+credits = _table("credits")
+events = _table("events")
+pool_manifests = _table("pool_manifests")
+pool_tags = _table("pool_tags")
+pool_cubes = _table("pool_cubes")

@@ -1,0 +1,74 @@
+"""The append-only log of everything that happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, insert, select
+
+from memgrid.units import Reason, ReasonCode
+from memgrid_coordinator.records import Event
+from memgrid_coordinator.store.tables import events
+
+
+def append(connection: Connection, happened: Sequence[Event]) -> None:
+    """Write events, in order, in one statement."""
+    if happened:
+        connection.execute(insert(events), [_to_row(event) for event in happened])
+
+
+def of(connection: Connection, where: ColumnElement[bool], limit: int) -> list[Event]:
+    """The newest `limit` events that match, oldest first."""
+    query = select(events).where(where).order_by(events.c.event_id.desc()).limit(limit)
+    return [_from_row(row) for row in reversed(connection.execute(query).all())]
+
+
+def of_unit(connection: Connection, unit_id: int, limit: int = 1000) -> list[Event]:
+    return of(connection, events.c.unit_id == unit_id, limit)
+
+
+def of_host(connection: Connection, host_id: str, limit: int = 1000) -> list[Event]:
+    return of(connection, events.c.host_id == host_id, limit)
+
+
+def of_campaign(connection: Connection, campaign_id: str, limit: int = 1000) -> list[Event]:
+    return of(connection, events.c.campaign_id == campaign_id, limit)
+
+
+def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list[Event]:
+    return of(connection, events.c.cube_digest == cube_digest, limit)
+
+
+def _to_row(event: Event) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "name": event.name,
+        "unit_id": event.unit_id,
+        "lease_id": event.lease_id,
+        "host_id": event.host_id,
+        "campaign_id": event.campaign_id,
+        "cube_digest": event.cube_digest,
+        "reason_code": event.reason.code.value if event.reason else None,
+        "reason_text": event.reason.text if event.reason else "",
+        "detail": event.detail,
+    }
+
+
+def _from_row(row: Any) -> Event:
+    return Event(
+        at=row.at,
+        name=row.name,
+        unit_id=row.unit_id,
+        lease_id=row.lease_id,
+        host_id=row.host_id,
+        campaign_id=row.campaign_id,
+        cube_digest=row.cube_digest,
+        reason=reason_from(row.reason_code, row.reason_text),
+        detail=row.detail,
+    )
+
+
+def reason_from(code: str | None, text: str) -> Reason | None:
+    """A reason as two columns hold it."""
+    return None if code is None else Reason(code=ReasonCode(code), text=text)

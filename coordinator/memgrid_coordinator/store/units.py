@@ -1,0 +1,207 @@
+"""Work units: creating them once, opening them, and every move of their state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, exists, insert, select, update
+
+from memgrid.digest import Digest, digest_of
+from memgrid.units import AccountId, LeaseId, UnitKey
+from memgrid_coordinator.lifecycle import UNIT_MOVES, UnitState
+from memgrid_coordinator.records import NewUnit, Unit
+from memgrid_coordinator.store.tables import leases, units
+
+
+def by_key(connection: Connection, keys: Sequence[UnitKey]) -> dict[UnitKey, Unit]:
+    """The units of those keys that exist."""
+    found: dict[UnitKey, Unit] = {}
+    for start in range(0, len(keys), 500):
+        query = select(units).where(units.c.key.in_(keys[start : start + 500]))
+        found |= {UnitKey(row.key): _unit(row) for row in connection.execute(query)}
+    return found
+
+
+def by_id(connection: Connection, unit_ids: Iterable[int]) -> dict[int, Unit]:
+    query = select(units).where(units.c.unit_id.in_(list(unit_ids)))
+    return {row.unit_id: _unit(row) for row in connection.execute(query)}
+
+
+def add(
+    connection: Connection, new: Sequence[NewUnit], *, priority: int, min_replicas: int, max_replicas: int
+) -> None:
+    """Create units as waiting; parents come before their children."""
+    known: dict[UnitKey, int] = {}
+    parents = [unit.parent for unit in new if unit.parent is not None]
+    known |= {key: unit.unit_id for key, unit in by_key(connection, parents).items()}
+    for unit in new:
+        row = connection.execute(
+            insert(units).values(
+                key=unit.key,
+                kind=unit.kind,
+                state=UnitState.WAITING,
+                spec=unit.spec,
+                model=unit.model,
+                tokens_digest=digest_of(unit.tokens),
+                token_count=unit.token_count,
+                flops=unit.flops,
+                priority=priority,
+                min_replicas=min_replicas,
+                max_replicas=max_replicas,
+                parent_id=None if unit.parent is None else known[unit.parent],
+                vacancies=0,
+                fence=0,
+                failures=0,
+                output_bytes=0,
+            )
+        )
+        assert row.inserted_primary_key is not None
+        known[unit.key] = row.inserted_primary_key[0]
+
+
+def demand_more(connection: Connection, unit_ids: Sequence[int], *, priority: int, min_replicas: int) -> None:
+    """A further campaign wants these units: the greater priority and the stricter quorum win while they run."""
+    running = (units.c.unit_id.in_(unit_ids), units.c.state.in_([UnitState.WAITING, UnitState.OPEN]))
+    connection.execute(update(units).where(*running, units.c.priority < priority).values(priority=priority))
+    connection.execute(
+        update(units)
+        .where(*running, units.c.min_replicas < min_replicas)
+        .values(
+            min_replicas=min_replicas,
+            vacancies=units.c.vacancies + (min_replicas - units.c.min_replicas),
+        )
+    )
+
+
+def openable(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
+    """Of these, the waiting units that need no parent, or whose parent was accepted."""
+    parent = units.alias()
+    ready = exists().where(parent.c.unit_id == units.c.parent_id, parent.c.state == UnitState.ACCEPTED)
+    query = select(units.c.unit_id).where(
+        units.c.unit_id.in_(unit_ids),
+        units.c.state == UnitState.WAITING,
+        units.c.parent_id.is_(None) | ready,
+    )
+    return list(connection.execute(query).scalars())
+
+
+def children(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
+    """The units that continue one of these."""
+    return list(connection.execute(select(units.c.unit_id).where(units.c.parent_id.in_(unit_ids))).scalars())
+
+
+def open_units(connection: Connection, unit_ids: Sequence[int], now: datetime) -> int:
+    """Let hosts have these; returns how many were waiting."""
+    moved = connection.execute(
+        update(units)
+        .where(units.c.unit_id.in_(unit_ids), units.c.state == UnitState.WAITING)
+        .values(state=UnitState.OPEN, vacancies=units.c.min_replicas, opened_at=now)
+    )
+    return moved.rowcount
+
+
+def lease_candidates(connection: Connection, account_id: AccountId, limit: int) -> list[Unit]:
+    """Open units with a vacancy that this account never had, most urgent and oldest first."""
+    had = exists().where(leases.c.unit_id == units.c.unit_id, leases.c.account_id == account_id)
+    query = (
+        select(units)
+        .where(units.c.state == UnitState.OPEN, units.c.vacancies > 0, ~had)
+        .order_by(units.c.priority.desc(), units.c.unit_id)
+        .limit(limit)
+    )
+    return [_unit(row) for row in connection.execute(query)]
+
+
+def has_vacancies(connection: Connection) -> bool:
+    query = select(units.c.unit_id).where(units.c.state == UnitState.OPEN, units.c.vacancies > 0).limit(1)
+    return connection.execute(query).scalar() is not None
+
+
+def take_vacancies(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """One vacancy fewer and the next fence, for each."""
+    connection.execute(_TAKE_VACANCY, [{"taken": unit_id} for unit_id in unit_ids])
+
+
+def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: datetime, **values: Any) -> list[int]:
+    """The guarded move of some units; returns those that moved. Absent ones were not in a state it starts from."""
+    sources, target = UNIT_MOVES[verb]
+    moved = []
+    for unit_id in unit_ids:
+        ended = {"settled_at": now, "vacancies": 0} if target is not UnitState.OPEN else {}
+        changed = connection.execute(
+            update(units)
+            .where(units.c.unit_id == unit_id, units.c.state.in_(list(sources)))
+            .values(state=target, **ended, **values)
+        )
+        if changed.rowcount:
+            moved.append(unit_id)
+    return moved
+
+
+def set_vacancies(connection: Connection, vacancies: dict[int, int]) -> None:
+    if vacancies:
+        rows = [{"wanted": unit_id, "count": count} for unit_id, count in vacancies.items()]
+        connection.execute(_SET_VACANCIES, rows)
+
+
+def count_failures(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """One more lease of each of these came to nothing."""
+    connection.execute(_COUNT_FAILURE, [{"failed": unit_id} for unit_id in unit_ids])
+
+
+def accept(connection: Connection, unit_id: int, lease_id: LeaseId, digest: Digest, size_bytes: int) -> None:
+    """Which replica became the unit's result."""
+    connection.execute(
+        update(units)
+        .where(units.c.unit_id == unit_id)
+        .values(accepted_lease_id=lease_id, output_digest=digest, output_bytes=size_bytes)
+    )
+
+
+def ancestors(connection: Connection, unit_id: int) -> list[Unit]:
+    """The accepted chain that a unit continues, first chunk first."""
+    chain: list[Unit] = []
+    parent_id = connection.execute(select(units.c.parent_id).where(units.c.unit_id == unit_id)).scalar()
+    while parent_id is not None:
+        row = connection.execute(select(units).where(units.c.unit_id == parent_id)).one()
+        chain.append(_unit(row))
+        parent_id = row.parent_id
+    return chain[::-1]
+
+
+_TAKE_VACANCY = (
+    update(units)
+    .where(units.c.unit_id == bindparam("taken"))
+    .values(vacancies=units.c.vacancies - 1, fence=units.c.fence + 1)
+)
+_SET_VACANCIES = (
+    update(units)
+    .where(units.c.unit_id == bindparam("wanted"), units.c.state == UnitState.OPEN)
+    .values(vacancies=bindparam("count"))
+)
+_COUNT_FAILURE = update(units).where(units.c.unit_id == bindparam("failed")).values(failures=units.c.failures + 1)
+
+
+def _unit(row: Any) -> Unit:
+    return Unit(
+        unit_id=row.unit_id,
+        key=UnitKey(row.key),
+        kind=row.kind,
+        state=UnitState(row.state),
+        spec=row.spec,
+        model=Digest(row.model),
+        tokens_digest=Digest(row.tokens_digest),
+        token_count=row.token_count,
+        flops=row.flops,
+        priority=row.priority,
+        min_replicas=row.min_replicas,
+        max_replicas=row.max_replicas,
+        parent_id=row.parent_id,
+        fence=row.fence,
+        failures=row.failures,
+        output_digest=None if row.output_digest is None else Digest(row.output_digest),
+        output_bytes=row.output_bytes,
+        accepted_lease_id=None if row.accepted_lease_id is None else LeaseId(row.accepted_lease_id),
+    )

@@ -1,0 +1,79 @@
+"""Orders for outputs, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from memgrid.digest import Digest
+from memgrid.units import HostId, LeaseId, UploadOrder
+from memgrid_coordinator.lifecycle import UPLOAD_MOVES, UploadState
+from memgrid_coordinator.records import Lease
+from memgrid_coordinator.store.tables import uploads
+
+
+def order(connection: Connection, lease: Lease, due_at: datetime) -> None:
+    """Want the output of this lease."""
+    output = lease.outputs[0]
+    connection.execute(
+        insert(uploads).values(
+            lease_id=lease.lease_id,
+            host_id=lease.host_id,
+            unit_id=lease.unit_id,
+            name=output.name,
+            digest=output.digest,
+            size_bytes=output.size_bytes,
+            state=UploadState.ORDERED,
+            due_at=due_at,
+        )
+    )
+
+
+def ordered_from(connection: Connection, host_id: HostId) -> list[UploadOrder]:
+    """What a host is asked to upload now."""
+    query = select(uploads).where(uploads.c.host_id == host_id, uploads.c.state == UploadState.ORDERED)
+    return [_order(row) for row in connection.execute(query)]
+
+
+def tried(connection: Connection, unit_id: int) -> frozenset[LeaseId]:
+    """Leases of the unit whose upload was asked for in vain."""
+    query = select(uploads.c.lease_id).where(uploads.c.unit_id == unit_id, uploads.c.state == UploadState.REFUSED)
+    return frozenset(LeaseId(lease_id) for lease_id in connection.execute(query).scalars())
+
+
+def move(connection: Connection, lease_ids: Sequence[LeaseId], verb: str) -> int:
+    """The guarded move of some orders; returns how many moved."""
+    sources, target = UPLOAD_MOVES[verb]
+    moved = connection.execute(
+        update(uploads)
+        .where(uploads.c.lease_id.in_(list(lease_ids)), uploads.c.state.in_(list(sources)))
+        .values(state=target)
+    )
+    return moved.rowcount
+
+
+def in_state(connection: Connection, state: UploadState, limit: int, due_by: datetime | None = None) -> list[LeaseId]:
+    """Orders in a state, most overdue first."""
+    query = select(uploads.c.lease_id).where(uploads.c.state == state).order_by(uploads.c.due_at).limit(limit)
+    if due_by is not None:
+        query = query.where(uploads.c.due_at <= due_by)
+    return [LeaseId(lease_id) for lease_id in connection.execute(query).scalars()]
+
+
+def upload_path(lease_id: LeaseId) -> str:
+    """Where the data plane takes the output of a lease."""
+    return f"/v2/grid/outputs/{lease_id}/blobs/uploads/"
+
+
+def _order(row: Any) -> UploadOrder:
+    lease_id = LeaseId(row.lease_id)
+    return UploadOrder(
+        lease_id=lease_id,
+        name=row.name,
+        digest=Digest(row.digest),
+        size_bytes=row.size_bytes,
+        path=upload_path(lease_id),
+    )
