@@ -77,6 +77,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest"),
     )
     op.create_table(
+        "pool_blobs",
+        sa.Column("repository", sa.String(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("repository", "digest"),
+    )
+    with op.batch_alter_table("pool_blobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_pool_blobs_digest"), ["digest"], unique=False)
+
+    op.create_table(
         "pool_cubes",
         sa.Column("pool_cube_id", sa.Integer(), nullable=False),
         sa.Column("repository", sa.String(), nullable=False),
@@ -86,6 +95,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("base", sa.String(), nullable=False),
         sa.Column("title", sa.String(), nullable=False),
+        sa.Column("search_text", sa.String(), nullable=False),
         sa.Column("tokens", sa.Integer(), nullable=False),
         sa.Column("payload_bytes", sa.BigInteger(), nullable=False),
         sa.Column("licence", sa.String(), nullable=False),
@@ -372,6 +382,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_pool_cubes_created_at"))
 
     op.drop_table("pool_cubes")
+    with op.batch_alter_table("pool_blobs", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_pool_blobs_digest"))
+
+    op.drop_table("pool_blobs")
     op.drop_table("models")
     op.drop_table("invites")
     with op.batch_alter_table("events", schema=None) as batch_op:
