@@ -1,0 +1,64 @@
+"""Every knob of the coordinator, read once at start, from the environment (MEMGRID_…) or the command line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a grid owner may change. Sizes in bytes, times as ISO 8601 durations or seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="MEMGRID_", extra="forbid", frozen=True)
+
+    data: Path
+    name: str = "memgrid"
+    host: str = "127.0.0.1"
+    http_port: int = 7070
+    grpc_port: int = 7071
+    public_name: str | None = None
+    """The name volunteers use, if it is not `host`; goes into the self-made certificate and the printed URL."""
+    certificate: Path | None = None
+    """A real certificate chain (PEM); with `certificate_key`. Without, one is made at the first start."""
+    certificate_key: Path | None = None
+    database: str | None = None
+    """A SQLAlchemy URL; without, SQLite in the data folder."""
+    ray: str | None = None
+    """Run planning, checks and assembly on Ray: `auto` or an address."""
+    invite_only: bool = False
+
+    challenge_ttl: timedelta = timedelta(minutes=1)
+    token_ttl: timedelta = timedelta(minutes=15)
+    long_poll_max: timedelta = timedelta(seconds=25)
+    call_again_idle: timedelta = timedelta(seconds=5)
+    lease_shortest: timedelta = timedelta(seconds=60)
+    lease_longest: timedelta = timedelta(hours=6)
+    lease_slack: float = 5.0
+    leases_held_max: int = 64
+    upload_shortest: timedelta = timedelta(seconds=60)
+    upload_slowest_bytes_per_s: int = 50_000
+    sweep_every: timedelta = timedelta(seconds=1)
+    drain_max: timedelta = timedelta(seconds=30)
+    blob_bytes_max: int = 64 << 30
+    source_bytes_max: int = 1 << 30
+    document_tokens_max: int = 1 << 20
+    message_bytes_max: int = 4 << 20
+    reports_per_sync_max: int = 64
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'memgrid.db'}"
+
+    @property
+    def keys(self) -> Path:
+        return self.data / "keys"
+
+    @property
+    def blobs(self) -> Path:
+        return self.data / "blobs"
+
+    @property
+    def scratch(self) -> Path:
+        return self.data / "scratch"

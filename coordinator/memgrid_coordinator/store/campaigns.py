@@ -1,0 +1,305 @@
+"""Campaigns, their documents, and which units those are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, insert, select, update
+
+from memgrid.digest import Digest
+from memgrid.units import Reason
+from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
+from memgrid_coordinator.records import Campaign, CampaignId, Document, NewDocument
+from memgrid_coordinator.store.events import reason_from
+from memgrid_coordinator.store.tables import campaigns, document_units, documents, leases, units
+
+
+def add(
+    connection: Connection,
+    campaign_id: CampaignId,
+    *,
+    request_id: str,
+    name: str,
+    model: str,
+    spec: str,
+    priority: int,
+    now: datetime,
+) -> None:
+    connection.execute(
+        insert(campaigns).values(
+            campaign_id=campaign_id,
+            request_id=request_id,
+            name=name,
+            state=CampaignState.RUNNING,
+            model=model,
+            spec=spec,
+            priority=priority,
+            created_at=now,
+        )
+    )
+
+
+def add_document(
+    connection: Connection, campaign_id: CampaignId, document: NewDocument, unit_ids: Sequence[int]
+) -> int:
+    """Create a document of these units, in this order."""
+    row = connection.execute(
+        insert(documents).values(
+            campaign_id=campaign_id,
+            name=document.name,
+            state=DocumentState.RUNNING,
+            source_uri=document.source_uri,
+            source_digest=document.source_digest,
+            licence=document.licence,
+            tokens=document.tokens,
+            cube="",
+            reason_text="",
+        )
+    )
+    assert row.inserted_primary_key is not None
+    document_id: int = row.inserted_primary_key[0]
+    connection.execute(
+        insert(document_units),
+        [
+            {"document_id": document_id, "position": position, "unit_id": unit_id}
+            for position, unit_id in enumerate(unit_ids)
+        ],
+    )
+    return document_id
+
+
+def of_request(connection: Connection, request_id: str) -> CampaignId | None:
+    found = connection.execute(select(campaigns.c.campaign_id).where(campaigns.c.request_id == request_id)).scalar()
+    return None if found is None else CampaignId(found)
+
+
+def beginning_with(connection: Connection, prefix: str) -> list[CampaignId]:
+    """Ids that start so, two at the most: enough to know whether it is one."""
+    query = (
+        select(campaigns.c.campaign_id).where(campaigns.c.campaign_id.startswith(prefix, autoescape=True)).limit(2)
+    )
+    return [CampaignId(found) for found in connection.execute(query).scalars()]
+
+
+def newest(connection: Connection, limit: int) -> list[CampaignId]:
+    query = select(campaigns.c.campaign_id).order_by(campaigns.c.created_at.desc()).limit(limit)
+    return [CampaignId(found) for found in connection.execute(query).scalars()]
+
+
+def running(connection: Connection) -> list[CampaignId]:
+    query = select(campaigns.c.campaign_id).where(campaigns.c.state == CampaignState.RUNNING)
+    return [CampaignId(found) for found in connection.execute(query).scalars()]
+
+
+def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
+    """A campaign with its documents and sums; the caller knows that it exists."""
+    row = connection.execute(select(campaigns).where(campaigns.c.campaign_id == campaign_id)).one()
+    unit_rows = _unit_sums(connection, campaign_id)
+    lease_rows = _lease_sums(connection, campaign_id)
+    by_verdict: dict[str, int] = {}
+    for lease in lease_rows:
+        by_verdict[lease.state] = by_verdict.get(lease.state, 0) + lease.count
+    accepted = [unit for unit in unit_rows if unit.state == UnitState.ACCEPTED]
+    return Campaign(
+        campaign_id=campaign_id,
+        name=row.name,
+        state=CampaignState(row.state),
+        model=row.model,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+        units_by_state={unit.state: unit.count for unit in unit_rows},
+        reports_by_verdict=by_verdict,
+        rejections_by_reason={
+            lease.reason_code: lease.count for lease in lease_rows if lease.state == LeaseState.REJECTED
+        },
+        tokens=sum(unit.tokens for unit in unit_rows),
+        tokens_accepted=sum(unit.tokens for unit in accepted),
+        produced_flops=sum(unit.flops for unit in accepted),
+        spent_flops=sum(lease.flops for lease in lease_rows if lease.state in _COMPUTED),
+        documents=tuple(documents_of(connection, campaign_id)),
+        eta_s=None,
+    )
+
+
+_COMPUTED = (LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
+
+
+def spec_of(connection: Connection, campaign_id: CampaignId) -> str:
+    """The campaign file, as canonical JSON."""
+    spec: str = connection.execute(
+        select(campaigns.c.spec).where(campaigns.c.campaign_id == campaign_id)
+    ).scalar_one()
+    return spec
+
+
+def documents_of(connection: Connection, campaign_id: CampaignId) -> list[Document]:
+    return _documents(connection, documents.c.campaign_id == campaign_id)
+
+
+def document(connection: Connection, document_id: int) -> Document:
+    return _documents(connection, documents.c.document_id == document_id)[0]
+
+
+def units_of(connection: Connection, document_id: int) -> list[int]:
+    """The units of a document, in order."""
+    query = (
+        select(document_units.c.unit_id)
+        .where(document_units.c.document_id == document_id)
+        .order_by(document_units.c.position)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def complete_documents(connection: Connection, limit: int) -> list[int]:
+    """Running documents all of whose units are accepted: ready to become cubes."""
+    unfinished = (
+        select(document_units.c.document_id)
+        .join(units, units.c.unit_id == document_units.c.unit_id)
+        .where(document_units.c.document_id == documents.c.document_id, units.c.state != UnitState.ACCEPTED)
+    )
+    query = (
+        select(documents.c.document_id)
+        .where(documents.c.state == DocumentState.RUNNING, ~unfinished.exists())
+        .order_by(documents.c.document_id)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def hopeless_documents(connection: Connection) -> list[tuple[int, str]]:
+    """Running documents with a failed unit, and that unit's key."""
+    query = (
+        select(documents.c.document_id, func.min(units.c.key))
+        .join(document_units, document_units.c.document_id == documents.c.document_id)
+        .join(units, units.c.unit_id == document_units.c.unit_id)
+        .where(documents.c.state == DocumentState.RUNNING, units.c.state == UnitState.FAILED)
+        .group_by(documents.c.document_id)
+    )
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
+def end_document(
+    connection: Connection,
+    document_id: int,
+    state: DocumentState,
+    *,
+    cube: str = "",
+    cube_digest: Digest | None = None,
+    reason: Reason | None = None,
+) -> bool:
+    """The guarded move of a running document to its end."""
+    moved = connection.execute(
+        update(documents)
+        .where(documents.c.document_id == document_id, documents.c.state == DocumentState.RUNNING)
+        .values(
+            state=state,
+            cube=cube,
+            cube_digest=cube_digest,
+            reason_code=None if reason is None else reason.code.value,
+            reason_text="" if reason is None else reason.text,
+        )
+    )
+    return moved.rowcount == 1
+
+
+def end(connection: Connection, campaign_id: CampaignId, state: CampaignState, now: datetime) -> bool:
+    """The guarded move of a running campaign to its end."""
+    moved = connection.execute(
+        update(campaigns)
+        .where(campaigns.c.campaign_id == campaign_id, campaigns.c.state == CampaignState.RUNNING)
+        .values(state=state, ended_at=now)
+    )
+    return moved.rowcount == 1
+
+
+def unwanted_units(connection: Connection) -> list[int]:
+    """Unsettled units that no running document needs any more."""
+    wanted = (
+        select(document_units.c.unit_id)
+        .join(documents, documents.c.document_id == document_units.c.document_id)
+        .where(document_units.c.unit_id == units.c.unit_id, documents.c.state == DocumentState.RUNNING)
+    )
+    query = select(units.c.unit_id).where(
+        units.c.state.in_([UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING]), ~wanted.exists()
+    )
+    return list(connection.execute(query).scalars())
+
+
+def campaigns_of_unit(connection: Connection, unit_id: int) -> list[CampaignId]:
+    query = (
+        select(documents.c.campaign_id)
+        .join(document_units, document_units.c.document_id == documents.c.document_id)
+        .where(document_units.c.unit_id == unit_id)
+        .distinct()
+    )
+    return [CampaignId(found) for found in connection.execute(query).scalars()]
+
+
+def _unit_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row[Any]]:
+    query = (
+        select(
+            units.c.state,
+            func.count().label("count"),
+            func.sum(units.c.token_count).label("tokens"),
+            func.sum(units.c.flops).label("flops"),
+        )
+        .where(units.c.unit_id.in_(_unit_ids(campaign_id)))
+        .group_by(units.c.state)
+    )
+    return connection.execute(query).all()
+
+
+def _lease_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row[Any]]:
+    query = (
+        select(
+            leases.c.state,
+            leases.c.reason_code,
+            func.count().label("count"),
+            func.sum(units.c.flops).label("flops"),
+        )
+        .join(units, units.c.unit_id == leases.c.unit_id)
+        .where(leases.c.unit_id.in_(_unit_ids(campaign_id)))
+        .group_by(leases.c.state, leases.c.reason_code)
+    )
+    return connection.execute(query).all()
+
+
+def _unit_ids(campaign_id: CampaignId) -> Any:
+    return (
+        select(document_units.c.unit_id)
+        .join(documents, documents.c.document_id == document_units.c.document_id)
+        .where(documents.c.campaign_id == campaign_id)
+    )
+
+
+def _documents(connection: Connection, where: Any) -> list[Document]:
+    accepted = func.sum(case((units.c.state == UnitState.ACCEPTED, 1), else_=0))
+    query = (
+        select(documents, func.count().label("units"), accepted.label("units_accepted"))
+        .join(document_units, document_units.c.document_id == documents.c.document_id)
+        .join(units, units.c.unit_id == document_units.c.unit_id)
+        .where(where)
+        .group_by(*documents.c)
+        .order_by(documents.c.document_id)
+    )
+    return [_document(row) for row in connection.execute(query)]
+
+
+def _document(row: Any) -> Document:
+    return Document(
+        document_id=row.document_id,
+        campaign_id=CampaignId(row.campaign_id),
+        name=row.name,
+        state=DocumentState(row.state),
+        source_uri=row.source_uri,
+        source_digest=Digest(row.source_digest),
+        licence=row.licence,
+        tokens=row.tokens,
+        units=row.units,
+        units_accepted=row.units_accepted,
+        cube=row.cube,
+        cube_digest=None if row.cube_digest is None else Digest(row.cube_digest),
+        reason=reason_from(row.reason_code, row.reason_text),
+    )
