@@ -165,7 +165,7 @@ def _shown_certificate(base: str) -> str:
             client.stream("GET", f"{base}/v1/grid") as response,
         ):
             connection = response.extensions["network_stream"].get_extra_info("ssl_object")
-            return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True))
+            return ssl.DER_cert_to_PEM_cert(connection.getpeercert(True))
     except httpx.TransportError as error:
         raise UnavailableError(f"{base} does not answer: {error}") from None
 
