@@ -25,7 +25,10 @@ def slug_of(name: str) -> str:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     joined = _SEPARATORS.sub(_legal, _OUTSIDE.sub("-", plain)).strip("._-")
     # A name of another script leaves nothing readable, but two of them must stay two.
-    return joined[:NAME_CHARACTERS_MAX].rstrip("._-") or "document-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return (
+        joined[:NAME_CHARACTERS_MAX].rstrip("._-")
+        or "document-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    )
 
 
 def stem_of(uri: str) -> str:
