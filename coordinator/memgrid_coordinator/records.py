@@ -199,3 +199,48 @@ class ReplicaClaim:
     output_digest: Digest
     sketch: bytes
     compute_dtype: ComputeDtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolManifest:
+    """A manifest as it was pushed into a repository of the pool."""
+
+    repository: str
+    digest: Digest
+    media_type: str
+    artifact_type: str
+    subject: Digest | None
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CubeFacts:
+    """What search knows of a cube; `digest` is the cube's identity, the digest of its memcube.json."""
+
+    digest: Digest
+    kind: str
+    base: str
+    title: str
+    source_names: tuple[str, ...]
+    tokens: int
+    payload_bytes: int
+    licence: str
+    produced_flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolCube:
+    """A published cube, as a search finds it; `tag` is its version."""
+
+    repository: str
+    tag: str
+    digest: Digest
+    manifest_digest: Digest
+    kind: str
+    base: str
+    title: str
+    tokens: int
+    payload_bytes: int
+    licence: str
+    produced_flops: int
+    created_at: datetime

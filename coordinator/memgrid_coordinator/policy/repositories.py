@@ -1,0 +1,143 @@
+"""Names in the pool, and who may read or push under which of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from memgrid.digest import Digest, parse_digest
+from memgrid.errors import InvalidError, NotAllowedError, TokenRequiredError
+from memgrid.units import LeaseId
+from memgrid_coordinator.records import Caller, Role
+
+DEFAULT_TAG = "latest"
+INPUTS = "grid/inputs"
+"""What units read; no manifests, any digest a volunteer was told of."""
+_OUTPUTS = "grid/outputs/"
+_RESERVED = "grid/"
+_SOURCES = "sources/"
+
+_NAME_LENGTH_MAX = 255
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+
+
+class RepositoryKind(StrEnum):
+    """What a repository is for, from its name alone."""
+
+    CUBES = "cubes"
+    MODELS = "models"
+    SOURCES = "sources"
+    INPUTS = "inputs"
+    OUTPUTS = "outputs"
+    RESERVED = "reserved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """`namespace/name[:tag][@digest]`, in parts; a digest, where given, decides."""
+
+    repository: str
+    tag: str
+    digest: Digest | None
+
+
+def parse_repository(text: str) -> str:
+    """A repository name as OCI allows it; raises InvalidError.
+
+    >>> parse_repository("docs/quick-start")
+    'docs/quick-start'
+    """
+    if len(text) > _NAME_LENGTH_MAX or not _NAME.fullmatch(text):
+        raise InvalidError(f"expected a repository like namespace/name in lower case, found {text[:80]!r}")
+    return text
+
+
+def parse_tag(text: str) -> str:
+    """A tag as OCI allows it; raises InvalidError."""
+    if not _TAG.fullmatch(text):
+        raise InvalidError(f"expected a tag of letters, digits, '.', '_' and '-', found {text[:80]!r}")
+    return text
+
+
+def parse_reference(text: str) -> Reference:
+    """A name as people write it; raises InvalidError.
+
+    >>> parse_reference("models/smollm2").tag
+    'latest'
+    """
+    name, at, digest = text.partition("@")
+    repository, colon, tag = name.partition(":")
+    return Reference(
+        repository=parse_repository(repository),
+        tag=parse_tag(tag) if colon else DEFAULT_TAG,
+        digest=parse_digest(digest) if at else None,
+    )
+
+
+def kind_of(repository: str) -> RepositoryKind:
+    """What a repository is for."""
+    if repository == INPUTS:
+        return RepositoryKind.INPUTS
+    if repository.startswith(_OUTPUTS):
+        return RepositoryKind.OUTPUTS
+    if repository.startswith(_RESERVED) or repository == "grid":
+        return RepositoryKind.RESERVED
+    if repository.startswith(_SOURCES):
+        return RepositoryKind.SOURCES
+    if repository.startswith("models/"):
+        return RepositoryKind.MODELS
+    return RepositoryKind.CUBES
+
+
+def outputs_of(lease_id: LeaseId) -> str:
+    """Where the outputs of a lease are uploaded to."""
+    return f"{_OUTPUTS}{lease_id}"
+
+
+def lease_of(repository: str) -> LeaseId:
+    """The lease that a repository of outputs belongs to."""
+    return LeaseId(repository.removeprefix(_OUTPUTS))
+
+
+_READERS: dict[RepositoryKind, frozenset[Role]] = {
+    RepositoryKind.CUBES: frozenset(Role),
+    RepositoryKind.MODELS: frozenset(Role),
+    RepositoryKind.SOURCES: frozenset({Role.OPERATOR}),
+    RepositoryKind.INPUTS: frozenset({Role.VOLUNTEER, Role.OPERATOR}),
+    RepositoryKind.OUTPUTS: frozenset({Role.OPERATOR}),
+    RepositoryKind.RESERVED: frozenset(),
+}
+_WRITERS: dict[RepositoryKind, frozenset[Role]] = {
+    RepositoryKind.CUBES: frozenset({Role.OPERATOR}),
+    RepositoryKind.MODELS: frozenset({Role.OPERATOR}),
+    RepositoryKind.SOURCES: frozenset({Role.OPERATOR}),
+    RepositoryKind.INPUTS: frozenset(),
+    RepositoryKind.OUTPUTS: frozenset({Role.VOLUNTEER}),  # and only what was ordered: judging knows
+    RepositoryKind.RESERVED: frozenset(),
+}
+
+
+def may_read(caller: Caller, repository: str) -> bool:
+    return caller.role in _READERS[kind_of(repository)]
+
+
+def check_read(caller: Caller, repository: str) -> None:
+    """Raises TokenRequiredError where a token might help, NotAllowedError where the caller has the wrong one."""
+    _check(caller, repository, _READERS, "read")
+
+
+def check_push(caller: Caller, repository: str) -> None:
+    """Raises like `check_read`."""
+    _check(caller, repository, _WRITERS, "push to")
+
+
+def _check(caller: Caller, repository: str, allowed: dict[RepositoryKind, frozenset[Role]], verb: str) -> None:
+    kind = kind_of(repository)
+    if caller.role in allowed[kind]:
+        return
+    if caller.role is Role.ANONYMOUS:
+        raise TokenRequiredError(f"a token is needed to {verb} {repository}")
+    raise NotAllowedError(f"{caller.role} may not {verb} {repository}")
