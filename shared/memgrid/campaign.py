@@ -1,0 +1,218 @@
+"""The campaign file: what an operator asks of a grid, checked before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from memgrid.campaign_problems import problems_of
+from memgrid.digest import canonical_json
+from memgrid.errors import InvalidError
+from memgrid.units import ComputeDtype, StoreDtype
+
+CAMPAIGN_BYTES_MAX = 1 << 20
+"""The largest campaign file; sources are named in it, not written into it."""
+
+_NAME = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_MODEL_REFERENCE = re.compile(rf"models/{_NAME}(?::{_TAG})?(?:@sha256:[0-9a-f]{{64}})?")
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:-]*(?: (?:AND|OR|WITH) [A-Za-z0-9][A-Za-z0-9.+:-]*)*")
+
+
+class Layout(StrEnum):
+    """How the chunks of a document hang together.
+
+    CHAINED: each chunk continues from the accepted cache before it, so the cube is what reading the whole text gives.
+    INDEPENDENT: each chunk is computed from position 0 and moved into place when it is attached; all chunks of a
+    document can run at the same time, and the result is an approximation.
+    """
+
+    CHAINED = "chained"
+    INDEPENDENT = "independent"
+
+
+class Wrap(StrEnum):
+    """How a document is shown to the model: as its system message, or as it is."""
+
+    CHAT = "chat"
+    PLAIN = "plain"
+
+
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(?:-[A-Za-z0-9._-]+)?")
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith((".", "/", "~"))
+
+
+def _matching(fits: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        if not fits(text):
+            raise PydanticCustomError("form", "does not have the expected form")
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[StrictStr, Field(max_length=64), _matching(re.compile(_NAME).fullmatch)]
+Licence = Annotated[StrictStr, Field(max_length=128), _matching(_LICENCE.fullmatch)]
+Version = Annotated[StrictStr, Field(max_length=64), _matching(_VERSION.fullmatch)]
+Model = Annotated[StrictStr, _matching(lambda text: _is_folder(text) or _MODEL_REFERENCE.fullmatch(text))]
+
+_NAME_FORM = "a name of small letters, digits, '.', '_' and '-'"
+_LICENCE_FORM = "an SPDX licence such as CC-BY-4.0"
+
+
+class _Part(BaseModel):
+    """A mapping of the file. The description of a field is what its errors say they expected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourcePattern(_Part):
+    """Files to read: one path or a pattern, relative to the campaign file."""
+
+    path: StrictStr = Field(min_length=1, description="a path or a pattern such as docs/**/*.md")
+    licence: Licence | None = Field(default=None, description=_LICENCE_FORM)
+    text_column: StrictStr = Field(default="text", min_length=1, description="the name of a column or key")
+    id_column: StrictStr = Field(default="", description="the name of a column or key")
+
+
+class ActivationParameters(_Part):
+    """How documents become KV caches."""
+
+    layout: Layout = Field(default=Layout.CHAINED, description="chained or independent")
+    chunk_tokens: StrictInt | None = Field(
+        default=None, ge=16, le=8192, description="a whole number from 16 to 8192, or nothing to let the grid choose"
+    )
+    target_unit_s: float = Field(default=20, ge=1, le=3600, description="seconds from 1 to 3600")
+    compute_dtype: ComputeDtype = Field(default=ComputeDtype.AUTO, description="auto, float32, float16 or bfloat16")
+    store_dtype: StoreDtype = Field(default=StoreDtype.BFLOAT16, description="float32, float16 or bfloat16")
+    wrap: Wrap = Field(default=Wrap.CHAT, description="chat or plain")
+    sink_tokens: StrictInt = Field(default=1, ge=0, le=64, description="a whole number from 0 to 64")
+
+
+class Publication(_Part):
+    """Where the cubes go, and under which licence."""
+
+    namespace: Name = Field(description=_NAME_FORM)
+    version: Version = Field(description='a version in quotes such as "1.0.0"')
+    licence: Licence = Field(description=_LICENCE_FORM)
+    title: StrictStr | None = Field(default=None, min_length=1, max_length=200, description="a line of text")
+
+
+class Trust(_Part):
+    """How much agreement a result needs."""
+
+    min_replicas: StrictInt = Field(default=2, ge=1, le=9, description="a whole number from 1 to 9")
+    max_replicas: StrictInt = Field(default=5, ge=1, le=25, description="a whole number from 1 to 25")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise PydanticCustomError(
+                "order",
+                "expected min_replicas not above max_replicas, found {low} and {high}",
+                {"low": self.min_replicas, "high": self.max_replicas},
+            )
+        return self
+
+
+class CampaignFile(_Part):
+    """A campaign as its operator wrote it.
+
+    >>> campaign = CampaignFile.parse(b'''
+    ... name: handbook
+    ... model: models/smollm2-135m-instruct
+    ... recipe: activation
+    ... sources: [{path: "docs/*.md"}]
+    ... publish: {namespace: handbook, version: "1.0.0", licence: CC-BY-4.0}
+    ... ''', where="campaign.yaml")
+    >>> campaign.activation.layout, campaign.trust.min_replicas
+    (<Layout.CHAINED: 'chained'>, 2)
+    >>> CampaignFile.from_bytes(campaign.to_bytes()) == campaign
+    True
+    """
+
+    name: Name = Field(description=_NAME_FORM)
+    model: Model = Field(description="a model of the pool (models/<name>[:<tag>]) or a folder (./… or /…)")
+    recipe: Literal["activation"] = Field(description="activation")
+    sources: tuple[SourcePattern, ...] = Field(
+        min_length=1, max_length=1000, description="a list of at least one source"
+    )
+    activation: ActivationParameters = Field(default=ActivationParameters(), description="a mapping")
+    publish: Publication = Field(description="a mapping with namespace, version and licence")
+    trust: Trust = Field(default=Trust(), description="a mapping")
+    priority: StrictInt = Field(default=0, ge=-100, le=100, description="a whole number from -100 to 100")
+
+    @property
+    def model_is_folder(self) -> bool:
+        """Whether the model lies on the operator's machine and has yet to be pushed."""
+        return _is_folder(self.model)
+
+    @staticmethod
+    def load(path: Path) -> CampaignFile:
+        """Read a file; raises InvalidError with one line for each problem."""
+        try:
+            if path.stat().st_size > CAMPAIGN_BYTES_MAX:
+                raise InvalidError(
+                    f"{path}: expected at most {CAMPAIGN_BYTES_MAX} bytes; name sources, don't paste them"
+                )
+            content = path.read_bytes()
+        except OSError as error:
+            raise InvalidError(f"{path}: expected a campaign file, found: {error.strerror}") from None
+        return CampaignFile.parse(content, where=path.name)
+
+    @staticmethod
+    def parse(content: bytes, *, where: str) -> CampaignFile:
+        """The campaign in some YAML; `where` begins every line of an error."""
+        try:
+            value = yaml.safe_load(content)
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+            raise InvalidError(f"{where}: expected YAML, found: {_on_one_line(error)}") from None
+        return _validated(value, where)
+
+    @staticmethod
+    def from_bytes(content: bytes) -> CampaignFile:
+        """The inverse of `to_bytes`, for what came over the wire; raises InvalidError."""
+        if len(content) > CAMPAIGN_BYTES_MAX:
+            raise InvalidError(f"campaign: expected at most {CAMPAIGN_BYTES_MAX} bytes, found {len(content)}")
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise InvalidError(f"campaign: expected JSON, found: {_on_one_line(error)}") from None
+        return _validated(value, "campaign")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with every default spelt out: what is submitted."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def _validated(value: Any, where: str) -> CampaignFile:
+    if not isinstance(value, dict):
+        raise InvalidError(f"{where}: expected a mapping with name, model, recipe …, found {type(value).__name__}")
+    try:
+        return CampaignFile.model_validate(value)
+    except ValidationError as error:
+        raise InvalidError("\n".join(f"{where}: {line}" for line in problems_of(error, CampaignFile))) from None
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
