@@ -1,0 +1,289 @@
+"""memcube.json: what a cube is, for which model, from what, at what cost. Canonical, so its digest is the cube.
+
+Nothing measured and no time stands here: the same text, model and recipe give the same bytes wherever they were
+computed. What happened on the way is told by the signed provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any
+
+from memgrid.cube.identity import ModelIdentity
+from memgrid.cube.oci import KV_TYPE, PROVENANCE_TYPE, README_TYPE, Descriptor, safe_path
+from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
+from memgrid.errors import InvalidError
+from memgrid.units import ComputeDtype, StoreDtype, UnitKey
+
+CUBE_FORMAT = "memgrid.cube.v1"
+MANIFEST_FILE = "memcube.json"
+PROVENANCE_FILE = "memcube.intoto.jsonl"
+README_FILE = "README.md"
+MANIFEST_BYTES_MAX = 16 << 20
+
+
+class CubeKind(StrEnum):
+    PLAINTEXT = "plaintext"
+    ACTIVATION = "activation"
+    PARAMETER = "parameter"
+
+
+class LayoutKind(StrEnum):
+    """`chained`: chunks follow one another exactly. `independent`: each from position 0, behind a shared sink."""
+
+    CHAINED = "chained"
+    INDEPENDENT = "independent"
+
+
+class Wrap(StrEnum):
+    """`chat`: the document is the system message of the chat template. `plain`: the document as it is."""
+
+    CHAT = "chat"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How chunk files make one cache. K is rotated for the positions the chunk was computed at."""
+
+    kind: LayoutKind
+    wrap: Wrap
+    chunk_tokens: int
+    sink_tokens: int
+    """Independent layout: every chunk file begins with these first tokens of the document. Chained: 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """What the units asked for; `compute_dtype` AUTO left it to each host."""
+
+    compute_dtype: ComputeDtype
+    store_dtype: StoreDtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One KV file: the output of one unit. `start` is the position of its first token as computed."""
+
+    path: str
+    digest: Digest
+    size_bytes: int
+    unit: UnitKey
+    start: int
+    token_count: int
+    tokens: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceText:
+    """Where the text came from; `digest` is that of the document's bytes."""
+
+    uri: str
+    digest: Digest
+    licence: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """A cube this one was derived from, and how."""
+
+    cube: Digest
+    operation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the result takes to compute once; `flops` is also what each consumer saves."""
+
+    flops: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """How results were checked before they were accepted; limits by statistic, relative L2."""
+
+    policy: str
+    min_replicas: int
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CubeManifest:
+    """The whole of memcube.json.
+
+    `files` are the cube's other files except the provenance, which signs this manifest and so cannot stand in it.
+    """
+
+    kind: CubeKind
+    name: str
+    version: str
+    title: str
+    licence: str
+    base: ModelIdentity
+    layout: Layout
+    numerics: Numerics
+    token_count: int
+    tokens: Digest
+    chunks: tuple[Chunk, ...]
+    files: tuple[Descriptor, ...]
+    sources: tuple[SourceText, ...]
+    lineage: tuple[Parent, ...]
+    cost: Cost
+    validation: Validation
+
+    @property
+    def digest(self) -> Digest:
+        """The cube's identity."""
+        return digest_of(self.to_bytes())
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(chunk.size_bytes for chunk in self.chunks)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON (RFC 8785)."""
+        value = {key: part for key, part in _plain(self).items() if key not in ("base", "files")}
+        return canonical_json({
+            "format": CUBE_FORMAT,
+            **value,
+            "base": {**self.base.to_json(), "digest": self.base.digest},
+            "files": [file.to_json() for file in self.files],
+        })  # fmt: skip
+
+    @staticmethod
+    def from_bytes(content: bytes) -> CubeManifest:
+        """Parse and check a manifest from outside; raises InvalidError naming the field."""
+        if len(content) > MANIFEST_BYTES_MAX:
+            raise InvalidError(f"{MANIFEST_FILE}: {len(content)} bytes, at most {MANIFEST_BYTES_MAX} are allowed")
+        try:
+            manifest = _parse(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidError(f"{MANIFEST_FILE}: {type(error).__name__}: {error}"[:300]) from None
+        if manifest.to_bytes() != content:
+            raise InvalidError(f"{MANIFEST_FILE}: not in canonical form, or with fields this version does not know")
+        _check(manifest)
+        return manifest
+
+    def oci_layers(self, provenance: bytes) -> tuple[Descriptor, ...]:
+        """The layers of the cube's OCI manifest: every file but memcube.json, which is its config."""
+        chunks = (
+            Descriptor(media_type=KV_TYPE, digest=chunk.digest, size_bytes=chunk.size_bytes, title=chunk.path)
+            for chunk in self.chunks
+        )
+        return (*self.files, Descriptor.of(provenance, PROVENANCE_TYPE, PROVENANCE_FILE), *chunks)
+
+
+def readme_descriptor(content: bytes) -> Descriptor:
+    return Descriptor.of(content, README_TYPE, README_FILE)
+
+
+def _plain(manifest: CubeManifest) -> dict[str, Any]:
+    """The fields as JSON; asdict would take mappings inside `base` apart, so that one is left to its own method."""
+    shallow = {name: getattr(manifest, name) for name in manifest.__slots__ if name not in ("base", "files")}
+    return {name: _jsonable(part) for name, part in shallow.items()}
+
+
+def _jsonable(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return [_jsonable(each) for each in part]
+    if hasattr(part, "__dataclass_fields__"):
+        return asdict(part)
+    return part
+
+
+def _parse(value: dict[str, Any]) -> CubeManifest:
+    if value.pop("format") != CUBE_FORMAT:
+        raise InvalidError(f"{MANIFEST_FILE}: expected format {CUBE_FORMAT}")
+    base = dict(value.pop("base"))
+    identity_digest = base.pop("digest")
+    identity = ModelIdentity.from_json(base)
+    if identity.digest != identity_digest:
+        raise InvalidError(f"{MANIFEST_FILE}: base.digest does not belong to the base it stands in")
+    return CubeManifest(
+        base=identity,
+        kind=CubeKind(value.pop("kind")),
+        layout=_layout(value.pop("layout")),
+        numerics=_numerics(value.pop("numerics")),
+        tokens=parse_digest(value.pop("tokens")),
+        chunks=tuple(_chunk(chunk) for chunk in value.pop("chunks")),
+        files=tuple(Descriptor.from_json(file) for file in value.pop("files")),
+        sources=tuple(_source(source) for source in value.pop("sources")),
+        lineage=tuple(_parent(parent) for parent in value.pop("lineage")),
+        cost=Cost(**value.pop("cost")),
+        validation=Validation(**value.pop("validation")),
+        **value,
+    )
+
+
+def _layout(value: dict[str, Any]) -> Layout:
+    return Layout(**{**value, "kind": LayoutKind(value["kind"]), "wrap": Wrap(value["wrap"])})
+
+
+def _numerics(value: dict[str, Any]) -> Numerics:
+    return Numerics(compute_dtype=ComputeDtype(value["compute_dtype"]), store_dtype=StoreDtype(value["store_dtype"]))
+
+
+def _chunk(value: dict[str, Any]) -> Chunk:
+    return Chunk(**{**value, "path": safe_path(value["path"]), **_digests(value, "digest", "tokens")})
+
+
+def _source(value: dict[str, Any]) -> SourceText:
+    return SourceText(**{**value, **_digests(value, "digest")})
+
+
+def _parent(value: dict[str, Any]) -> Parent:
+    return Parent(**{**value, **_digests(value, "cube")})
+
+
+def _digests(value: dict[str, Any], *names: str) -> dict[str, Digest]:
+    return {name: parse_digest(value[name]) for name in names}
+
+
+def _check(manifest: CubeManifest) -> None:
+    """What the parts must have to do with each other."""
+    paths = [chunk.path for chunk in manifest.chunks] + [file.title or "" for file in manifest.files]
+    lowered = [path.lower() for path in paths]
+    # On some systems case does not tell two files apart.
+    if len(set(lowered)) != len(lowered) or {MANIFEST_FILE, PROVENANCE_FILE, ""} & set(lowered):
+        raise InvalidError(f"{MANIFEST_FILE}: a file is listed twice, has no path, or is the manifest itself")
+    texts = [manifest.name, manifest.version, manifest.title, manifest.licence]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidError(f"{MANIFEST_FILE}: expected text for name, version, title and licence")
+    sizes = [
+        manifest.cost.flops,
+        manifest.cost.units,
+        manifest.token_count,
+        manifest.layout.chunk_tokens,
+        manifest.layout.sink_tokens,
+    ]
+    for chunk in manifest.chunks:
+        sizes += [chunk.size_bytes, chunk.start, chunk.token_count]
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise InvalidError(f"{MANIFEST_FILE}: expected whole numbers from 0 for sizes and positions")
+    if not manifest.chunks:
+        raise InvalidError(f"{MANIFEST_FILE}: chunks: an {manifest.kind} cube needs at least one")
+    if manifest.layout.kind is LayoutKind.CHAINED:
+        _check_chained(manifest)
+    else:
+        _check_independent(manifest)
+
+
+def _check_chained(manifest: CubeManifest) -> None:
+    ends = [0] + [chunk.start + chunk.token_count for chunk in manifest.chunks]
+    if [chunk.start for chunk in manifest.chunks] != ends[:-1] or ends[-1] != manifest.token_count:
+        raise InvalidError(f"{MANIFEST_FILE}: chunks do not follow one another up to token {manifest.token_count}")
+    if any(later <= earlier for earlier, later in pairwise(ends)) or manifest.layout.sink_tokens:
+        raise InvalidError(f"{MANIFEST_FILE}: a chained cube has no empty chunk and no sink")
+
+
+def _check_independent(manifest: CubeManifest) -> None:
+    sink = manifest.layout.sink_tokens
+    own = [chunk.token_count - sink for chunk in manifest.chunks]
+    if any(chunk.start for chunk in manifest.chunks) or min(own) < 1 or sink + sum(own) != manifest.token_count:
+        raise InvalidError(f"{MANIFEST_FILE}: independent chunks start at 0 and share the sink of {sink} tokens")

@@ -1,0 +1,82 @@
+"""From a document to the tokens a cube holds, and from a question to the tokens that follow them.
+
+Whoever plans a cube and whoever asks it must cut text into tokens at the same places: both do it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memgrid.cube.identity import tokenizer_digest
+from memgrid.cube.manifest import Wrap
+from memgrid.digest import Digest, digest_of
+from memgrid.errors import InvalidError
+
+_MARK = "memgrid document stands here"
+
+
+def document_ids(tokenizer: Any, text: str, wrap: Wrap) -> list[int]:
+    """The tokens of a document as a cube holds them; raises InvalidError when the template can't hold one.
+
+    With `chat` it is the system message of the tokenizer's chat template, with `plain` the text as the tokenizer
+    writes it, special tokens included.
+    """
+    if wrap is Wrap.PLAIN:
+        return _ids(tokenizer, text, add_special_tokens=True)
+    before, after = _around(tokenizer)
+    return _ids(tokenizer, before + text + after, add_special_tokens=False)
+
+
+def question_ids(tokenizer: Any, question: str, wrap: Wrap) -> list[int]:
+    """The tokens that follow the document: the user's turn and the start of the answer, or the bare text."""
+    if wrap is Wrap.PLAIN:
+        return _ids(tokenizer, question, add_special_tokens=False)
+    turns = [{"role": "system", "content": _MARK}, {"role": "user", "content": question}]
+    document = _render(tokenizer, turns[:1], answer=False)
+    whole = _render(tokenizer, turns, answer=True)
+    if not whole.startswith(document):
+        raise InvalidError("the chat template changes the system message when a question follows; use wrap: plain")
+    return _ids(tokenizer, whole[len(document) :], add_special_tokens=False)
+
+
+def digest_of_tokenizer(tokenizer: Any) -> Digest:
+    """What `identity.tokenizer_digest` says of the tokenizer.json this loaded tokenizer came from."""
+    import json
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InvalidError(f"{type(tokenizer).__name__} has no tokenizer.json; load it with AutoTokenizer")
+    return tokenizer_digest(json.loads(backend.to_str()))
+
+
+def digest_of_template(tokenizer: Any) -> Digest | None:
+    """The digest of a loaded tokenizer's chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return digest_of(template.encode()) if isinstance(template, str) else None
+
+
+def _around(tokenizer: Any) -> tuple[str, str]:
+    """What the chat template writes before and after a system message."""
+    rendered = _render(tokenizer, [{"role": "system", "content": _MARK}], answer=False)
+    before, found, after = rendered.partition(_MARK)
+    if not found or _MARK in after:
+        raise InvalidError("the chat template has no place for a system message; use wrap: plain")
+    return before, after
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], *, answer: bool) -> str:
+    from jinja2.exceptions import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise InvalidError("the tokenizer has no chat template; use wrap: plain")
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+    except TemplateError as error:
+        raise InvalidError(f"the chat template refuses a system message ({error}); use wrap: plain") from None
+    return str(rendered)
+
+
+def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    # verbose=False: a document longer than the model's context is the planner's business, not a warning.
+    encoded = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, return_attention_mask=False)
+    return [int(token) for token in encoded["input_ids"]]

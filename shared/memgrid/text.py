@@ -1,0 +1,47 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+_BYTES = ["B", "kB", "MB", "GB", "TB"]
+_FLOPS = ["", "k", "M", "G", "T", "P", "E"]
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a decimal unit.
+
+    >>> bytes_text(512), bytes_text(47_185_920)
+    ('512 B', '47.2 MB')
+    """
+    return _scaled(count, _BYTES)
+
+
+def flops_text(count: float) -> str:
+    """Floating-point operations.
+
+    >>> flops_text(5.8e11)
+    '580.0 GFLOP'
+    """
+    return _scaled(count, [f"{prefix}FLOP" for prefix in _FLOPS])
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration, as finely as it matters.
+
+    >>> seconds_text(0.0421), seconds_text(3.21), seconds_text(412)
+    ('42 ms', '3.2 s', '6 min 52 s')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _scaled(count: float, units: list[str]) -> str:
+    for unit in units[:-1]:
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == units[0] else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {units[-1]}"
