@@ -1,0 +1,88 @@
+"""What the supervisor and its worker say to each other: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from memgrid.errors import InvalidError
+from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
+
+SKETCH_FILE = "sketch.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One unit to run: inputs in `unit_dir`, weights in `model_dir`, results go to `out_dir`."""
+
+    kind: str
+    unit_dir: Path
+    model_dir: Path
+    out_dir: Path
+
+    def to_line(self) -> bytes:
+        value = {name: str(field) for name, field in asdict(self).items()}
+        return json.dumps(value).encode() + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> Job:
+        value = json.loads(line)
+        return Job(
+            kind=value["kind"],
+            unit_dir=Path(value["unit_dir"]),
+            model_dir=Path(value["model_dir"]),
+            out_dir=Path(value["out_dir"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A worker's first line: it is ready, and this is what it found."""
+
+    devices: tuple[DeviceFacts, ...]
+
+    def to_line(self) -> bytes:
+        return json.dumps({"devices": [asdict(device) for device in self.devices]}).encode() + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> Hello:
+        try:
+            return Hello(devices=tuple(DeviceFacts(**device) for device in json.loads(line)["devices"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidError(f"worker: not a greeting: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A worker's answer to a job: the facts of what it did, or why it could not."""
+
+    facts: WorkFacts | None = None
+    failure: Reason | None = None
+
+    def to_line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> Outcome:
+        try:
+            value = json.loads(line)
+            facts, failure = value["facts"], value["failure"]
+            return Outcome(
+                facts=facts_from_json(facts) if facts else None,
+                failure=Reason(code=ReasonCode(failure["code"]), text=failure["text"]) if failure else None,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidError(f"worker: not an outcome: {error}") from None
+
+
+def facts_from_json(value: dict[str, object]) -> WorkFacts:
+    """The inverse of `asdict`; raises KeyError, TypeError or ValueError."""
+    return WorkFacts(
+        tokens=int(str(value["tokens"])),
+        compute_s=float(str(value["compute_s"])),
+        device_kind=str(value["device_kind"]),
+        numerics_class=str(value["numerics_class"]),
+        compute_dtype=ComputeDtype(str(value["compute_dtype"])),
+        torch_version=str(value["torch_version"]),
+    )

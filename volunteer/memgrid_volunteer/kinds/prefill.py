@@ -1,0 +1,151 @@
+"""Compute the KV cache of one chunk of tokens.
+
+Knows the maths and the files of a unit; knows neither leases nor network. Shapes: L layers, h KV heads,
+p tokens of past, n new tokens, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModel, DynamicCache
+
+from memgrid.clock import Clock
+from memgrid.digest import digest_of, token_ids
+from memgrid.errors import InvalidError
+from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
+from memgrid.kinds.sketch import sketch_file
+from memgrid.units import ComputeDtype, PrefillSpec, WorkFacts
+from memgrid_volunteer.kinds.job import SKETCH_FILE, Job
+from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve, torch_version
+
+LoadModel = Callable[[Path, torch.dtype, Device], Any]
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: Device) -> Any:
+    """The model without its head, from safetensors alone; no code from the folder ever runs.
+
+    `dtype` is given at loading, not by `.to(dtype)` later: that would round RoPE's inverse frequencies too.
+    """
+    model = AutoModel.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device.torch_device},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation="sdpa",
+    )
+    return model.eval()
+
+
+class Prefill:
+    """Runs prefill units on one device; the last model stays loaded, for the next unit most likely needs it."""
+
+    def __init__(self, device: Device, clock: Clock, *, load: LoadModel = load_model) -> None:
+        self._device = device
+        self._clock = clock
+        self._load = load
+        self._loaded: tuple[Path, ComputeDtype] | None = None
+        self._model: Any = None
+
+    def run(self, job: Job) -> WorkFacts:
+        """Write `kv.safetensors` and `sketch` into the job's output folder.
+
+        Raises InvalidError when the inputs are not the spec's, ArithmeticError when the result is not finite.
+        """
+        spec_bytes = (job.unit_dir / "spec.json").read_bytes()
+        spec = PrefillSpec.from_bytes(spec_bytes)
+        tokens = _read_tokens(job.unit_dir / "tokens.bin", spec)
+        compute_dtype = resolve(spec.compute_dtype, self._device)
+        model = self._model_for(job.model_dir, compute_dtype)
+        began_s = self._clock.monotonic_s()
+        past = read_past(sorted((job.unit_dir / "past").glob("*.safetensors")), spec.start)
+        pairs = prefill(model, tokens, past, TORCH_DTYPE[compute_dtype], self._device.torch_device)
+        write_kv(job.out_dir / KV_FILE, tokens, pairs, TORCH_DTYPE[spec.store_dtype])
+        (job.out_dir / SKETCH_FILE).write_bytes(sketch_file(job.out_dir / KV_FILE, spec.key))
+        return WorkFacts(
+            tokens=spec.token_count,
+            compute_s=self._clock.monotonic_s() - began_s,
+            device_kind=self._device.facts.kind,
+            numerics_class=self._device.facts.numerics_class,
+            compute_dtype=compute_dtype,
+            torch_version=torch_version(),
+        )
+
+    def _model_for(self, folder: Path, compute_dtype: ComputeDtype) -> Any:
+        if self._loaded != (folder, compute_dtype):
+            # Two models at once may not fit: the old one goes before the new one comes.
+            self._loaded, self._model = None, None
+            self._model = self._load(folder, TORCH_DTYPE[compute_dtype], self._device)
+            self._loaded = (folder, compute_dtype)
+        return self._model
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def prefill(
+    model: Any, tokens: list[int], past: list[Pair], dtype: torch.dtype, device: torch.device
+) -> Iterator[Pair]:
+    """(K, V) [h, n, d] of each layer, for `tokens` that follow `past`, a (K, V) [h, p, d] a layer."""
+    # A plain cache, without the model's config: one that knows sliding windows would drop what left them.
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(past):
+        cache.update(k[None].to(device, dtype), v[None].to(device, dtype), layer)
+    start = past[0][0].shape[1] if past else 0
+    ids = torch.tensor([tokens], device=device)
+    positions = torch.arange(start, start + len(tokens), device=device)[None]
+    with torch.inference_mode():
+        model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+    for filled in cache.layers:
+        yield filled.keys[0, :, start:], filled.values[0, :, start:]
+
+
+def read_past(files: list[Path], start: int) -> list[Pair]:
+    """(K, V) [h, start, d] of each layer, from the accepted chunks before this one, in order."""
+    if not files:
+        if start:
+            raise InvalidError(f"unit starts at position {start}, but no past came with it")
+        return []
+    with ExitStack() as stack:
+        chunks = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        layers = sum(1 for name in chunks[0].keys() if name.endswith(".k"))  # noqa: SIM118
+        past = [
+            (
+                torch.cat([chunk.get_tensor(f"l{layer}.k") for chunk in chunks], dim=1),
+                torch.cat([chunk.get_tensor(f"l{layer}.v") for chunk in chunks], dim=1),
+            )
+            for layer in range(layers)
+        ]
+    found = past[0][0].shape[1]
+    if found != start:
+        raise InvalidError(f"unit starts at position {start}, but its past holds {found} tokens")
+    return past
+
+
+def write_kv(path: Path, tokens: list[int], pairs: Iterator[Pair], dtype: torch.dtype) -> None:
+    """Write the chunk file of a cube: equal numbers give equal bytes."""
+    tensors = {"tokens": torch.tensor(tokens, dtype=torch.int32)}
+    for layer, (k, v) in enumerate(pairs):
+        tensors[f"l{layer}.k"] = k.to("cpu", dtype).contiguous()
+        tensors[f"l{layer}.v"] = v.to("cpu", dtype).contiguous()
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ArithmeticError("the result contains NaN or infinity")
+    save_file(tensors, path, metadata={"format": KV_FORMAT})
+
+
+def _read_tokens(path: Path, spec: PrefillSpec) -> list[int]:
+    content = path.read_bytes()
+    if digest_of(content) != spec.tokens:
+        raise InvalidError("tokens.bin is not what the unit's spec names")
+    tokens = token_ids(content)
+    if len(tokens) != spec.token_count:
+        raise InvalidError(f"the unit's spec says {spec.token_count} tokens, tokens.bin holds {len(tokens)}")
+    return tokens

@@ -1,0 +1,82 @@
+"""The child that computes: units in on standard input, outcomes out on standard output, nothing else."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
+
+import torch
+
+from memgrid.clock import SystemClock
+from memgrid.errors import InvalidError
+from memgrid.units import Reason, ReasonCode, WorkFacts
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+from memgrid_volunteer.kinds.prefill import Prefill
+from memgrid_volunteer.numerics import find_devices, make_deterministic
+
+RunUnit = Callable[[Job], WorkFacts]
+
+
+def main(kinds: Mapping[str, RunUnit] | None = None) -> None:
+    """Serve until standard input ends; `kinds` replaces the built-in ways to run a unit."""
+    answers = _keep_answers_apart()
+    make_deterministic()
+    devices = find_devices()
+    runners = {"prefill": Prefill(devices[0], SystemClock()).run} if kinds is None else kinds
+    _send(answers, Hello(devices=tuple(device.facts for device in devices)).to_line())
+    for line in _lines():
+        _send(answers, _run(runners, line).to_line())
+
+
+def _run(runners: Mapping[str, RunUnit], line: bytes) -> Outcome:
+    try:
+        job = Job.from_line(line)
+        return Outcome(facts=runners[job.kind](job))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _failure(ReasonCode.OUT_OF_MEMORY, error)
+    except (InvalidError, OSError) as error:
+        return _failure(ReasonCode.INPUT_UNAVAILABLE, error)
+    except Exception as error:  # noqa: BLE001 - a unit that fails, however it does, must not end the worker
+        # torch's CPU allocator knows no class of its own for "no memory left".
+        out_of_memory = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        code = ReasonCode.OUT_OF_MEMORY if out_of_memory else ReasonCode.UNIT_FAILED
+        return _failure(code, error)
+
+
+def _failure(code: ReasonCode, error: BaseException) -> Outcome:
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return Outcome(failure=Reason(code=code, text=text))
+
+
+def _keep_answers_apart() -> BinaryIO:
+    """Standard output for answers alone: whatever a library prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return answers
+
+
+def _send(answers: BinaryIO, line: bytes) -> None:
+    answers.write(line)
+
+
+def _lines() -> Iterator[bytes]:
+    """Each line of standard input; the end of it ends this process at once, even in the middle of a unit."""
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_lines, args=(waiting,), daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def _read_lines(waiting: queue.SimpleQueue[bytes]) -> None:
+    # The supervisor is gone when its pipe is: nobody is left to want an answer.
+    for line in sys.stdin.buffer:
+        waiting.put(line)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
