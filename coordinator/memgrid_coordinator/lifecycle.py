@@ -14,7 +14,7 @@ A lease::
       │ │ │                │  ▲               │
       │ │ └─cancel─►       │  └───unagree─────┤         (the chosen upload fell through: count again)
       │ └─release─► released                  │
-      └─expire──► expired  └──────reject──────┴──► rejected
+      └─expire──► expired  └──────reject──────┴──► rejected      (from leased too: a report turned down at the door)
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ LEASE_MOVES: dict[str, tuple[frozenset[LeaseState], LeaseState]] = {
     "report": (frozenset({LeaseState.LEASED}), LeaseState.REPORTED),
     "agree": (frozenset({LeaseState.REPORTED}), LeaseState.AGREED),
     "unagree": (frozenset({LeaseState.AGREED}), LeaseState.REPORTED),
-    "reject": (frozenset({LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.REJECTED),
+    "reject": (frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.REJECTED),
     "expire": (frozenset({LeaseState.LEASED}), LeaseState.EXPIRED),
     "release": (frozenset({LeaseState.LEASED}), LeaseState.RELEASED),
     "cancel": (frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.CANCELLED),

@@ -100,7 +100,7 @@ def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
     lease_rows = _lease_sums(connection, campaign_id)
     by_verdict: dict[str, int] = {}
     for lease in lease_rows:
-        by_verdict[lease.state] = by_verdict.get(lease.state, 0) + lease.count
+        by_verdict[lease.state] = by_verdict.get(lease.state, 0) + lease.rows
     accepted = [unit for unit in unit_rows if unit.state == UnitState.ACCEPTED]
     return Campaign(
         campaign_id=campaign_id,
@@ -109,10 +109,10 @@ def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
         model=row.model,
         created_at=row.created_at,
         ended_at=row.ended_at,
-        units_by_state={unit.state: unit.count for unit in unit_rows},
+        units_by_state={unit.state: unit.rows for unit in unit_rows},
         reports_by_verdict=by_verdict,
         rejections_by_reason={
-            lease.reason_code: lease.count for lease in lease_rows if lease.state == LeaseState.REJECTED
+            lease.reason_code: lease.rows for lease in lease_rows if lease.state == LeaseState.REJECTED
         },
         tokens=sum(unit.tokens for unit in unit_rows),
         tokens_accepted=sum(unit.tokens for unit in accepted),
@@ -241,7 +241,7 @@ def _unit_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row[
     query = (
         select(
             units.c.state,
-            func.count().label("count"),
+            func.count().label("rows"),
             func.sum(units.c.token_count).label("tokens"),
             func.sum(units.c.flops).label("flops"),
         )
@@ -256,7 +256,7 @@ def _lease_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row
         select(
             leases.c.state,
             leases.c.reason_code,
-            func.count().label("count"),
+            func.count().label("rows"),
             func.sum(units.c.flops).label("flops"),
         )
         .join(units, units.c.unit_id == leases.c.unit_id)

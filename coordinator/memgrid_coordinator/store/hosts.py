@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -113,6 +114,21 @@ def set_faults(connection: Connection, host_id: HostId, faults: int, suspended_u
     connection.execute(
         update(hosts).where(hosts.c.host_id == host_id).values(recent_faults=faults, suspended_until=suspended_until)
     )
+
+
+def forgive(connection: Connection, host_ids: Sequence[HostId]) -> None:
+    """An agreed report ends a row of faults."""
+    connection.execute(
+        update(hosts)
+        .where(hosts.c.host_id.in_(list(host_ids)), hosts.c.recent_faults > 0)
+        .values(recent_faults=0, suspended_until=None)
+    )
+
+
+def beginning_with(connection: Connection, prefix: str) -> list[HostId]:
+    """Ids that start so, two at the most."""
+    query = select(hosts.c.host_id).where(hosts.c.host_id.startswith(prefix, autoescape=True)).limit(2)
+    return [HostId(found) for found in connection.execute(query).scalars()]
 
 
 def count_seen_since(connection: Connection, since: datetime) -> int:

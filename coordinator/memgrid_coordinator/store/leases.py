@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
@@ -74,6 +74,16 @@ def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
     """Leases whose deadline has passed."""
     query = (leases.c.state == LeaseState.LEASED) & (leases.c.deadline_at <= now)
     return _select(connection, query, limit=limit)
+
+
+def count_by_state(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(leases.c.state, func.count()).group_by(leases.c.state))
+    return {state: count for state, count in rows}
+
+
+def beginning_with(connection: Connection, prefix: str) -> list[Lease]:
+    """Leases whose id starts so, two at the most."""
+    return _select(connection, leases.c.lease_id.startswith(prefix, autoescape=True), limit=2)
 
 
 def settled(connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]) -> list[Settled]:

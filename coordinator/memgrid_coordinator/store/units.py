@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, update
 
 from memgrid.digest import Digest, digest_of
-from memgrid.units import AccountId, LeaseId, UnitKey
-from memgrid_coordinator.lifecycle import UNIT_MOVES, UnitState
-from memgrid_coordinator.records import NewUnit, Unit
+from memgrid.units import AccountId, LeaseId, ReasonCode, UnitKey
+from memgrid_coordinator.lifecycle import ENDED_UNITS, UNIT_MOVES, LeaseState, UnitState
+from memgrid_coordinator.records import Lease, NewUnit, Unit
 from memgrid_coordinator.store.tables import leases, units
 
 
@@ -103,15 +103,28 @@ def open_units(connection: Connection, unit_ids: Sequence[int], now: datetime) -
 
 
 def lease_candidates(connection: Connection, account_id: AccountId, limit: int) -> list[Unit]:
-    """Open units with a vacancy that this account never had, most urgent and oldest first."""
-    had = exists().where(leases.c.unit_id == units.c.unit_id, leases.c.account_id == account_id)
+    """Open units with a vacancy that this account has no part in, most urgent and oldest first.
+
+    One account is one voice, so it gets no second lease beside one that counts or was rejected; nor one of a unit
+    that failed on it. What merely ran out or was given back it may try again.
+    """
+    has_part = exists().where(
+        leases.c.unit_id == units.c.unit_id,
+        leases.c.account_id == account_id,
+        leases.c.state.in_(_HAS_PART)
+        | ((leases.c.state == LeaseState.RELEASED) & leases.c.reason_code.in_(_FAILED_HERE)),
+    )
     query = (
         select(units)
-        .where(units.c.state == UnitState.OPEN, units.c.vacancies > 0, ~had)
+        .where(units.c.state == UnitState.OPEN, units.c.vacancies > 0, ~has_part)
         .order_by(units.c.priority.desc(), units.c.unit_id)
         .limit(limit)
     )
     return [_unit(row) for row in connection.execute(query)]
+
+
+_HAS_PART = (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
+_FAILED_HERE = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
 
 
 def has_vacancies(connection: Connection) -> bool:
@@ -124,20 +137,16 @@ def take_vacancies(connection: Connection, unit_ids: Sequence[int]) -> None:
     connection.execute(_TAKE_VACANCY, [{"taken": unit_id} for unit_id in unit_ids])
 
 
-def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: datetime, **values: Any) -> list[int]:
-    """The guarded move of some units; returns those that moved. Absent ones were not in a state it starts from."""
+def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: datetime) -> int:
+    """The guarded move of some units; returns how many were in a state that it starts from."""
     sources, target = UNIT_MOVES[verb]
-    moved = []
-    for unit_id in unit_ids:
-        ended = {"settled_at": now, "vacancies": 0} if target is not UnitState.OPEN else {}
-        changed = connection.execute(
-            update(units)
-            .where(units.c.unit_id == unit_id, units.c.state.in_(list(sources)))
-            .values(state=target, **ended, **values)
-        )
-        if changed.rowcount:
-            moved.append(unit_id)
-    return moved
+    ended = {"settled_at": now} if target in ENDED_UNITS else {}
+    moved = connection.execute(
+        update(units)
+        .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
+        .values(state=target, vacancies=0, **ended)
+    )
+    return moved.rowcount
 
 
 def set_vacancies(connection: Connection, vacancies: dict[int, int]) -> None:
@@ -148,27 +157,65 @@ def set_vacancies(connection: Connection, vacancies: dict[int, int]) -> None:
 
 def count_failures(connection: Connection, unit_ids: Sequence[int]) -> None:
     """One more lease of each of these came to nothing."""
-    connection.execute(_COUNT_FAILURE, [{"failed": unit_id} for unit_id in unit_ids])
+    if unit_ids:
+        connection.execute(_COUNT_FAILURE, [{"failed": unit_id} for unit_id in unit_ids])
 
 
-def accept(connection: Connection, unit_id: int, lease_id: LeaseId, digest: Digest, size_bytes: int) -> None:
-    """Which replica became the unit's result."""
-    connection.execute(
-        update(units)
-        .where(units.c.unit_id == unit_id)
-        .values(accepted_lease_id=lease_id, output_digest=digest, output_bytes=size_bytes)
-    )
+def set_results(connection: Connection, results: Sequence[Lease]) -> None:
+    """Which replica became the result of its unit."""
+    rows = [
+        {
+            "settled": lease.unit_id,
+            "chosen": lease.lease_id,
+            "digest": lease.outputs[0].digest,
+            "size_bytes": lease.outputs[0].size_bytes,
+        }
+        for lease in results
+    ]
+    connection.execute(_SET_RESULT, rows)
 
 
 def ancestors(connection: Connection, unit_id: int) -> list[Unit]:
     """The accepted chain that a unit continues, first chunk first."""
-    chain: list[Unit] = []
-    parent_id = connection.execute(select(units.c.parent_id).where(units.c.unit_id == unit_id)).scalar()
-    while parent_id is not None:
-        row = connection.execute(select(units).where(units.c.unit_id == parent_id)).one()
-        chain.append(_unit(row))
-        parent_id = row.parent_id
-    return chain[::-1]
+    chain = (
+        select(units.c.parent_id.label("unit_id"), literal(1).label("depth"))
+        .where(units.c.unit_id == unit_id, units.c.parent_id.is_not(None))
+        .cte("chain", recursive=True)
+    )
+    chain = chain.union_all(
+        select(units.c.parent_id, chain.c.depth + 1)
+        .join(chain, units.c.unit_id == chain.c.unit_id)
+        .where(units.c.parent_id.is_not(None))
+    )
+    query = select(units).join(chain, units.c.unit_id == chain.c.unit_id).order_by(chain.c.depth.desc())
+    return [_unit(row) for row in connection.execute(query)]
+
+
+def undecided(connection: Connection, limit: int) -> list[int]:
+    """Open units that nobody is working on or could be: their reports still have to be compared."""
+    working = exists().where(leases.c.unit_id == units.c.unit_id, leases.c.state == LeaseState.LEASED)
+    query = (
+        select(units.c.unit_id).where(units.c.state == UnitState.OPEN, units.c.vacancies == 0, ~working).limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def oldest_opening(connection: Connection) -> datetime | None:
+    """Since when the oldest open unit with a vacancy has been waiting."""
+    query = select(func.min(units.c.opened_at)).where(units.c.state == UnitState.OPEN, units.c.vacancies > 0)
+    opened_at: datetime | None = connection.execute(query).scalar()
+    return opened_at
+
+
+def count_by_state(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(units.c.state, func.count()).group_by(units.c.state))
+    return {state: count for state, count in rows}
+
+
+def beginning_with(connection: Connection, prefix: str) -> list[Unit]:
+    """Units whose key starts so, two at the most."""
+    query = select(units).where(units.c.key.startswith(prefix, autoescape=True)).limit(2)
+    return [_unit(row) for row in connection.execute(query)]
 
 
 _TAKE_VACANCY = (
@@ -180,6 +227,15 @@ _SET_VACANCIES = (
     update(units)
     .where(units.c.unit_id == bindparam("wanted"), units.c.state == UnitState.OPEN)
     .values(vacancies=bindparam("count"))
+)
+_SET_RESULT = (
+    update(units)
+    .where(units.c.unit_id == bindparam("settled"))
+    .values(
+        accepted_lease_id=bindparam("chosen"),
+        output_digest=bindparam("digest"),
+        output_bytes=bindparam("size_bytes"),
+    )
 )
 _COUNT_FAILURE = update(units).where(units.c.unit_id == bindparam("failed")).values(failures=units.c.failures + 1)
 

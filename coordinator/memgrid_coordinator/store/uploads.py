@@ -15,21 +15,10 @@ from memgrid_coordinator.records import Lease
 from memgrid_coordinator.store.tables import uploads
 
 
-def order(connection: Connection, lease: Lease, due_at: datetime) -> None:
-    """Want the output of this lease."""
-    output = lease.outputs[0]
-    connection.execute(
-        insert(uploads).values(
-            lease_id=lease.lease_id,
-            host_id=lease.host_id,
-            unit_id=lease.unit_id,
-            name=output.name,
-            digest=output.digest,
-            size_bytes=output.size_bytes,
-            state=UploadState.ORDERED,
-            due_at=due_at,
-        )
-    )
+def order(connection: Connection, wanted: Sequence[tuple[Lease, datetime]]) -> None:
+    """Want the outputs of these leases, each until its time."""
+    if wanted:
+        connection.execute(insert(uploads), [_to_row(lease, due_at) for lease, due_at in wanted])
 
 
 def ordered_from(connection: Connection, host_id: HostId) -> list[UploadOrder]:
@@ -38,9 +27,11 @@ def ordered_from(connection: Connection, host_id: HostId) -> list[UploadOrder]:
     return [_order(row) for row in connection.execute(query)]
 
 
-def tried(connection: Connection, unit_id: int) -> frozenset[LeaseId]:
-    """Leases of the unit whose upload was asked for in vain."""
-    query = select(uploads.c.lease_id).where(uploads.c.unit_id == unit_id, uploads.c.state == UploadState.REFUSED)
+def tried(connection: Connection, unit_ids: Sequence[int]) -> frozenset[LeaseId]:
+    """Leases of these units whose upload was asked for in vain."""
+    query = select(uploads.c.lease_id).where(
+        uploads.c.unit_id.in_(list(unit_ids)), uploads.c.state == UploadState.REFUSED
+    )
     return frozenset(LeaseId(lease_id) for lease_id in connection.execute(query).scalars())
 
 
@@ -66,6 +57,20 @@ def in_state(connection: Connection, state: UploadState, limit: int, due_by: dat
 def upload_path(lease_id: LeaseId) -> str:
     """Where the data plane takes the output of a lease."""
     return f"/v2/grid/outputs/{lease_id}/blobs/uploads/"
+
+
+def _to_row(lease: Lease, due_at: datetime) -> dict[str, Any]:
+    output = lease.outputs[0]
+    return {
+        "lease_id": lease.lease_id,
+        "host_id": lease.host_id,
+        "unit_id": lease.unit_id,
+        "name": output.name,
+        "digest": output.digest,
+        "size_bytes": output.size_bytes,
+        "state": UploadState.ORDERED,
+        "due_at": due_at,
+    }
 
 
 def _order(row: Any) -> UploadOrder:

@@ -1,0 +1,159 @@
+"""The story of anything that has an id, from the event log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from memgrid.errors import AmbiguousIdError, InvalidError, UnknownIdError
+from memgrid_coordinator.records import Campaign, Event, Host, Lease, Unit
+from memgrid_coordinator.store import campaigns, events, hosts, leases, pool, units
+from memgrid_coordinator.store.engine import Store
+
+PREFIX_MIN = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One event in plain words."""
+
+    event: Event
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    kind: str
+    id: str
+    summary: str
+    lines: tuple[Line, ...]
+
+
+class Explaining:
+    """Answers `memgrid explain ID`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def explain(self, name: str) -> Story:
+        """The story of a campaign, unit, lease, host or cube; a unique beginning of its id is enough."""
+        prefix = name.strip().removeprefix("sha256:")
+        if len(prefix) < PREFIX_MIN:
+            raise InvalidError(f"explain {name!r}: expected at least {PREFIX_MIN} characters of an id")
+        return await self._store.read(lambda connection: _explain(connection, prefix))
+
+
+def _explain(connection: Connection, prefix: str) -> Story:
+    found: list[Story] = []
+    found += [
+        _campaign(connection, campaigns.get(connection, one)) for one in campaigns.beginning_with(connection, prefix)
+    ]
+    found += [_unit(connection, unit) for unit in units.beginning_with(connection, prefix)]
+    found += [_lease(connection, lease) for lease in leases.beginning_with(connection, prefix)]
+    found += [_host(connection, hosts.get_host(connection, one)) for one in hosts.beginning_with(connection, prefix)]
+    found += [_cube(connection, digest, title) for digest, title in pool.cubes_beginning_with(connection, prefix)]
+    if not found:
+        raise UnknownIdError(f"nothing here has an id that begins with {prefix[:80]!r}")
+    if len(found) > 1:
+        matches = ", ".join(f"{story.kind} {story.id[:16]}" for story in found)
+        raise AmbiguousIdError(f"{prefix[:80]!r} is the beginning of several ids: {matches}; give more of it")
+    return found[0]
+
+
+def _campaign(connection: Connection, campaign: Campaign) -> Story:
+    done = campaign.units_by_state.get("accepted", 0)
+    total = sum(campaign.units_by_state.values())
+    rejected = sum(campaign.rejections_by_reason.values())
+    summary = (
+        f"Campaign {campaign.name} is {campaign.state}: {done} of {total} units accepted, "
+        f"{rejected} reports rejected, {sum(1 for d in campaign.documents if d.cube)} cubes published."
+    )
+    happened = events.of_campaign(connection, campaign.campaign_id)
+    return Story(kind="campaign", id=campaign.campaign_id, summary=summary, lines=_tell(happened))
+
+
+def _unit(connection: Connection, unit: Unit) -> Story:
+    held = leases.of_units(connection, [unit.unit_id])[unit.unit_id]
+    states = ", ".join(f"{lease.lease_id[:8]} {lease.state}" for lease in held) or "none yet"
+    summary = (
+        f"Unit {unit.key[:12]} ({unit.kind}, {unit.token_count} tokens) is {unit.state}; "
+        f"it needs {unit.min_replicas} agreeing reports. Leases: {states}."
+    )
+    return Story(kind="unit", id=unit.key, summary=summary, lines=_tell(events.of_unit(connection, unit.unit_id)))
+
+
+def _lease(connection: Connection, lease: Lease) -> Story:
+    why = f" ({lease.reason.code}{': ' + lease.reason.text if lease.reason.text else ''})" if lease.reason else ""
+    summary = (
+        f"Lease {lease.lease_id} of unit {lease.unit_key[:12]}, held by host {lease.host_id[:12]}, "
+        f"is {lease.state}{why}; its deadline was {lease.deadline_at:%Y-%m-%d %H:%M:%S} UTC."
+    )
+    happened = [event for event in events.of_unit(connection, lease.unit_id) if event.lease_id == lease.lease_id]
+    return Story(kind="lease", id=lease.lease_id, summary=summary, lines=_tell(happened))
+
+
+def _host(connection: Connection, host: Host | None) -> Story:
+    assert host is not None, "its id was just found"
+    resting = f", resting until {host.suspended_until:%Y-%m-%d %H:%M:%S} UTC" if host.suspended_until else ""
+    summary = (
+        f"Host {host.label} of account {host.account_id[:12]}: {host.flops_per_s / 1e9:.1f} GFLOP/s observed, "
+        f"{host.recent_faults} rejected reports in a row{resting}."
+    )
+    return Story(kind="host", id=host.host_id, summary=summary, lines=_tell(events.of_host(connection, host.host_id)))
+
+
+def _cube(connection: Connection, digest: str, title: str) -> Story:
+    return Story(
+        kind="cube",
+        id=digest,
+        summary=f"Cube {title}.",
+        lines=_tell(events.of_cube(connection, digest)),
+    )
+
+
+def _tell(happened: list[Event]) -> tuple[Line, ...]:
+    return tuple(Line(event=event, text=_in_words(event)) for event in happened)
+
+
+def _in_words(event: Event) -> str:
+    lease = f"lease {event.lease_id[:8]}" if event.lease_id else ""
+    host = f"host {event.host_id[:8]}" if event.host_id else ""
+    words = _WORDS.get(event.name, event.name.replace("_", " ")).format(lease=lease, host=host)
+    if event.detail:
+        words += f" ({event.detail})"
+    if event.reason is not None and event.reason.text:
+        words += f": {event.reason.text}"
+    return words
+
+
+_WORDS = {
+    "campaign_submitted": "the campaign was planned and its units created",
+    "campaign_completed": "every document has its cube; the campaign is complete",
+    "campaign_failed": "the campaign ended without some of its cubes",
+    "campaign_cancelled": "the operator cancelled the campaign",
+    "document_failed": "a document can't become a cube",
+    "unit_opened": "the unit was opened to volunteers",
+    "unit_agreed": "enough reports agree; now one of them has to upload its output",
+    "unit_accepted": "the uploaded output is what was reported; the unit is accepted and credit is written",
+    "unit_reopened": "the agreement fell through; the unit is open again",
+    "unit_failed": "the unit is given up",
+    "unit_cancelled": "the unit was withdrawn",
+    "lease_granted": "{lease} was granted to {host}",
+    "lease_released": "{host} gave {lease} back",
+    "lease_expired": "{lease} of {host} ran out",
+    "lease_cancelled": "{lease} of {host} was withdrawn",
+    "report_received": "{host} reported {lease}",
+    "report_refused": "the report of {host} on {lease} was turned down at the door",
+    "report_agreed": "the report of {host} agrees",
+    "report_rejected": "the report of {host} was rejected",
+    "report_undecided": "the report of {host} counts again, but no longer for a result",
+    "upload_ordered": "{host} was asked to upload its output",
+    "upload_received": "the output of {host} arrived",
+    "upload_refused": "an upload of {host} was turned down",
+    "upload_verified": "the bytes of {host} are what it reported",
+    "upload_failed": "the upload of {host} came to nothing",
+    "host_enrolled": "the host enrolled",
+    "host_suspended": "the host gets no work for a while",
+    "cube_published": "the cube was published",
+}

@@ -1,0 +1,166 @@
+"""The door for reports: what is refused before anything is compared, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from memgrid.digest import Digest
+from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.sketch import parse_sketch
+from memgrid.signing import SignedBody
+from memgrid.units import ComputeDtype, LeaseId, PrefillSpec, Reason, ReasonCode, ReportAck, ReportClaim
+from memgrid_coordinator.lifecycle import LeaseState
+from memgrid_coordinator.policy.deadlines import corrected_speed
+from memgrid_coordinator.records import Event, Host, Lease, Unit
+from memgrid_coordinator.services.catalogue import Catalogue
+from memgrid_coordinator.services.settling import count_faults
+from memgrid_coordinator.store import events, hosts, leases, units
+
+KV_OUTPUT = "kv.safetensors"
+_HEADER_BYTES_MAX = 1 << 20
+_ENDS_THE_LEASE = frozenset(
+    {ReasonCode.WRONG_OUTPUTS, ReasonCode.WRONG_SHAPE, ReasonCode.BAD_SKETCH, ReasonCode.NOT_FINITE}
+)
+"""The host did answer, and the answer is worthless: somebody else gets the unit at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What came of a batch: an answer for each report, and the units to look at again."""
+
+    acks: tuple[ReportAck, ...] = ()
+    changed: tuple[int, ...] = ()
+    lease_s: tuple[float, ...] = ()
+    """How long the reported leases had been out."""
+
+
+def take_reports(
+    connection: Connection,
+    host: Host,
+    signed: SignedBody,
+    claims: Sequence[ReportClaim],
+    sketches: Mapping[Digest, bytes],
+    catalogue: Catalogue,
+    now: datetime,
+) -> Taken:
+    """Write the good reports, end the leases of worthless ones, and say why for each that is turned down."""
+    held = leases.by_id(connection, [claim.lease_id for claim in claims])
+    found = units.by_id(connection, {lease.unit_id for lease in held.values()})
+    acks: list[ReportAck] = []
+    good: list[tuple[ReportClaim, bytes]] = []
+    worthless: list[tuple[Lease, Reason]] = []
+    seen: set[LeaseId] = set()
+    for claim in claims:
+        lease = held.get(claim.lease_id)
+        reason = _turn_down(claim, lease, host)
+        if reason is None and claim.lease_id in seen:
+            reason = Reason(code=ReasonCode.ALREADY_REPORTED, text="twice in one batch")
+        if reason is None and lease is not None:
+            seen.add(claim.lease_id)
+            unit = found[lease.unit_id]
+            try:
+                _check_content(claim, unit, sketches, catalogue.geometry(connection, unit.model))
+                good.append((claim, sketches[claim.sketch_digest]))
+            except RefusedError as refusal:
+                reason = refusal.reason
+                if reason.code in _ENDS_THE_LEASE:
+                    worthless.append((lease, reason))
+        accepted = reason is None or reason.code is ReasonCode.ALREADY_REPORTED
+        acks.append(ReportAck(lease_id=claim.lease_id, accepted=accepted, reason=reason))
+    _write(connection, host, signed, good, worthless, held, found, now)
+    changed = [held[claim.lease_id].unit_id for claim, _ in good] + [lease.unit_id for lease, _ in worthless]
+    return Taken(
+        acks=tuple(acks),
+        changed=tuple(changed),
+        lease_s=tuple((now - held[claim.lease_id].granted_at).total_seconds() for claim, _ in good),
+    )
+
+
+def _turn_down(claim: ReportClaim, lease: Lease | None, host: Host) -> Reason | None:
+    """Why this host can't report this lease now; None when it can."""
+    if lease is None:
+        return Reason(code=ReasonCode.UNKNOWN_LEASE, text=f"there is no lease {claim.lease_id}")
+    if lease.host_id != host.host_id:
+        return Reason(code=ReasonCode.NOT_YOUR_LEASE, text=f"lease {claim.lease_id} belongs to another host")
+    if lease.fence != claim.fence:
+        text = f"lease {claim.lease_id} has fence {lease.fence}, the report says {claim.fence}"
+        return Reason(code=ReasonCode.STALE_FENCE, text=text)
+    if lease.unit_key != claim.unit_key:
+        return Reason(code=ReasonCode.WRONG_UNIT, text=f"lease {claim.lease_id} is of unit {lease.unit_key[:12]}")
+    if lease.state is LeaseState.LEASED:
+        return None
+    if lease.reported_at is not None:
+        if lease.outputs == claim.outputs:
+            return Reason(code=ReasonCode.ALREADY_REPORTED, text="this report is on disk")
+        return Reason(
+            code=ReasonCode.CONFLICTING_REPORT, text=f"lease {claim.lease_id} was reported otherwise before"
+        )
+    if lease.state is LeaseState.EXPIRED:
+        text = f"lease {claim.lease_id} ran out at {lease.deadline_at:%H:%M:%S} UTC"
+        return Reason(code=ReasonCode.LEASE_EXPIRED, text=text)
+    return Reason(code=ReasonCode.LEASE_ENDED, text=f"lease {claim.lease_id} is {lease.state}")
+
+
+def _check_content(claim: ReportClaim, unit: Unit, sketches: Mapping[Digest, bytes], geometry: ModelGeometry) -> None:
+    """Raises RefusedError when the report can't be an answer to its unit, whatever the numbers."""
+    spec = PrefillSpec.from_bytes(unit.spec)
+    largest = geometry.kv_bytes(spec.token_count, spec.store_dtype) + 4 * spec.token_count + _HEADER_BYTES_MAX
+    if [output.name for output in claim.outputs] != [KV_OUTPUT] or claim.outputs[0].size_bytes > largest:
+        raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {KV_OUTPUT} of at most {largest} bytes")
+    dtype = claim.facts.compute_dtype
+    if dtype is ComputeDtype.AUTO or spec.compute_dtype not in (ComputeDtype.AUTO, dtype):
+        raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected compute dtype {spec.compute_dtype}, found {dtype}")
+    sketch = sketches.get(claim.sketch_digest)
+    if sketch is None:
+        raise RefusedError(ReasonCode.BAD_SKETCH, "the sketch named by the report did not come with it")
+    parse_sketch(sketch, geometry.layers, spec.token_count)
+
+
+def _write(
+    connection: Connection,
+    host: Host,
+    signed: SignedBody,
+    good: Sequence[tuple[ReportClaim, bytes]],
+    worthless: Sequence[tuple[Lease, Reason]],
+    held: Mapping[LeaseId, Lease],
+    found: Mapping[int, Unit],
+    now: datetime,
+) -> None:
+    log = []
+    if good:
+        statement_id = leases.add_statement(connection, host.host_id, signed.body, signed.signature, now)
+        leases.report(connection, good, statement_id=statement_id, now=now)
+        speed = host.flops_per_s
+        for claim, _ in good:
+            lease = held[claim.lease_id]
+            speed = corrected_speed(speed, found[lease.unit_id].flops, claim.facts.compute_s)
+            log.append(_event("report_received", lease, now, detail=_work(claim)))
+        hosts.set_speed(connection, host.host_id, speed)
+    for lease, reason in worthless:
+        leases.move(connection, [lease.lease_id], "reject", reason)
+        log.append(_event("report_refused", lease, now, reason=reason))
+    units.count_failures(connection, [lease.unit_id for lease, _ in worthless])
+    count_faults(connection, [(host.host_id, reason.code) for _, reason in worthless], now)
+    events.append(connection, log)
+
+
+def _work(claim: ReportClaim) -> str:
+    facts = claim.facts
+    return f"{facts.tokens} tokens in {facts.compute_s:.2f} s, {facts.compute_dtype} on {facts.numerics_class}"
+
+
+def _event(name: str, lease: Lease, now: datetime, *, reason: Reason | None = None, detail: str = "") -> Event:
+    return Event(
+        at=now,
+        name=name,
+        unit_id=lease.unit_id,
+        lease_id=lease.lease_id,
+        host_id=lease.host_id,
+        reason=reason,
+        detail=detail,
+    )

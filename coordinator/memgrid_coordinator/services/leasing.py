@@ -1,0 +1,385 @@
+"""Sync: take what a host brings, give what it may have, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from memgrid.clock import Clock
+from memgrid.digest import Digest
+from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
+from memgrid.log import get_logger
+from memgrid.signing import REPORTS_TYPE, SignedBody
+from memgrid.units import (
+    BlobRef,
+    Cancellation,
+    HostId,
+    LeaseId,
+    LeaseOffer,
+    Reason,
+    ReasonCode,
+    Release,
+    SyncAnswer,
+    SyncAsk,
+    UploadOrder,
+    VerdictNotice,
+)
+from memgrid.wire import reports_from_body
+from memgrid_coordinator.lifecycle import LeaseState, UnitState
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.policy import dispatch
+from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
+from memgrid_coordinator.policy.life import Changed
+from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
+from memgrid_coordinator.services.bell import Bell
+from memgrid_coordinator.services.catalogue import Catalogue
+from memgrid_coordinator.services.intake import Taken, take_reports
+from memgrid_coordinator.services.judging import Judging
+from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
+from memgrid_coordinator.settings import Settings
+from memgrid_coordinator.store import events, hosts, leases, units, uploads
+from memgrid_coordinator.store.engine import Store
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exchange:
+    """One Sync as it was written, and what to tell others now that it is."""
+
+    answer: SyncAnswer
+    settlement: Settlement
+    taken: Taken
+    released: tuple[Release, ...]
+    granted: int
+
+
+class Leasing:
+    """What volunteers' hosts talk to."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics,
+        catalogue: Catalogue,
+        bell: Bell,
+        judging: Judging,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._catalogue = catalogue
+        self._bell = bell
+        self._judging = judging
+        self._new_id = new_id
+        self._uploads = UploadRule(
+            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
+        )
+        self._deadlines = DeadlineRule(
+            slack=settings.lease_slack, shortest=settings.lease_shortest, longest=settings.lease_longest
+        )
+        self._draining = False
+
+    def drain(self) -> None:
+        """Hand out nothing new, and let nobody wait for it."""
+        self._draining = True
+        self._bell.ring_everybody()
+
+    async def sync(self, caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> SyncAnswer:
+        """One exchange; held open while there is nothing to say, as long as the host asked for at most."""
+        if caller.role is not Role.VOLUNTEER:
+            raise NotAllowedError("only a volunteer's host may sync")
+        ask = _with_reports(caller, ask, signed)
+        exchange = await self._exchange(caller, ask, signed)
+        until_s = self._clock.monotonic_s() + min(ask.wait, self._settings.long_poll_max).total_seconds()
+        again = replace(ask, reports=(), sketches={}, released=())
+        while exchange.answer.is_empty and not self._draining:
+            left_s = until_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                break
+            assert caller.host_id is not None
+            await self._bell.wait(caller.host_id, left_s)
+            exchange = await self._exchange(caller, again, None)
+        return exchange.answer
+
+    async def leave(self, caller: Caller) -> None:
+        """Give back every lease of the host and end its session."""
+        now = self._clock.now()
+
+        def step(connection: Connection) -> Settlement:
+            assert caller.host_id is not None and caller.session_id is not None
+            reason = Reason(code=ReasonCode.LEAVING, text="its host left the grid")
+            held = leases.held_by(connection, caller.host_id)
+            given_back = [Release(lease_id=lease.lease_id, fence=lease.fence, reason=reason) for lease in held]
+            changed = self._release(connection, caller.host_id, given_back, now)
+            hosts.end_session(connection, caller.host_id, caller.session_id)
+            return settle(connection, dict.fromkeys(changed, Changed()), known={}, rule=self._uploads, now=now)
+
+        self._judging.announce(await self._store.write(step))
+
+    async def _exchange(self, caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> _Exchange:
+        now = self._clock.now()
+        exchange = await self._store.write(lambda connection: self._step(connection, caller, ask, signed, now))
+        self._judging.announce(exchange.settlement)
+        self._observe(caller, exchange)
+        return exchange
+
+    def _step(
+        self, connection: Connection, caller: Caller, ask: SyncAsk, signed: SignedBody | None, now: datetime
+    ) -> _Exchange:
+        host = self._host(connection, caller, ask.sequence, now)
+        taken = Taken()
+        if signed is not None:
+            if signed.public_key != host.public_key:
+                raise BadSignatureError(f"the reports are not signed with the key of host {host.host_id}")
+            taken = take_reports(connection, host, signed, ask.reports, ask.sketches, self._catalogue, now)
+        released = self._release(connection, host.host_id, ask.released, now)
+        happened = dict.fromkeys([*taken.changed, *released], Changed())
+        settlement = settle(connection, happened, known={}, rule=self._uploads, now=now)
+        held = {lease.lease_id: lease for lease in leases.held_by(connection, host.host_id)}
+        named = {lease.lease_id for lease in ask.held}
+        lost = [lease for lease_id, lease in held.items() if lease_id not in named]
+        resent = self._offers(connection, host, lost, ahead_s=0.0)
+        granted, idle = self._grant(connection, host, ask.want - len(lost), list(held.values()), now)
+        offers = (*resent, *granted)
+        answer = SyncAnswer(
+            leases=offers,
+            models=tuple(self._catalogue.files(connection, model) for model in sorted({o.model for o in offers})),
+            acks=taken.acks,
+            verdicts=self._verdicts(connection, host.host_id, ask.awaiting),
+            uploads=self._orders(connection, host.host_id),
+            cancelled=self._cancellations(connection, host.host_id, [i for i in named if i not in held]),
+            idle_reason=idle,
+            call_again_in=self._call_again_in(host, idle, now),
+        )
+        return _Exchange(
+            answer=answer, settlement=settlement, taken=taken, released=ask.released, granted=len(granted)
+        )
+
+    def _host(self, connection: Connection, caller: Caller, sequence: int, now: datetime) -> Host:
+        assert caller.host_id is not None and caller.session_id is not None
+        host = hosts.get_host(connection, caller.host_id)
+        if host is None or host.session_id != caller.session_id:
+            raise SessionReplacedError(f"host {caller.host_id} has logged in elsewhere since; log in again")
+        if not hosts.advance(connection, host.host_id, caller.session_id, sequence, now):
+            raise StaleSequenceError(f"sync {sequence} is older than {host.sequence}, the last one seen")
+        return host
+
+    def _release(
+        self, connection: Connection, host_id: HostId, given_back: Sequence[Release], now: datetime
+    ) -> list[int]:
+        """Take leases back; returns the units to look at again. Those that are not the host's are passed over."""
+        held = leases.by_id(connection, [release.lease_id for release in given_back]) if given_back else {}
+        changed = []
+        for release in given_back:
+            lease = held.get(release.lease_id)
+            if lease is None or lease.host_id != host_id or lease.fence != release.fence:
+                continue
+            if leases.move(connection, [lease.lease_id], "release", release.reason):
+                changed.append(lease.unit_id)
+                if release.reason.code in _SPEAKS_AGAINST_THE_UNIT:
+                    units.count_failures(connection, [lease.unit_id])
+                events.append(connection, [_event("lease_released", lease, now, release.reason)])
+        return changed
+
+    def _grant(
+        self, connection: Connection, host: Host, want: int, held: list[Lease], now: datetime
+    ) -> tuple[list[LeaseOffer], Reason | None]:
+        allowed, reason = dispatch.allowance(
+            host,
+            want=max(0, want),
+            held=len(held),
+            held_max=self._settings.leases_held_max,
+            draining=self._draining,
+            now=now,
+        )
+        if not allowed:
+            return [], reason
+        chosen = units.lease_candidates(connection, host.account_id, allowed)
+        if len(chosen) < allowed and reason is None:
+            reason = dispatch.idle_reason(open_units=bool(chosen) or units.has_vacancies(connection))
+        if not chosen:
+            return [], reason
+        ahead = units.by_id(connection, {lease.unit_id for lease in held})
+        ahead_s = sum(estimate_s(unit.flops, host.flops_per_s) for unit in ahead.values())
+        granted = []
+        for unit in chosen:
+            own_s = estimate_s(unit.flops, host.flops_per_s)
+            granted.append(
+                _new_lease(unit, host, self._new_id(), now, deadline(now, ahead_s, own_s, self._deadlines))
+            )
+            ahead_s += own_s
+        leases.grant(connection, granted)
+        units.take_vacancies(connection, [unit.unit_id for unit in chosen])
+        events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
+        return self._offers(connection, host, granted, ahead_s), reason
+
+    def _offers(self, connection: Connection, host: Host, given: Sequence[Lease], ahead_s: float) -> list[LeaseOffer]:
+        if not given:
+            return []
+        found = units.by_id(connection, {lease.unit_id for lease in given})
+        return [
+            LeaseOffer(
+                lease_id=lease.lease_id,
+                fence=lease.fence,
+                unit_key=lease.unit_key,
+                spec=found[lease.unit_id].spec,
+                model=found[lease.unit_id].model,
+                inputs=_inputs(connection, found[lease.unit_id]),
+                deadline_at=lease.deadline_at,
+                estimate_s=estimate_s(found[lease.unit_id].flops, host.flops_per_s),
+            )
+            for lease in given
+        ]
+
+    def _verdicts(
+        self, connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
+    ) -> tuple[VerdictNotice, ...]:
+        if not awaiting:
+            return ()
+        settled = {one.lease_id: one for one in leases.settled(connection, host_id, awaiting)}
+        notices = [_verdict(lease_id, settled.get(lease_id)) for lease_id in awaiting]
+        return tuple(notice for notice in notices if notice is not None)
+
+    def _orders(self, connection: Connection, host_id: HostId) -> tuple[UploadOrder, ...]:
+        return tuple(uploads.ordered_from(connection, host_id))
+
+    def _cancellations(
+        self, connection: Connection, host_id: HostId, gone: Sequence[LeaseId]
+    ) -> tuple[Cancellation, ...]:
+        """Why leases that a host believes to hold are not its any more."""
+        found = leases.by_id(connection, gone) if gone else {}
+        return tuple(_cancellation(lease_id, found.get(lease_id), host_id) for lease_id in gone)
+
+    def _call_again_in(self, host: Host, idle: Reason | None, now: datetime) -> timedelta:
+        if idle is None:
+            return timedelta(0)
+        if idle.code is ReasonCode.HOST_SUSPENDED and host.suspended_until is not None:
+            return min(host.suspended_until - now, 12 * self._settings.call_again_idle)
+        return self._settings.call_again_idle
+
+    def _observe(self, caller: Caller, exchange: _Exchange) -> None:
+        """Count what is on disk now."""
+        self._metrics.leases_granted.labels("prefill").inc(exchange.granted)
+        for seconds in exchange.taken.lease_s:
+            self._metrics.unit_stage_s.labels("lease").observe(seconds)
+        for ack in exchange.taken.acks:
+            answer = "accepted" if ack.reason is None else ack.reason.code.value
+            self._metrics.reports.labels(answer).inc()
+            if ack.reason is not None:
+                self._metrics.refusals.labels("report", ack.reason.code.value).inc()
+                log.warning(
+                    "report turned down",
+                    host_id=caller.host_id,
+                    lease_id=ack.lease_id,
+                    reason=ack.reason.code.value,
+                    text=ack.reason.text,
+                )
+        for release in exchange.released:
+            self._metrics.releases.labels(release.reason.code.value).inc()
+
+
+_SPEAKS_AGAINST_THE_UNIT = frozenset({ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY, ReasonCode.INPUT_UNAVAILABLE})
+
+
+def _with_reports(caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> SyncAsk:
+    """The ask with its reports, once their signature held and they belong to this very call."""
+    if signed is None:
+        return ask
+    signed.verify(REPORTS_TYPE)
+    batch = reports_from_body(signed.body)
+    if (batch.host_id, batch.session_id, batch.sequence) != (caller.host_id, caller.session_id, ask.sequence):
+        raise BadSignatureError("the reports were signed for another host, another log-in or another sync")
+    return replace(ask, reports=batch.reports)
+
+
+def _new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at: datetime) -> Lease:
+    return Lease(
+        lease_id=LeaseId(lease_id),
+        unit_id=unit.unit_id,
+        unit_key=unit.key,
+        host_id=host.host_id,
+        account_id=host.account_id,
+        fence=unit.fence + 1,
+        state=LeaseState.LEASED,
+        granted_at=now,
+        deadline_at=deadline_at,
+        reported_at=None,
+        outputs=(),
+        sketch=b"",
+        facts=None,
+        reason=None,
+    )
+
+
+def _inputs(connection: Connection, unit: Unit) -> tuple[BlobRef, ...]:
+    """The files a unit reads: its tokens, and the accepted caches it continues."""
+    tokens = BlobRef(
+        name="tokens.bin",
+        digest=unit.tokens_digest,
+        size_bytes=4 * unit.token_count,
+        path=input_path(unit.tokens_digest),
+    )
+    if unit.parent_id is None:
+        return (tokens,)
+    past = []
+    for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
+        assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
+        past.append(
+            BlobRef(
+                name=f"past/{index:04d}.safetensors",
+                digest=ancestor.output_digest,
+                size_bytes=ancestor.output_bytes,
+                path=input_path(ancestor.output_digest),
+            )
+        )
+    return (tokens, *past)
+
+
+def input_path(digest: Digest) -> str:
+    """Where the data plane serves the inputs of units."""
+    return f"/v2/grid/inputs/blobs/{digest}"
+
+
+def _verdict(lease_id: LeaseId, settled: leases.Settled | None) -> VerdictNotice | None:
+    """What a host is told of a report it awaits; None while it is undecided."""
+    if settled is None:
+        gone = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
+        return VerdictNotice(lease_id=lease_id, verdict="cancelled", reason=gone, credit_flops=0)
+    if settled.state is LeaseState.AGREED and settled.unit_state is UnitState.ACCEPTED:
+        agrees = Reason(code=ReasonCode.AGREES)
+        return VerdictNotice(lease_id=lease_id, verdict="accepted", reason=agrees, credit_flops=settled.flops)
+    if settled.state in (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED):
+        return None
+    verdict = "rejected" if settled.state is LeaseState.REJECTED else "cancelled"
+    reason = settled.reason or Reason(code=ReasonCode.LEASE_ENDED)
+    return VerdictNotice(lease_id=lease_id, verdict=verdict, reason=reason, credit_flops=0)
+
+
+def _cancellation(lease_id: LeaseId, lease: Lease | None, host_id: HostId) -> Cancellation:
+    if lease is None or lease.host_id != host_id:
+        reason = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
+    elif lease.state is LeaseState.EXPIRED:
+        reason = Reason(code=ReasonCode.LEASE_EXPIRED, text=f"it ran out at {lease.deadline_at:%H:%M:%S} UTC")
+    else:
+        reason = lease.reason or Reason(code=ReasonCode.LEASE_ENDED, text=f"it is {lease.state}")
+    return Cancellation(lease_id=lease_id, reason=reason)
+
+
+def _event(name: str, lease: Lease, now: datetime, reason: Reason | None = None) -> Event:
+    return Event(
+        at=now,
+        name=name,
+        unit_id=lease.unit_id,
+        lease_id=lease.lease_id,
+        host_id=lease.host_id,
+        reason=reason,
+    )

@@ -1,0 +1,243 @@
+"""Carry out what `policy.life` decides: many units in one step, the same moves in one statement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from memgrid.units import HostId, LeaseId, Reason, ReasonCode
+from memgrid_coordinator.lifecycle import LeaseState, UnitState
+from memgrid_coordinator.policy import life, trust
+from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed, UploadVerified
+from memgrid_coordinator.policy.quorum import Difference, Pair
+from memgrid_coordinator.records import Event, Lease, Unit
+from memgrid_coordinator.store import credits, events, hosts, leases, units, uploads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRule:
+    """How long a host has to upload what is ordered from it."""
+
+    shortest: timedelta
+    slowest_bytes_per_s: int
+
+    def due_at(self, size_bytes: int, now: datetime) -> datetime:
+        return now + max(self.shortest, timedelta(seconds=size_bytes / self.slowest_bytes_per_s))
+
+
+@dataclass(slots=True, kw_only=True)
+class Settlement:
+    """What a step did, for those who have to be told once it is on disk."""
+
+    verdicts: list[LeaseMove] = field(default_factory=list)
+    news_for: set[HostId] = field(default_factory=set)
+    work_opened: bool = False
+    compare: dict[int, tuple[Pair, ...]] = field(default_factory=dict)
+    ordered: list[Lease] = field(default_factory=list)
+    accepted: list[Unit] = field(default_factory=list)
+    ended: list[Unit] = field(default_factory=list)
+    credited_flops: int = 0
+
+    def merge(self, other: Settlement) -> None:
+        self.verdicts += other.verdicts
+        self.news_for |= other.news_for
+        self.work_opened |= other.work_opened
+        self.compare |= other.compare
+        self.ordered += other.ordered
+        self.accepted += other.accepted
+        self.ended += other.ended
+        self.credited_flops += other.credited_flops
+
+
+def settle(
+    connection: Connection,
+    happened: Mapping[int, UnitEvent],
+    *,
+    known: Mapping[Pair, Difference],
+    rule: UploadRule,
+    now: datetime,
+) -> Settlement:
+    """Look at these units again, each for what happened to it, and do what follows."""
+    if not happened:
+        return Settlement()
+    found = units.by_id(connection, happened)
+    of_unit = leases.of_units(connection, happened)
+    failed_uploads = [unit_id for unit_id, event in happened.items() if isinstance(event, UploadFailed)]
+    tried = uploads.tried(connection, failed_uploads) if failed_uploads else frozenset()
+    outcomes = {
+        unit_id: life.step(found[unit_id], of_unit[unit_id], event, known, tried=tried)
+        for unit_id, event in happened.items()
+    }
+    carrying = _Carrying(connection, found, of_unit, rule=rule, now=now)
+    carrying.carry_out(happened, outcomes)
+    reopened = [unit_id for unit_id, outcome in outcomes.items() if "reopen" in outcome.unit_moves]
+    # A unit that went back to collecting may have reports enough already.
+    again = settle(connection, dict.fromkeys(reopened, life.Changed()), known=known, rule=rule, now=now)
+    carrying.done.merge(again)
+    return carrying.done
+
+
+class _Carrying:
+    """One application of many outcomes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        found: Mapping[int, Unit],
+        of_unit: Mapping[int, list[Lease]],
+        *,
+        rule: UploadRule,
+        now: datetime,
+    ) -> None:
+        self.connection = connection
+        self.units = found
+        self.leases = {lease.lease_id: lease for group in of_unit.values() for lease in group}
+        self.of_unit = of_unit
+        self.rule = rule
+        self.now = now
+        self.done = Settlement()
+        self.log: list[Event] = []
+
+    def carry_out(self, happened: Mapping[int, UnitEvent], outcomes: Mapping[int, Outcome]) -> None:
+        self._move_leases(outcomes)
+        self._move_units(outcomes)
+        self._accept({unit_id: happened[unit_id] for unit_id, one in outcomes.items() if "accept" in one.unit_moves})
+        self._pay_latecomers(outcomes)
+        self._order(outcomes)
+        self._set_vacancies(outcomes)
+        self.done.compare = {unit_id: one.compare for unit_id, one in outcomes.items() if one.compare}
+        events.append(self.connection, self.log)
+
+    def _move_leases(self, outcomes: Mapping[int, Outcome]) -> None:
+        alike: dict[tuple[str, Reason], list[LeaseId]] = defaultdict(list)
+        for outcome in outcomes.values():
+            for move in outcome.lease_moves:
+                alike[move.move, move.reason].append(move.lease_id)
+                self._note_lease(move)
+        for (verb, reason), lease_ids in alike.items():
+            moved = leases.move(self.connection, lease_ids, verb, reason)
+            assert moved == len(lease_ids), f"{verb} moved {moved} of {len(lease_ids)} leases that this step had read"
+        rejected = [move for outcome in outcomes.values() for move in outcome.lease_moves if move.move == "reject"]
+        units.count_failures(self.connection, [self.leases[move.lease_id].unit_id for move in rejected])
+        count_faults(self.connection, [(self.leases[m.lease_id].host_id, m.reason.code) for m in rejected], self.now)
+        agreeing = {
+            self.leases[lease_id].host_id for (verb, _), ids in alike.items() if verb == "agree" for lease_id in ids
+        }
+        if agreeing:
+            hosts.forgive(self.connection, sorted(agreeing))
+
+    def _note_lease(self, move: LeaseMove) -> None:
+        lease = self.leases[move.lease_id]
+        if move.move != "unagree":
+            self.done.verdicts.append(move)
+            self.done.news_for.add(lease.host_id)
+        self.log.append(
+            Event(
+                at=self.now,
+                name=_LEASE_EVENTS[move.move],
+                unit_id=lease.unit_id,
+                lease_id=lease.lease_id,
+                host_id=lease.host_id,
+                reason=move.reason,
+            )
+        )
+
+    def _move_units(self, outcomes: Mapping[int, Outcome]) -> None:
+        alike: dict[str, list[int]] = defaultdict(list)
+        for unit_id, outcome in outcomes.items():
+            for verb in outcome.unit_moves:
+                alike[verb].append(unit_id)
+                self.log.append(Event(at=self.now, name=_UNIT_EVENTS[verb], unit_id=unit_id, reason=outcome.reason))
+        for verb, unit_ids in alike.items():
+            moved = units.move(self.connection, unit_ids, verb, self.now)
+            assert moved == len(unit_ids), f"{verb} moved {moved} of {len(unit_ids)} units that this step had read"
+            if verb in ("fail", "cancel"):
+                self.done.ended += [self.units[unit_id] for unit_id in unit_ids]
+
+    def _accept(self, happened: Mapping[int, UnitEvent]) -> None:
+        """The unit has its result: pay those who agreed, and let its children begin."""
+        if not happened:
+            return
+        results = [self.leases[event.lease_id] for event in happened.values() if isinstance(event, UploadVerified)]
+        units.set_results(self.connection, results)
+        for unit_id in happened:
+            unit = self.units[unit_id]
+            self._pay(unit, [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED])
+            self.done.accepted.append(unit)
+        children = units.children(self.connection, list(happened))
+        if children and units.open_units(self.connection, units.openable(self.connection, children), self.now):
+            self.done.work_opened = True
+            self.log += [Event(at=self.now, name="unit_opened", unit_id=unit_id) for unit_id in children]
+
+    def _pay_latecomers(self, outcomes: Mapping[int, Outcome]) -> None:
+        for unit_id, outcome in outcomes.items():
+            unit = self.units[unit_id]
+            if unit.state is UnitState.ACCEPTED:
+                self._pay(unit, [self.leases[move.lease_id] for move in outcome.lease_moves if move.move == "agree"])
+
+    def _pay(self, unit: Unit, earned: list[Lease]) -> None:
+        credits.grant(self.connection, earned, unit.flops, self.now)
+        self.done.credited_flops += unit.flops * len(earned)
+        self.done.news_for |= {lease.host_id for lease in earned}
+
+    def _order(self, outcomes: Mapping[int, Outcome]) -> None:
+        wanted = [self.leases[one.order_from] for one in outcomes.values() if one.order_from is not None]
+        orders = [(lease, self.rule.due_at(lease.outputs[0].size_bytes, self.now)) for lease in wanted]
+        uploads.order(self.connection, orders)
+        self.done.ordered += wanted
+        for lease in wanted:
+            self.done.news_for.add(lease.host_id)
+            self.log.append(
+                Event(
+                    at=self.now,
+                    name="upload_ordered",
+                    unit_id=lease.unit_id,
+                    lease_id=lease.lease_id,
+                    host_id=lease.host_id,
+                    detail=f"{lease.outputs[0].size_bytes} bytes",
+                )
+            )
+
+    def _set_vacancies(self, outcomes: Mapping[int, Outcome]) -> None:
+        vacancies = {
+            unit_id: outcome.vacancies
+            for unit_id, outcome in outcomes.items()
+            if (self.units[unit_id].state is UnitState.OPEN and not outcome.unit_moves)
+            or "reopen" in outcome.unit_moves
+        }
+        units.set_vacancies(self.connection, vacancies)
+        self.done.work_opened |= any(vacancies.values())
+
+
+def count_faults(connection: Connection, charged: list[tuple[HostId, ReasonCode]], now: datetime) -> None:
+    """Remember what speaks against a host; after a few in a row it rests."""
+    for host_id, code in charged:
+        if code not in trust.FAULTS:
+            continue
+        host = hosts.get_host(connection, host_id)
+        assert host is not None, f"lease of an unknown host {host_id}"
+        faults = host.recent_faults + 1
+        until = trust.suspended_until(faults, now)
+        hosts.set_faults(connection, host_id, faults, until)
+        if until is not None:
+            detail = f"{faults} rejected reports in a row; no work until {until:%Y-%m-%d %H:%M:%S} UTC"
+            events.append(connection, [Event(at=now, name="host_suspended", host_id=host_id, detail=detail)])
+
+
+_LEASE_EVENTS = {
+    "agree": "report_agreed",
+    "reject": "report_rejected",
+    "unagree": "report_undecided",
+    "cancel": "lease_cancelled",
+}
+_UNIT_EVENTS = {
+    "agree": "unit_agreed",
+    "accept": "unit_accepted",
+    "reopen": "unit_reopened",
+    "fail": "unit_failed",
+    "cancel": "unit_cancelled",
+}
