@@ -10,22 +10,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from memgrid.clock import Clock
 from memgrid.digest import Digest
-from memgrid.errors import (
-    DigestMismatchError,
-    InvalidError,
-    MemgridError,
-    NotAllowedError,
-    TooLargeError,
-    UnavailableError,
-    UnknownIdError,
-)
-from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
-from memgrid_coordinator.policy.repositories import RepositoryKind, check_push, kind_of, lease_of
-from memgrid_coordinator.records import Caller, Role
+from memgrid.errors import InvalidError, UnavailableError, UnknownIdError
+from memgrid.units import Reason, ReasonCode
+from memgrid_coordinator.policy.repositories import RepositoryKind, check_push, kind_of
+from memgrid_coordinator.records import Caller
+from memgrid_coordinator.services.admission import Admission
 from memgrid_coordinator.services.publishing import StoredBlob
 from memgrid_coordinator.store import pool
 from memgrid_coordinator.store.blobs import BlobStore
@@ -35,25 +28,6 @@ from memgrid_coordinator.store.partials import PartialFile, PartialStore, Upload
 _WRITE_BYTES = 1 << 20
 """How much of an upload is held in memory before it is written."""
 _FINISHED_MAX = 1024
-
-
-class UploadJudge(Protocol):
-    """Knows which outputs are wanted from whom; the judging service."""
-
-    async def wanted_uploads(self, host_id: HostId, lease_id: LeaseId) -> tuple[UploadOrder, ...]: ...
-
-    async def receive_upload(self, *, host_id: HostId, lease_id: LeaseId, digest: Digest) -> None: ...
-
-    async def refuse_upload(self, *, host_id: HostId, lease_id: LeaseId, reason: Reason) -> None: ...
-
-
-class RefusedUpload(Exception):  # noqa: N818 - what happened; `error` is the error
-    """A volunteer's upload that was turned down, and counted."""
-
-    def __init__(self, reason: Reason, error: MemgridError) -> None:
-        super().__init__(str(error))
-        self.reason = reason
-        self.error = error
 
 
 class OutOfOrderError(InvalidError):
@@ -98,7 +72,7 @@ class Uploads:
         store: Store,
         blobs: BlobStore,
         partials: PartialStore,
-        judge: UploadJudge,
+        admission: Admission,
         clock: Clock,
         rng: random.Random,
         limits: UploadLimits,
@@ -106,7 +80,7 @@ class Uploads:
         self._store = store
         self._blobs = blobs
         self._partials = partials
-        self._judge = judge
+        self._admission = admission
         self._clock = clock
         self._rng = rng  # ids are no secrets: every call checks the owner
         self._limits = limits
@@ -123,7 +97,7 @@ class Uploads:
         check_push(caller, repository)
         limit_bytes = self._limits.blob_bytes_max
         if kind_of(repository) is RepositoryKind.OUTPUTS:
-            orders = await self._orders(caller, repository, digest)
+            orders = await self._admission.orders(caller, repository, digest)
             limit_bytes = max(order.size_bytes for order in orders)
             digest = orders[0].digest if len(orders) == 1 else digest
         if digest is not None and self._blobs.has(digest):
@@ -150,7 +124,7 @@ class Uploads:
     async def admit(
         self, caller: Caller, repository: str, upload_id: str, offset: int | None, length: int | None
     ) -> None:
-        """Raise before a byte is read if these bytes can't be taken: RefusedUpload, TooLargeError, OutOfOrderError."""
+        """Called before a byte is read; raises RefusedUpload, TooLargeError, OutOfOrderError, UnavailableError."""
         found = self._find(caller, repository, upload_id)
         size_bytes = found.file.size_bytes
         if offset is not None and offset != size_bytes:
@@ -191,7 +165,7 @@ class Uploads:
             return done[1]
         found = self._find(caller, repository, upload_id)
         if kind_of(repository) is RepositoryKind.OUTPUTS:
-            order = (await self._orders(caller, repository, digest))[0]
+            order = (await self._admission.orders(caller, repository, digest))[0]
             if found.file.size_bytes < order.size_bytes:
                 text = f"{order.name} has {order.size_bytes} bytes, {found.file.size_bytes} came"
                 await self._refuse(caller, found, Reason(code=ReasonCode.UPLOAD_TRUNCATED, text=text))
@@ -201,10 +175,10 @@ class Uploads:
             await self._refuse(caller, found, Reason(code=ReasonCode.DIGEST_MISMATCH, text=text))
         await asyncio.to_thread(self._blobs.adopt, found.file.path, digest)
         blob = await self._register(caller, repository, digest)
-        await self._forget(found)
         self._finished[upload_id] = (found.upload, blob)
         if len(self._finished) > _FINISHED_MAX:
             self._finished.popitem(last=False)
+        await self._forget(found)
         return blob
 
     async def cancel(self, caller: Caller, repository: str, upload_id: str) -> None:
@@ -219,22 +193,10 @@ class Uploads:
             await self._forget(found)
         return len(abandoned)
 
-    async def _orders(self, caller: Caller, repository: str, digest: Digest | None) -> tuple[UploadOrder, ...]:
-        """What is wanted from this host under this name: that digest alone, if one is given. Never empty."""
-        assert caller.host_id is not None
-        orders = await self._judge.wanted_uploads(caller.host_id, lease_of(repository))
-        if digest is not None:
-            orders = tuple(order for order in orders if order.digest == digest)
-        if not orders:
-            text = f"no upload of {digest or 'anything'} was ordered to {repository}"
-            await self._refuse(caller, repository, Reason(code=ReasonCode.NOT_ORDERED, text=text))
-        return orders
-
     async def _register(self, caller: Caller, repository: str, digest: Digest) -> StoredBlob:
         """Let what is in the content store count where it was sent to."""
         if kind_of(repository) is RepositoryKind.OUTPUTS:
-            assert caller.host_id is not None
-            await self._judge.receive_upload(host_id=caller.host_id, lease_id=lease_of(repository), digest=digest)
+            await self._admission.receive(caller, repository, digest)
         else:
             await self._store.write(partial(pool.link_blobs, repository=repository, digests=[digest]))
         size_bytes = await asyncio.to_thread(self._blobs.size_of, digest)
@@ -257,17 +219,9 @@ class Uploads:
         text = f"an upload to {found.upload.repository} may have {found.upload.limit_bytes} bytes at most"
         await self._refuse(caller, found, Reason(code=ReasonCode.UPLOAD_TOO_LARGE, text=text))
 
-    async def _refuse(self, caller: Caller, what: _Open | str, reason: Reason) -> NoReturn:
-        """Turn an upload down for good; of a volunteer it is counted."""
-        repository = what if isinstance(what, str) else what.upload.repository
-        if not isinstance(what, str):
-            await self._forget(what)
-        error = _ERRORS[reason.code](reason.text)
-        if caller.role is not Role.VOLUNTEER:
-            raise error
-        assert caller.host_id is not None
-        await self._judge.refuse_upload(host_id=caller.host_id, lease_id=lease_of(repository), reason=reason)
-        raise RefusedUpload(reason, error)
+    async def _refuse(self, caller: Caller, found: _Open, reason: Reason) -> NoReturn:
+        await self._forget(found)
+        await self._admission.refuse(caller, found.upload.repository, reason)
 
     async def _make_place(self, owner: str, repository: str) -> None:
         """An output that is begun anew replaces what was begun before; nobody keeps many uploads open."""
@@ -293,14 +247,6 @@ class Uploads:
     async def _forget(self, found: _Open) -> None:
         self._open.pop(found.upload.upload_id, None)
         await asyncio.to_thread(self._partials.remove, found.upload.upload_id)
-
-
-_ERRORS: dict[ReasonCode, type[MemgridError]] = {
-    ReasonCode.NOT_ORDERED: NotAllowedError,
-    ReasonCode.UPLOAD_TOO_LARGE: TooLargeError,
-    ReasonCode.UPLOAD_TRUNCATED: InvalidError,
-    ReasonCode.DIGEST_MISMATCH: DigestMismatchError,
-}
 
 
 def _owner(caller: Caller) -> str:

@@ -66,7 +66,7 @@ class BlobStore:
         """Move a finished file into place; `path` is gone afterwards. The caller has checked the digest."""
         target = self.path_of(digest)
         if target.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)  # two that finish the same upload at once both come here
             return target
         _sync(path)
         # Shared by hard link with other folders: nobody may write through one of its names.

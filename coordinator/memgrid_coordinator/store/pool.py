@@ -131,8 +131,11 @@ def has_repository(connection: Connection, repository: str) -> bool:
 def set_cube(
     connection: Connection, repository: str, tag: str, manifest_digest: Digest, facts: CubeFacts, now: datetime
 ) -> None:
-    """Let search know a version of a cube; the same version again replaces what it knew."""
+    """Let search know a version of a cube; other content under that version replaces what it knew."""
     here = and_(pool_cubes.c.repository == repository, pool_cubes.c.tag == tag)
+    known = connection.execute(select(pool_cubes.c.manifest_digest).where(here)).scalar()
+    if known == manifest_digest:
+        return
     connection.execute(delete(pool_cubes).where(here))
     looked_in = [repository, facts.title, facts.base, *facts.source_names]
     connection.execute(
