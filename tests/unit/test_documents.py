@@ -111,7 +111,7 @@ BAD: list[tuple[str, bytes, dict[str, str], str]] = [
     ("j.jsonl", b'{"text": "' + b"x" * 2400 + b'"}', {}, "row 1: expected at most 2,400 bytes a row"),
     ("k.jsonl", lines({"text": "x"}), BY_ID, "row 1: expected a column 'id', found 'text'; set id_column"),
     ("l.jsonl", lines({"text": "x", "id": True}), BY_ID, "row 1: expected a name or a number in 'id'"),
-    ("m.jsonl", lines(*[{"text": "x", "id": "same"}] * 2), BY_ID, "row 2: expected a unique 'id', found 'same' again"),
+    ("m.jsonl", lines(*[{"text": "x", "id": "same"}] * 2), BY_ID, "row 2: expected a unique 'id', found 'same'"),
     ("n.jsonl", lines(*[{"text": "x"}] * 5), {}, "row 5: expected at most 4 documents"),
     ("o.jsonl", lines(*[{"text": "x" * 90}] * 3), {}, "row 3: expected at most 200 characters in all documents"),
     ("p.parquet", b"PAR1 not really", {}, "expected a Parquet file, found: "),

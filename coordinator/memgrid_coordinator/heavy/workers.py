@@ -1,0 +1,61 @@
+"""What happens inside a process of the inline engine: it obeys its limit and never outlives its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from memgrid.errors import UnavailableError
+
+_NICENESS = 5
+"""Checks give way to the process that answers volunteers."""
+_GRACE_S = 30.0
+
+T = TypeVar("T")
+
+
+def begin() -> None:
+    """Set a fresh process up. Ctrl-C reaches the whole terminal; only the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
+
+
+def call(limit_s: float, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """Call a function; raises UnavailableError when it takes longer than its limit."""
+    with _limited(limit_s, getattr(function, "__name__", "function")):
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def _limited(limit_s: float, name: str) -> Iterator[None]:
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def on_alarm(_number: int, _frame: object) -> None:
+        # Compiled code may not come back to notice the error: the second alarm ends the process.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
+        raise UnavailableError(f"{name}: took longer than {limit_s:g} s")
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_with_parent() -> None:
+    # A killed coordinator closes no queue: its children hold both ends and would wait for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,191 @@
+"""Heavy functions run in other processes, come back with their own errors, and leave no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from memgrid.digest import digest_of, digest_of_file
+from memgrid.errors import DigestMismatchError, DrainingError, InvalidError, UnavailableError
+from memgrid.kinds.refusal import RefusedError
+from memgrid.units import ReasonCode
+from memgrid_coordinator.heavy.ray_engine import RayEngine
+from memgrid_coordinator.heavy.runner import Engine, InlineEngine
+from tests.integration import heavy_functions
+
+DRAIN = timedelta(seconds=20)
+NO_DRAIN = timedelta(0)
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def ray_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
+    """A real Ray with one CPU; it writes into its home directory, so it gets one of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        engine = RayEngine.start("local", cpus=1)
+        yield engine
+        asyncio.run(engine.close(DRAIN))
+
+
+@pytest.fixture(scope="module")
+def inline_engine() -> Iterator[InlineEngine]:
+    engine = InlineEngine(processes=1)
+    yield engine
+    asyncio.run(engine.close(DRAIN))
+
+
+@pytest.fixture(params=["inline", "ray"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return found
+
+
+async def test_a_function_runs_in_another_process(engine: Engine) -> None:
+    assert await engine.run(heavy_functions.pid) != os.getpid()
+    assert await engine.run(heavy_functions.add, 1, other=2) == 3
+
+
+async def test_files_are_passed_by_path(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(b"content")
+    assert await engine.run(digest_of_file, path) == digest_of(b"content")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (heavy_functions.raise_mismatch, DigestMismatchError),
+        (heavy_functions.raise_refusal, RefusedError),
+        (heavy_functions.raise_bug, ZeroDivisionError),
+    ],
+)
+async def test_an_error_comes_back_as_it_was_raised(
+    engine: Engine, function: Callable[[], None], expected: type[Exception]
+) -> None:
+    with pytest.raises(expected) as caught:
+        await engine.run(function)
+    assert type(caught.value) is expected
+    if isinstance(caught.value, RefusedError):
+        assert caught.value.reason.code is ReasonCode.WRONG_SHAPE
+
+
+async def test_a_process_that_dies_once_costs_nothing(engine: Engine, tmp_path: Path) -> None:
+    assert await engine.run(heavy_functions.die_the_first_time, tmp_path / "mark") == "second"
+
+
+async def test_a_function_that_always_dies_is_reported_and_the_engine_goes_on(engine: Engine) -> None:
+    with pytest.raises(UnavailableError, match="die"):
+        await engine.run(heavy_functions.die)
+    assert await engine.run(heavy_functions.add, 1, other=1) == 2
+
+
+async def test_the_inline_engine_ends_what_takes_too_long(tmp_path: Path) -> None:
+    engine = InlineEngine(processes=1, limit=timedelta(seconds=0.3))
+    with pytest.raises(UnavailableError, match=r"mark_and_wait: took longer than 0\.3 s"):
+        await engine.run(heavy_functions.mark_and_wait, tmp_path / "mark", PATIENCE_S)
+    assert await engine.run(heavy_functions.add, 1, other=1) == 2
+    await engine.close(DRAIN)
+
+
+async def test_close_lets_running_work_finish_and_refuses_queued_and_new(tmp_path: Path) -> None:
+    engine = InlineEngine(processes=1)
+    running = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "running", 0.3))
+    await until(tmp_path.joinpath("running").exists)
+    # The executor hands one call ahead to its process; only the ones behind that still queue.
+    queued = [asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "q", 0.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await engine.close(DRAIN)
+    assert await running == "done"
+    with pytest.raises(DrainingError):
+        await queued[-1]
+    await asyncio.gather(*queued, return_exceptions=True)
+    with pytest.raises(DrainingError):
+        await engine.run(heavy_functions.pid)
+
+
+async def test_close_ends_what_does_not_finish_in_time(tmp_path: Path) -> None:
+    engine = InlineEngine(processes=1)
+    running = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "pid", PATIENCE_S))
+    await until(tmp_path.joinpath("pid").exists)
+    await engine.close(NO_DRAIN)
+    with pytest.raises(DrainingError):
+        await running
+    await until(lambda: not is_running(int((tmp_path / "pid").read_text())))
+
+
+async def test_a_cancelled_caller_is_cancelled_and_the_engine_goes_on(engine: Engine, tmp_path: Path) -> None:
+    call = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "mark", 0.2))
+    await until(tmp_path.joinpath("mark").exists)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await engine.run(heavy_functions.add, 1, other=1) == 2
+
+
+def test_processes_do_not_outlive_a_killed_coordinator(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from memgrid_coordinator.heavy.runner import InlineEngine\n"
+        "from tests.integration.heavy_functions import mark_and_wait\n"
+        "if __name__ == '__main__':\n"
+        f"    asyncio.run(InlineEngine().run(mark_and_wait, Path(sys.argv[1]), {PATIENCE_S}))\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    mark = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py", mark], env=environment) as parent:
+        wait_until(mark.exists)
+        child = int(mark.read_text())
+        assert is_running(child)
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not is_running(child))
+
+
+def test_ray_leaves_the_termination_signal_to_the_coordinator(ray_engine: RayEngine) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("address", ["ray-of-nobody", "http://127.0.0.1/x", "127.0.0.1:port"])
+def test_what_is_no_address_of_a_ray_is_refused(address: str) -> None:
+    with pytest.raises(InvalidError, match="ray: expected auto, local or HOST:PORT, found"):
+        RayEngine.start(address)
+
+
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        port = unheard.getsockname()[1]
+        with pytest.raises(UnavailableError, match=f"ray: 127.0.0.1:{port}: nobody answers"):
+            RayEngine.start(f"127.0.0.1:{port}")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether a process lives; one that ended but was not waited for does not."""
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
