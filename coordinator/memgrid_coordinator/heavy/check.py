@@ -51,7 +51,7 @@ def check_output(
 
 def _difference(one: ReplicaClaim, other: ReplicaClaim, layers: int, spec: PrefillSpec) -> Difference:
     try:
-        allowed = limits(one.compute_dtype, other.compute_dtype, spec.store_dtype)
+        allowed = limits(one.compute_dtype, other.compute_dtype, spec.store_dtype, spec.token_count)
         found = distances(
             parse_sketch(one.sketch, layers, spec.token_count), parse_sketch(other.sketch, layers, spec.token_count)
         )
@@ -62,4 +62,5 @@ def _difference(one: ReplicaClaim, other: ReplicaClaim, layers: int, spec: Prefi
 
 def _share(found: Distances, allowed: Distances) -> float:
     """The largest of the statistics, as a multiple of what is allowed."""
-    return max(getattr(found, field.name) / getattr(allowed, field.name) for field in fields(Distances))
+    names = [field.name for field in fields(Distances)]
+    return max(float(getattr(found, name)) / float(getattr(allowed, name)) for name in names)
