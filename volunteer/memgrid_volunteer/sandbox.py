@@ -1,0 +1,192 @@
+"""One worker child behind walls: started when needed, killed when told, never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+from memgrid.errors import InternalError, InvalidError
+from memgrid.log import get_logger
+from memgrid.units import Reason, ReasonCode
+from memgrid_volunteer.isolation import Folders, Isolation, command_for, probe
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+
+WORKER_MODULE = "memgrid_volunteer.worker"
+START_LIMIT_S = 180.0
+_LAST_LINES = 20
+_LINE_BYTES_MAX = 1 << 20
+# Everything else stays outside: tokens, proxies, agents and sockets are none of a worker's business.
+_PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "PYTORCH_")
+
+log = get_logger(__name__)
+
+
+class Sandbox:
+    """Starts and restarts the worker; `run` gives it one unit after another.
+
+    The isolation is found out once, at the first start, unless it is given. Use from one event loop in the main
+    thread: on Linux a child dies with the thread that made it.
+    """
+
+    def __init__(
+        self,
+        folders: Folders,
+        *,
+        threads: int,
+        module: str = WORKER_MODULE,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._folders = folders
+        self._module = module
+        self._environment = environment(folders.work, threads)
+        self._isolation = isolation
+        self._process: asyncio.subprocess.Process | None = None
+        self._hello: Hello | None = None
+        self._killed: asyncio.subprocess.Process | None = None
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._listener: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running child; None between a death and the next start."""
+        return self._process.pid if self._process is not None else None
+
+    async def isolation(self) -> Isolation:
+        if self._isolation is None:
+            self._isolation = await probe(self._folders, self._environment)
+        return self._isolation
+
+    async def start(self) -> Hello:
+        """Start the worker unless it runs; raises InternalError with its last words when it can't start."""
+        if self._process is not None and self._hello is not None:
+            return self._hello
+        command = command_for(await self.isolation(), self._folders, self._module)
+        self._last_lines.clear()
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            env=self._environment,
+            cwd=self._folders.work,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES_MAX,
+            # A Ctrl-C at the terminal is for the supervisor, who then ends the worker.
+            start_new_session=True,
+        )
+        self._listener = asyncio.create_task(self._listen(self._process))
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                self._hello = Hello.from_line(await self._answer())
+        except (TimeoutError, InvalidError, _WorkerGone):
+            await self.kill()
+            last = self._last_lines[-1] if self._last_lines else "it said nothing"
+            raise InternalError(f"the worker does not start: {last}") from None
+        log.info("worker started", pid=self._process.pid, isolation=str(self._isolation))
+        return self._hello
+
+    async def run(self, job: Job) -> Outcome:
+        """Run one unit to its outcome; a worker that dies over it is an outcome too."""
+        try:
+            await self.start()
+        except InternalError as error:
+            return _failed(ReasonCode.UNIT_FAILED, str(error))
+        process = self._process
+        assert process is not None and process.stdin is not None
+        try:
+            process.stdin.write(job.to_line())
+            await process.stdin.drain()
+            return Outcome.from_line(await self._answer())
+        except InvalidError as error:
+            await self.kill()
+            return _failed(ReasonCode.UNIT_FAILED, str(error))
+        except (_WorkerGone, ConnectionError):
+            return await self._post_mortem(process)
+        except asyncio.CancelledError:
+            # Its answer would otherwise be taken for that of the next unit.
+            await self.kill()
+            raise
+
+    async def kill(self) -> None:
+        """End the worker and everything it started, now; returns when it is gone."""
+        process, self._process, self._hello = self._process, None, None
+        if process is None:
+            return
+        self._killed = process
+        _kill_group(process)
+        await process.wait()
+        if self._listener is not None:
+            await self._listener
+            self._listener = None
+
+    async def _answer(self) -> bytes:
+        process = self._process
+        assert process is not None and process.stdout is not None
+        try:
+            line = await process.stdout.readline()
+        except ValueError:
+            raise InvalidError("worker: an answer of more than a megabyte") from None
+        if not line.endswith(b"\n"):
+            raise _WorkerGone
+        return line
+
+    async def _post_mortem(self, process: asyncio.subprocess.Process) -> Outcome:
+        wanted = self._killed is process
+        await self.kill()
+        if wanted:
+            return _failed(ReasonCode.OWNER_PAUSED, "the worker was stopped")
+        status = process.returncode
+        if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return _failed(ReasonCode.OUT_OF_MEMORY, "the system killed the worker, most likely for memory")
+        last = self._last_lines[-1] if self._last_lines else "it said nothing"
+        return _failed(ReasonCode.UNIT_FAILED, f"the worker died with status {status}: {last}")
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Keep the worker's last words; whatever it prints must not fill its pipe."""
+        assert process.stderr is not None
+        while block := await process.stderr.read(1 << 16):
+            lines = block.decode(errors="replace").splitlines()
+            self._last_lines.extend(line.strip()[:500] for line in lines if line.strip())
+
+
+class _WorkerGone(Exception):  # noqa: N818 - a turn of events, not an error
+    """The pipe from the worker has closed."""
+
+
+def environment(work: Path, threads: int) -> dict[str, str]:
+    """What a worker sees of the environment: nothing that could carry a secret."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+    return passed | {
+        "HOME": str(work),
+        "TMPDIR": str(work),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _kill_group(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _failed(code: ReasonCode, text: str) -> Outcome:
+    return Outcome(failure=Reason(code=code, text=text))
