@@ -244,3 +244,23 @@ class PoolCube:
     licence: str
     produced_flops: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmittedSource:
+    """A file an operator brought, already in the pool."""
+
+    uri: str
+    digest: Digest
+    format: str
+    licence: str
+    text_column: str
+    id_column: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A campaign as it was created, and what others had computed for it before."""
+
+    campaign: Campaign
+    units_reused: int

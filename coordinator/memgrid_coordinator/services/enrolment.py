@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.digest import digest_of
-from memgrid.enrolment import NONCE_BYTES, Challenge, EnrolAsk, Enrolment, LogInAsk, Session
+from memgrid.enrolment import NONCE_BYTES, Challenge, EnrolAsk, Enrolment, Session
 from memgrid.errors import BadChallengeError, BadSignatureError, InviteRequiredError, UnknownHostError
 from memgrid.log import get_logger
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, SignedBody

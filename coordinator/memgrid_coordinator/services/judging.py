@@ -145,7 +145,7 @@ class Judging:
     async def _guarded(self, key: object, work: Awaitable[None]) -> None:
         try:
             await work
-        except Exception:  # noqa: BLE001 - the top of a task: the next sweep tries again
+        except Exception:  # the top of a task: the next sweep tries again
             log.exception("judging failed; the next sweep takes it up again", work=str(key))
 
     async def _compare(self, unit_id: int) -> None:

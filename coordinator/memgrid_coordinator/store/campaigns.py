@@ -88,6 +88,11 @@ def newest(connection: Connection, limit: int) -> list[CampaignId]:
     return [CampaignId(found) for found in connection.execute(query).scalars()]
 
 
+def count_by_state(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(campaigns.c.state, func.count()).group_by(campaigns.c.state))
+    return {state: count for state, count in rows}
+
+
 def running(connection: Connection) -> list[CampaignId]:
     query = select(campaigns.c.campaign_id).where(campaigns.c.state == CampaignState.RUNNING)
     return [CampaignId(found) for found in connection.execute(query).scalars()]

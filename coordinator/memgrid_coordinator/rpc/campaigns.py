@@ -1,0 +1,86 @@
+"""The Campaigns service: unpack, call one service method, pack."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from memgrid.digest import parse_digest
+from memgrid.v1 import campaigns_pb2 as pb
+from memgrid.v1 import campaigns_pb2_grpc as pb_grpc
+from memgrid.wire import duration_to_message, reason_to_message, timestamp_to_message
+from memgrid_coordinator.records import Campaign, Document, SubmittedSource
+from memgrid_coordinator.rpc.interceptor import caller
+from memgrid_coordinator.services.campaigns import Campaigns
+
+
+class CampaignsServicer(pb_grpc.CampaignsServicer):
+    def __init__(self, campaigns: Campaigns) -> None:
+        self._campaigns = campaigns
+
+    async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.Submission:  # noqa: N802
+        sources = tuple(_source(source) for source in request.sources)
+        submission = await self._campaigns.submit(
+            caller(), request_id=request.request_id, campaign=request.campaign, sources=sources
+        )
+        return pb.Submission(campaign=_campaign(submission.campaign), units_reused=submission.units_reused)
+
+    async def Get(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
+        return _campaign(await self._campaigns.get(caller(), request.campaign_id))
+
+    async def List(self, request: pb.ListCampaignsRequest, context: Any) -> pb.ListCampaignsResponse:  # noqa: N802
+        found = await self._campaigns.newest(caller(), request.limit)
+        return pb.ListCampaignsResponse(campaigns=[_campaign(one) for one in found])
+
+    async def Watch(self, request: pb.GetCampaignRequest, context: Any) -> AsyncIterator[pb.Campaign]:  # noqa: N802
+        async for campaign in self._campaigns.watch(caller(), request.campaign_id):
+            yield _campaign(campaign)
+
+    async def Cancel(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
+        return _campaign(await self._campaigns.cancel(caller(), request.campaign_id))
+
+
+def _source(source: pb.Source) -> SubmittedSource:
+    return SubmittedSource(
+        uri=source.uri,
+        digest=parse_digest(source.digest),
+        format=source.format,
+        licence=source.licence,
+        text_column=source.text_column,
+        id_column=source.id_column,
+    )
+
+
+def _campaign(campaign: Campaign) -> pb.Campaign:
+    return pb.Campaign(
+        campaign_id=campaign.campaign_id,
+        name=campaign.name,
+        state=campaign.state,
+        model=campaign.model,
+        created_at=timestamp_to_message(campaign.created_at),
+        ended_at=None if campaign.ended_at is None else timestamp_to_message(campaign.ended_at),
+        units=sum(campaign.units_by_state.values()),
+        units_by_state=campaign.units_by_state,
+        reports_by_verdict=campaign.reports_by_verdict,
+        rejections_by_reason=campaign.rejections_by_reason,
+        tokens=campaign.tokens,
+        tokens_accepted=campaign.tokens_accepted,
+        produced_flops=campaign.produced_flops,
+        spent_flops=campaign.spent_flops,
+        documents=[_document(document) for document in campaign.documents],
+        eta=None if campaign.eta_s is None else duration_to_message(timedelta(seconds=campaign.eta_s)),
+    )
+
+
+def _document(document: Document) -> pb.Document:
+    return pb.Document(
+        name=document.name,
+        state=document.state,
+        tokens=document.tokens,
+        units=document.units,
+        units_accepted=document.units_accepted,
+        cube=document.cube,
+        cube_digest=document.cube_digest or "",
+        reason=None if document.reason is None else reason_to_message(document.reason),
+    )

@@ -1,0 +1,59 @@
+"""One gRPC server with every service, TLS and health checking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from memgrid.channel import SERVER_OPTIONS
+from memgrid.v1 import campaigns_pb2_grpc, grid_pb2_grpc, volunteers_pb2_grpc
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.rpc.campaigns import CampaignsServicer
+from memgrid_coordinator.rpc.grid import GridServicer
+from memgrid_coordinator.rpc.interceptor import CallInterceptor
+from memgrid_coordinator.rpc.volunteers import VolunteersServicer
+from memgrid_coordinator.services.campaigns import Campaigns
+from memgrid_coordinator.services.enrolment import EnrolmentService
+from memgrid_coordinator.services.explaining import Explaining
+from memgrid_coordinator.services.leasing import Leasing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcServices:
+    """What the gRPC side calls."""
+
+    enrolment: EnrolmentService
+    leasing: Leasing
+    campaigns: Campaigns
+    explaining: Explaining
+
+
+class RpcServer:
+    """Serves the control plane on one port."""
+
+    def __init__(self, services: RpcServices, metrics: Metrics) -> None:
+        interceptor = CallInterceptor(services.enrolment.identify, metrics)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        volunteers_pb2_grpc.add_VolunteersServicer_to_server(
+            VolunteersServicer(services.enrolment, services.leasing), self._server
+        )
+        campaigns_pb2_grpc.add_CampaignsServicer_to_server(CampaignsServicer(services.campaigns), self._server)
+        grid_pb2_grpc.add_GridServicer_to_server(GridServicer(services.explaining), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self, address: str, *, key_pem: bytes, chain_pem: bytes) -> int:
+        """Begin to serve; returns the port, which is chosen freely when `address` ends in :0."""
+        credentials = grpc.ssl_server_credentials([(key_pem, chain_pem)])
+        port = self._server.add_secure_port(address, credentials)
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        return int(port)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, let those in hand finish, then close."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

@@ -1,0 +1,38 @@
+"""The Volunteers service: unpack, call one service method, pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memgrid import wire
+from memgrid.v1 import common_pb2 as common
+from memgrid.v1 import volunteers_pb2 as pb
+from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
+from memgrid_coordinator.rpc.interceptor import caller
+from memgrid_coordinator.services.enrolment import EnrolmentService
+from memgrid_coordinator.services.leasing import Leasing
+
+
+class VolunteersServicer(pb_grpc.VolunteersServicer):
+    def __init__(self, enrolment: EnrolmentService, leasing: Leasing) -> None:
+        self._enrolment = enrolment
+        self._leasing = leasing
+
+    async def GetChallenge(self, request: pb.GetChallengeRequest, context: Any) -> pb.Challenge:  # noqa: N802
+        return wire.challenge_to_message(self._enrolment.get_challenge())
+
+    async def Enrol(self, request: common.Signed, context: Any) -> pb.Enrolment:  # noqa: N802
+        signed = wire.signed_from_message(request)
+        return wire.enrolment_to_message(await self._enrolment.enrol(signed))
+
+    async def LogIn(self, request: common.Signed, context: Any) -> pb.Session:  # noqa: N802
+        signed = wire.signed_from_message(request)
+        return wire.session_to_message(await self._enrolment.log_in(signed))
+
+    async def Sync(self, request: pb.SyncRequest, context: Any) -> pb.SyncResponse:  # noqa: N802
+        ask, signed = wire.sync_ask_from_message(request)
+        return wire.sync_answer_to_message(await self._leasing.sync(caller(), ask, signed))
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
+        await self._leasing.leave(caller())
+        return pb.LeaveResponse()
