@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _FIXED_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary types whose frequencies depend neither on the length of the text nor on a second or third position."""
 _HALF_ROTATED = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo", "olmo2", "phi", "phi3", "starcoder2", "stablelm",
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "olmo", "olmo2", "phi", "phi3", "starcoder2",
+    "stablelm",
 })  # fmt: skip
 """Model types that turn dimension i with i + half in every layer; others pair neighbours, or skip layers."""
 
