@@ -65,7 +65,10 @@ def settle(
     if unknown := uncompared(claims, known):
         return Pending(compare=unknown)
     friends = {claim.lease_id: _friends(claim, claims, known) for claim in claims}
-    medoid = min(claims, key=lambda claim: (-len(friends[claim.lease_id]), _spread(claim, claims, known)))
+    # Ties go by digest: whoever reports first must not decide which bytes a cube is made of.
+    medoid = min(
+        claims, key=lambda one: (-len(friends[one.lease_id]), _spread(one, claims, known), one.output_digest)
+    )
     side = friends[medoid.lease_id]
     accounts = {claim.account_id for claim in claims if claim.lease_id in side}
     if len(accounts) < min_replicas or 2 * len(side) <= len(claims):

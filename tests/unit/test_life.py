@@ -1,0 +1,255 @@
+"""The life of a unit: every outcome is a legal move, and every unit that can end, ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from memgrid.digest import Digest, digest_of
+from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, WorkFacts
+from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState, after
+from memgrid_coordinator.policy import life
+from memgrid_coordinator.policy.life import Changed, Outcome, UploadFailed, UploadVerified, Withdrawn
+from memgrid_coordinator.policy.quorum import Difference, Pair
+from memgrid_coordinator.records import Lease, Unit
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+UNIT = Unit(
+    unit_id=1,
+    key=UnitKey("0" * 64),
+    kind="prefill",
+    state=UnitState.OPEN,
+    spec=b"",
+    model=Digest("sha256:" + "0" * 64),
+    tokens_digest=Digest("sha256:" + "0" * 64),
+    token_count=16,
+    flops=1000,
+    priority=0,
+    min_replicas=2,
+    max_replicas=5,
+    parent_id=None,
+    fence=0,
+    failures=0,
+    output_digest=None,
+    output_bytes=0,
+    accepted_lease_id=None,
+)
+
+
+def lease(number: int) -> Lease:
+    return Lease(
+        lease_id=LeaseId(f"lease{number}"),
+        unit_id=1,
+        unit_key=UNIT.key,
+        host_id=HostId(f"host{number}"),
+        account_id=AccountId(f"account{number}"),
+        fence=number,
+        state=LeaseState.LEASED,
+        granted_at=NOW,
+        deadline_at=NOW,
+        reported_at=None,
+        outputs=(),
+        sketch=b"",
+        facts=None,
+        reason=None,
+    )
+
+
+def reported(number: int, answer: str) -> Lease:
+    facts = WorkFacts(
+        tokens=16,
+        compute_s=1,
+        device_kind="cpu",
+        numerics_class="x",
+        compute_dtype=ComputeDtype.FLOAT32,
+        torch_version="",
+    )
+    outputs = (Output(name="kv.safetensors", digest=digest_of(answer.encode()), size_bytes=1),)
+    return replace(lease(number), state=LeaseState.REPORTED, reported_at=NOW, outputs=outputs, facts=facts)
+
+
+def all_differ(leases: list[Lease]) -> dict[Pair, Difference]:
+    """Outputs with other bytes are other outputs."""
+    names = [one.lease_id for one in leases]
+    apart = Difference(distance=9.0, exceeded="V median 0.3, allowed 0.0003")
+    return {frozenset((one, other)): apart for one in names for other in names if one != other}
+
+
+def test_a_report_on_its_own_opens_one_more_vacancy() -> None:
+    assert life.step(UNIT, [reported(1, "a")], Changed(), {}) == Outcome(vacancies=1)
+
+
+def test_a_lease_under_way_fills_the_vacancy() -> None:
+    assert life.step(UNIT, [reported(1, "a"), lease(2)], Changed(), {}) == Outcome(vacancies=0)
+
+
+def test_agreement_orders_one_upload_only() -> None:
+    outcome = life.step(UNIT, [reported(1, "a"), reported(2, "a")], Changed(), {})
+    assert outcome.unit_moves == ("agree",)
+    assert outcome.order_from == "lease1"
+    assert [move.move for move in outcome.lease_moves] == ["agree", "agree"]
+
+
+def test_the_cheat_is_rejected_when_the_third_reports() -> None:
+    leases = [reported(1, "cheat"), reported(2, "a"), reported(3, "a")]
+    outcome = life.step(UNIT, leases, Changed(), all_differ(leases))
+    moves = {move.lease_id: (move.move, move.reason.code) for move in outcome.lease_moves}
+    assert moves["lease1"] == ("reject", ReasonCode.DISAGREES)
+    assert outcome.order_from in ("lease2", "lease3")
+
+
+def test_a_lost_upload_is_asked_of_the_other_replica() -> None:
+    unit = replace(UNIT, state=UnitState.CHECKING)
+    agreed = [replace(reported(number, "a"), state=LeaseState.AGREED) for number in (1, 2)]
+    missing = UploadFailed(lease_id=LeaseId("lease1"), reason=Reason(code=ReasonCode.UPLOAD_MISSING))
+    outcome = life.step(unit, agreed, missing, {})
+    assert outcome.order_from == "lease2"
+    assert outcome.unit_moves == ()
+
+
+def test_a_false_upload_rejects_its_host_and_reopens_the_unit() -> None:
+    unit = replace(UNIT, state=UnitState.CHECKING)
+    agreed = [replace(reported(number, "a"), state=LeaseState.AGREED) for number in (1, 2)]
+    false = UploadFailed(lease_id=LeaseId("lease1"), reason=Reason(code=ReasonCode.SKETCH_MISMATCH))
+    outcome = life.step(unit, agreed, false, {})
+    assert outcome.unit_moves == ("reopen",)
+    assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease1": "reject", "lease2": "unagree"}
+    assert outcome.vacancies == 1
+
+
+def test_a_unit_that_nobody_can_do_is_given_up() -> None:
+    outcome = life.step(replace(UNIT, failures=life.FAILURES_MAX), [], Changed(), {})
+    assert outcome.unit_moves == ("fail",)
+    assert outcome.reason is not None
+    assert outcome.reason.code is ReasonCode.TOO_MANY_FAILURES
+
+
+def test_a_late_report_is_judged_by_the_accepted_result() -> None:
+    accepted = replace(reported(1, "a"), state=LeaseState.AGREED)
+    unit = replace(UNIT, state=UnitState.ACCEPTED, accepted_lease_id=accepted.lease_id)
+    leases = [accepted, reported(3, "a"), reported(4, "other")]
+    outcome = life.step(unit, leases, Changed(), all_differ(leases))
+    assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease3": "agree", "lease4": "reject"}
+
+
+class UnitHistory(RuleBasedStateMachine):
+    """Any order of grants, reports, expiries and uploads; the tables of moves and the promises must hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = UNIT
+        self.leases: list[Lease] = []
+        self.vacancies = 2
+        self.ordered: LeaseId | None = None
+        self.tried: set[LeaseId] = set()
+
+    def _known(self) -> dict[Pair, Difference]:
+        return all_differ(self.leases)
+
+    def _apply(self, event: life.UnitEvent) -> None:
+        outcome = life.step(self.unit, self.leases, event, self._known(), tried=frozenset(self.tried))
+        assert not outcome.compare, "everything has been compared"
+        for move in outcome.unit_moves:
+            self.unit = replace(self.unit, state=after(UNIT_MOVES, self.unit.state, move))
+        by_id = {one.lease_id: one for one in self.leases}
+        for move in outcome.lease_moves:
+            old = by_id[move.lease_id]
+            by_id[move.lease_id] = replace(old, state=after(LEASE_MOVES, old.state, move.move), reason=move.reason)
+        rejected = sum(1 for move in outcome.lease_moves if move.move == "reject")
+        self.unit = replace(self.unit, failures=self.unit.failures + rejected)
+        self.leases = list(by_id.values())
+        if isinstance(event, UploadVerified) and "accept" in outcome.unit_moves:
+            self.unit = replace(self.unit, accepted_lease_id=event.lease_id)
+        self.ordered = outcome.order_from if self.unit.state is UnitState.CHECKING else None
+        self.vacancies = outcome.vacancies if self.unit.state is UnitState.OPEN else 0
+        if "reopen" in outcome.unit_moves:
+            self._apply(Changed())
+
+    def _leased(self) -> list[Lease]:
+        return [one for one in self.leases if one.state is LeaseState.LEASED]
+
+    @rule()
+    def look_again(self) -> None:
+        """Sweeps may run twice: a second look at the same state moves nothing."""
+        outcome = life.step(self.unit, self.leases, Changed(), self._known(), tried=frozenset(self.tried))
+        assert outcome.unit_moves == ()
+        assert outcome.vacancies == self.vacancies
+        if self.unit.state is not UnitState.ACCEPTED:
+            assert outcome.lease_moves == ()
+
+    @precondition(lambda self: self.vacancies > 0 and len(self.leases) < 30)
+    @rule()
+    def grant(self) -> None:
+        self.leases.append(lease(len(self.leases) + 1))
+        self.vacancies -= 1
+
+    @precondition(lambda self: self._leased())
+    @rule(answer=st.sampled_from("aab"), which=st.integers(0, 9))
+    def report(self, answer: str, which: int) -> None:
+        chosen = self._leased()[which % len(self._leased())]
+        answered = reported(chosen.fence, answer)
+        self.leases = [answered if one.lease_id == chosen.lease_id else one for one in self.leases]
+        if self.unit.state is not UnitState.CHECKING:
+            self._apply(Changed())
+
+    @precondition(lambda self: self._leased() and self.unit.state is UnitState.OPEN)
+    @rule(which=st.integers(0, 9))
+    def expire(self, which: int) -> None:
+        chosen = self._leased()[which % len(self._leased())]
+        ended = replace(chosen, state=LeaseState.EXPIRED)
+        self.leases = [ended if one.lease_id == chosen.lease_id else one for one in self.leases]
+        self.unit = replace(self.unit, failures=self.unit.failures + 1)
+        self._apply(Changed())
+
+    @precondition(lambda self: self.ordered is not None)
+    @rule()
+    def upload(self) -> None:
+        assert self.ordered is not None
+        self._apply(UploadVerified(lease_id=self.ordered))
+
+    @precondition(lambda self: self.ordered is not None)
+    @rule(code=st.sampled_from([ReasonCode.UPLOAD_MISSING, ReasonCode.SKETCH_MISMATCH]))
+    def lose_upload(self, code: ReasonCode) -> None:
+        assert self.ordered is not None
+        self.tried.add(self.ordered)
+        self._apply(UploadFailed(lease_id=self.ordered, reason=Reason(code=code)))
+
+    @precondition(lambda self: self.unit.state not in ENDED_UNITS)
+    @rule(wanted=st.integers(0, 9))
+    def withdraw(self, wanted: int) -> None:
+        if wanted == 0:  # seldom: most histories should go on
+            self._apply(Withdrawn())
+
+    @invariant()
+    def an_open_unit_is_never_stuck(self) -> None:
+        if self.unit.state is UnitState.OPEN:
+            assert self.vacancies > 0 or self._leased(), "nobody holds it and nobody may take it"
+
+    @invariant()
+    def a_checking_unit_waits_for_somebody(self) -> None:
+        if self.unit.state is UnitState.CHECKING:
+            assert self.ordered is not None
+
+    @invariant()
+    def an_accepted_unit_has_a_quorum_behind_its_result(self) -> None:
+        if self.unit.state is UnitState.ACCEPTED:
+            result = next(one for one in self.leases if one.lease_id == self.unit.accepted_lease_id)
+            agreed = {
+                one.account_id
+                for one in self.leases
+                if one.state is LeaseState.AGREED and one.outputs == result.outputs
+            }
+            assert len(agreed) >= self.unit.min_replicas
+
+    @invariant()
+    def an_ended_unit_keeps_nobody_working_for_nothing(self) -> None:
+        if self.unit.state in (UnitState.FAILED, UnitState.CANCELLED):
+            assert not self._leased()
+
+
+UnitHistory.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestUnitHistory = UnitHistory.TestCase
