@@ -77,6 +77,12 @@ class Publishing:
         await self._store.write(partial(pool.link_blobs, repository=repository, digests=[digest]))
         return True
 
+    def admit_manifest(self, caller: Caller, repository: str) -> None:
+        """Called before a manifest is read; raises NotAllowedError, TokenRequiredError."""
+        check_push(caller, repository)
+        if kind_of(repository) is RepositoryKind.OUTPUTS:
+            raise NotAllowedError(f"{repository} holds outputs of a lease, no manifests")
+
     async def put_manifest(
         self, caller: Caller, repository: str, reference: str, content: bytes, media_type: str
     ) -> PoolManifest:
@@ -84,9 +90,7 @@ class Publishing:
 
         Raises InvalidError, UnknownIdError (a blob it names is missing), DigestMismatchError, TooLargeError.
         """
-        check_push(caller, repository)
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
-            raise NotAllowedError(f"{repository} holds outputs of a lease, no manifests")
+        self.admit_manifest(caller, repository)
         manifest = self._as_pushed(repository, content, media_type)
         tags = () if _is_digest(reference) else (parse_tag(reference),)
         if not tags and reference != manifest.digest:

@@ -1,0 +1,114 @@
+"""Put the HTTP plane together and serve it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from memgrid.clock import Clock
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.records import Caller, Campaign
+from memgrid_coordinator.services.publishing import Publishing
+from memgrid_coordinator.services.uploads import Uploads
+from memgrid_coordinator.web.blobs import BlobRoutes
+from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
+from memgrid_coordinator.web.errors import errors_middleware
+from memgrid_coordinator.web.grid import GridFacts, GridRoutes
+from memgrid_coordinator.web.identity import get_token, get_version, identity_middleware
+from memgrid_coordinator.web.manifests import ManifestRoutes
+
+_KEEPALIVE_S = 75.0
+"""Also how long a connection may take to bring its first whole request."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebServices:
+    """What the HTTP plane calls; `app.py` builds it.
+
+    `facts` and `not_ready` are asked at every request: ports are known only once they are bound, and a reason not
+    to be ready comes and goes.
+    """
+
+    identify: Callable[[str | None], Caller]
+    publishing: Publishing
+    uploads: Uploads
+    metrics: Metrics
+    clock: Clock
+    facts: Callable[[], GridFacts]
+    not_ready: Callable[[], str | None]
+    campaigns: Callable[[], Awaitable[Iterable[Campaign]]]
+    pace: Pace = DEFAULT_PACE
+
+
+def build_app(services: WebServices) -> web.Application:
+    """Every route and middleware of the HTTP plane."""
+    app = web.Application(
+        middlewares=[
+            _timing_middleware(services.metrics, services.clock),
+            errors_middleware,
+            identity_middleware(services.identify),
+        ]
+    )
+    app.on_response_prepare.append(_add_headers)
+    blobs = BlobRoutes(services.publishing, services.uploads, services.metrics, services.clock, services.pace)
+    manifests = ManifestRoutes(services.publishing, services.clock, services.pace)
+    grid = GridRoutes(services.facts, services.publishing, services.metrics, services.not_ready, services.campaigns)
+    app.add_routes([web.get("/v2/", get_version), web.get("/v2/token", get_token)])
+    app.add_routes([*manifests.routes(), *blobs.routes(), *grid.routes()])
+    return app
+
+
+class WebServer:
+    """A running HTTP plane."""
+
+    def __init__(self, runner: web.AppRunner, port: int) -> None:
+        self._runner = runner
+        self.port = port
+
+    @staticmethod
+    async def start(
+        app: web.Application, *, host: str, port: int, tls: ssl.SSLContext | None, drain_s: float = 10.0
+    ) -> WebServer:
+        """Listen; port 0 takes a free one."""
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=_KEEPALIVE_S,
+            # A blob is the bytes that were sent; and a small body must not unpack into a large one.
+            auto_decompress=False,
+            shutdown_timeout=drain_s,
+        )
+        await runner.setup()
+        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=512).start()
+        bound: int = runner.addresses[0][1]
+        return WebServer(runner, bound)
+
+    async def close(self) -> None:
+        """Stop listening, let requests in hand finish for a while, then end them."""
+        await self._runner.cleanup()
+
+
+def _timing_middleware(metrics: Metrics, clock: Clock) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started_s = clock.monotonic_s()
+        response = await handler(request)
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "none"
+        # A label is never what a stranger wrote: each new value would stay in memory for good.
+        method = request.method if request.method in _METHODS else "other"
+        metrics.http_s.labels(route, method, str(response.status)).observe(clock.monotonic_s() - started_s)
+        return response
+
+    return middleware
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
