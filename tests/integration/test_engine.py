@@ -33,7 +33,7 @@ def ray_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
     """A real Ray with one CPU; it writes into its home directory, so it gets one of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        engine = RayEngine.start("local", cpus=1)
+        engine = RayEngine("local", cpus=1)
         yield engine
         asyncio.run(engine.close(DRAIN))
 
@@ -160,7 +160,7 @@ def test_ray_leaves_the_termination_signal_to_the_coordinator(ray_engine: RayEng
 @pytest.mark.parametrize("address", ["ray-of-nobody", "http://127.0.0.1/x", "127.0.0.1:port"])
 def test_what_is_no_address_of_a_ray_is_refused(address: str) -> None:
     with pytest.raises(InvalidError, match="ray: expected auto, local or HOST:PORT, found"):
-        RayEngine.start(address)
+        RayEngine(address)
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
@@ -168,7 +168,7 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
         unheard.bind(("127.0.0.1", 0))
         port = unheard.getsockname()[1]
         with pytest.raises(UnavailableError, match=f"ray: 127.0.0.1:{port}: nobody answers"):
-            RayEngine.start(f"127.0.0.1:{port}")
+            RayEngine(f"127.0.0.1:{port}")
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -30,42 +30,17 @@ class RayEngine:
     under the same path everywhere.
     """
 
-    def __init__(self, ray: Any, *, limit: timedelta = LIMIT) -> None:
-        self._ray = ray
-        self._limit_s = limit.total_seconds()
-        self._tasks: dict[Callable[..., Any], Any] = {}
-        self._running: set[asyncio.Future[Any]] = set()
-        self._closing = False
-
-    @staticmethod
-    def start(address: str, *, cpus: int | None = None, limit: timedelta = LIMIT) -> RayEngine:
+    def __init__(self, address: str, *, cpus: int | None = None, limit: timedelta = LIMIT) -> None:
         """Connect to Ray, which takes some seconds; raises InvalidError or UnavailableError saying why not.
 
         `auto`: the cluster this machine belongs to, else a new one on this machine; `local`: always a new one,
         of `cpus`; anything else is a cluster's address.
         """
-        _check_address(address)
-        # No program of ours reports to third parties.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError:
-            raise InvalidError("ray: not installed; pip install 'memgrid[coordinator]'") from None
-        with _own_signal_handler():
-            try:
-                ray.init(
-                    address=None if address == "auto" else address,
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="WARNING",
-                    namespace="memgrid",
-                )
-            except ValueError as error:
-                raise InvalidError(f"ray: {address}: {_line(error)}") from None
-            except (ConnectionError, OSError, RuntimeError) as error:
-                raise UnavailableError(f"ray: {address}: {_line(error)}") from None
-        return RayEngine(ray, limit=limit)
+        self._ray = _connected(address, cpus)
+        self._limit_s = limit.total_seconds()
+        self._tasks: dict[Callable[..., Any], Any] = {}
+        self._running: set[asyncio.Future[Any]] = set()
+        self._closing = False
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closing:
@@ -101,6 +76,32 @@ class RayEngine:
         if function not in self._tasks:
             self._tasks[function] = self._ray.remote(num_cpus=1, max_retries=1)(function)
         return self._tasks[function]
+
+
+def _connected(address: str, cpus: int | None) -> Any:
+    """The ray module, initialised."""
+    _check_address(address)
+    # No program of ours reports to third parties.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InvalidError("ray: not installed; pip install 'memgrid[coordinator]'") from None
+    with _own_signal_handler():
+        try:
+            ray.init(
+                address=None if address == "auto" else address,
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+                namespace="memgrid",
+            )
+        except ValueError as error:
+            raise InvalidError(f"ray: {address}: {_line(error)}") from None
+        except (ConnectionError, OSError, RuntimeError) as error:
+            raise UnavailableError(f"ray: {address}: {_line(error)}") from None
+    return ray
 
 
 def _check_address(address: str) -> None:
