@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from memgrid.campaign_problems import problems_of
+from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import canonical_json
 from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype, StoreDtype
@@ -34,25 +34,6 @@ _NAME = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _MODEL_REFERENCE = re.compile(rf"models/{_NAME}(?::{_TAG})?(?:@sha256:[0-9a-f]{{64}})?")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:-]*(?: (?:AND|OR|WITH) [A-Za-z0-9][A-Za-z0-9.+:-]*)*")
-
-
-class Layout(StrEnum):
-    """How the chunks of a document hang together.
-
-    CHAINED: each chunk continues from the accepted cache before it, so the cube is what reading the whole text gives.
-    INDEPENDENT: each chunk is computed from position 0 and moved into place when it is attached; all chunks of a
-    document can run at the same time, and the result is an approximation.
-    """
-
-    CHAINED = "chained"
-    INDEPENDENT = "independent"
-
-
-class Wrap(StrEnum):
-    """How a document is shown to the model: as its system message, or as it is."""
-
-    CHAT = "chat"
-    PLAIN = "plain"
 
 
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(?:-[A-Za-z0-9._-]+)?")
@@ -96,9 +77,13 @@ class SourcePattern(_Part):
 
 
 class ActivationParameters(_Part):
-    """How documents become KV caches."""
+    """How documents become KV caches.
 
-    layout: Layout = Field(default=Layout.CHAINED, description="chained or independent")
+    Chained chunks continue one another, so the cube is what reading the whole text gives; independent ones can all
+    be computed at the same time, and are moved into place when they are attached: an approximation.
+    """
+
+    layout: LayoutKind = Field(default=LayoutKind.CHAINED, description="chained or independent")
     chunk_tokens: StrictInt | None = Field(
         default=None, ge=16, le=8192, description="a whole number from 16 to 8192, or nothing to let the grid choose"
     )
@@ -146,7 +131,7 @@ class CampaignFile(_Part):
     ... publish: {namespace: handbook, version: "1.0.0", licence: CC-BY-4.0}
     ... ''', where="campaign.yaml")
     >>> campaign.activation.layout, campaign.trust.min_replicas
-    (<Layout.CHAINED: 'chained'>, 2)
+    (<LayoutKind.CHAINED: 'chained'>, 2)
     >>> CampaignFile.from_bytes(campaign.to_bytes()) == campaign
     True
     """

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memgrid.campaign import ActivationParameters, CampaignFile, Layout, Publication, SourcePattern, Trust, Wrap
+from memgrid.campaign import ActivationParameters, CampaignFile, Publication, SourcePattern, Trust
 from memgrid.campaign_sources import find_sources
+from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.errors import InvalidError
 
 WHOLE = """
@@ -39,7 +40,9 @@ def problems(text: str) -> list[str]:
 
 def test_a_whole_file_is_read_as_written() -> None:
     campaign = parse(WHOLE)
-    assert campaign.activation == ActivationParameters(layout=Layout.INDEPENDENT, chunk_tokens=256, wrap=Wrap.PLAIN)
+    assert campaign.activation == ActivationParameters(
+        layout=LayoutKind.INDEPENDENT, chunk_tokens=256, wrap=Wrap.PLAIN
+    )
     assert campaign.publish.title == "The handbook"
     assert campaign.trust.max_replicas == 4
     assert not campaign.model_is_folder
@@ -114,7 +117,7 @@ names = st.from_regex(r"[a-z0-9]{1,8}(-[a-z0-9]{1,8})?", fullmatch=True)
         sources=st.lists(st.builds(SourcePattern, path=st.text(min_size=1)), min_size=1, max_size=3).map(tuple),
         activation=st.builds(
             ActivationParameters,
-            layout=st.sampled_from(Layout),
+            layout=st.sampled_from(LayoutKind),
             chunk_tokens=st.none() | st.integers(16, 8192),
             target_unit_s=st.floats(1, 3600),
         ),

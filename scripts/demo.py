@@ -1,0 +1,156 @@
+"""Show memgrid whole on one machine: volunteers, a cheat that is caught, cubes, and what a reader of one gains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from demonstration.grid import CHEAT, Grid, running_grid
+from demonstration.processes import DemoError
+from demonstration.reading import Reading, load, read_both_ways
+from demonstration.table import summary_table
+from rich.console import Console
+
+from memgrid import MemCube, MemgridError, Pool
+
+ROOT = Path(__file__).resolve().parent.parent
+CAMPAIGN = Path(__file__).resolve().parent / "demonstration" / "campaign.yaml"
+MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
+SHOWN_CUBE = "memgrid-docs/why"
+QUESTION = "In one sentence: why do two volunteers compute the same unit?"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the facts here, for machines")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    # The libraries' own progress bars would draw over ours.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    try:
+        with tempfile.TemporaryDirectory(prefix="memgrid-demo-", ignore_cleanup_errors=True) as folder:
+            facts = demonstrate(Path(folder), console)
+    except (DemoError, MemgridError) as error:
+        console.print(f"[red]the demo failed:[/red] {error}", markup=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
+    return 0
+
+
+def demonstrate(folder: Path, console: Console) -> dict[str, Any]:
+    step = Steps(console)
+    step("a coordinator and three volunteers, each a process of its own; mallory rounds the model to 8 bits")
+    with running_grid(folder) as grid:
+        step("the operator brings a model and submits the project's documentation")
+        console.print(grid.operator("model", "push", str(MODEL), MODEL.name).rstrip())
+        campaign = submit(grid, folder)
+        rejections = check_outcome(grid, campaign)
+        console.print(f"caught: {len(rejections)} reports of {CHEAT}, none of the others; for one:")
+        console.print(f"  [red]{rejections[0]['text']}[/red]")
+        # A reader has a machine of its own: ours should not be busy computing for others.
+        grid.send_volunteers_home()
+        step("a consumer searches, pulls, verifies, attaches and asks")
+        cube = fetch_cube(grid, console)
+        reading = ask(cube, console)
+    facts = facts_of(campaign, rejections, cube, reading)
+    console.print()
+    console.print(summary_table(facts))
+    return facts
+
+
+class Steps:
+    """Numbered headings."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._number = 0
+
+    def __call__(self, text: str) -> None:
+        self._number += 1
+        self._console.print(f"\n[bold]{self._number}  {text}[/bold]")
+
+
+def submit(grid: Grid, folder: Path) -> dict[str, Any]:
+    """Submit the campaign as an operator would, and watch it to its end."""
+    place = folder / "handbook"
+    place.mkdir()
+    shutil.copy(CAMPAIGN, place)
+    for name in ("README.md", "ARCHITECTURE.md"):
+        shutil.copy(ROOT / name, place)
+    shutil.copytree(ROOT / "docs", place / "docs")
+    answer = grid.operator("campaign", "submit", str(place / CAMPAIGN.name), "--watch", "--json", show=True)
+    campaign: dict[str, Any] = json.loads(answer)
+    return campaign
+
+
+def check_outcome(grid: Grid, campaign: dict[str, Any]) -> list[dict[str, str]]:
+    """The rejected reports; raises DemoError unless all cubes are there and the cheat alone was caught."""
+    unpublished = [each["name"] for each in campaign["documents"] if each["state"] != "published"]
+    if unpublished:
+        raise DemoError(f"no cube for: {', '.join(unpublished)}")
+    rejections = [
+        {"volunteer": name, "host": host, "reason": event["reason"], "text": f"{name}: {event['text']}"}
+        for host, name in grid.hosts.items()
+        for event in grid.story(host)["events"]
+        if event["name"] == "report_rejected"
+    ]
+    blamed = {rejection["volunteer"] for rejection in rejections}
+    if blamed != {CHEAT}:
+        raise DemoError(f"expected reports of {CHEAT} alone to be rejected, found: {', '.join(blamed) or 'none'}")
+    return rejections
+
+
+def fetch_cube(grid: Grid, console: Console) -> MemCube:
+    os.environ["MEMGRID_HOME"] = str(grid.consumer_home)
+    pool = Pool(grid.url, cache=grid.folder / "consumer-cache")
+    found = pool.search("memgrid")
+    console.print(f"found {len(found)} cubes; pulling {SHOWN_CUBE}")
+    pool.verify(SHOWN_CUBE)
+    return pool.pull(SHOWN_CUBE)
+
+
+def ask(cube: MemCube, console: Console) -> Reading:
+    model, tokenizer = load(MODEL)
+    reading = read_both_ways(model, tokenizer, cube, QUESTION)
+    console.print(f"[bold]Q[/bold] {QUESTION}\n[bold]A[/bold] {reading.answer}")
+    return reading
+
+
+def facts_of(
+    campaign: dict[str, Any], rejections: list[dict[str, str]], cube: MemCube, reading: Reading
+) -> dict[str, Any]:
+    """What scripts and people want to compare from one run to the next."""
+    info = cube.info()
+    return {
+        "cubes_published": len(campaign["documents"]),
+        "documents": [{key: each[key] for key in ("name", "tokens", "cube")} for each in campaign["documents"]],
+        "tokens": campaign["tokens"],
+        "reports_rejected": rejections,
+        "cube": f"{info.name}:{info.version}",
+        "cube_tokens": reading.tokens,
+        "cube_bytes": info.bytes,
+        "question": QUESTION,
+        "answer": reading.answer,
+        "ttft_prefill_s": reading.ttft_prefill_s,
+        "ttft_cube_s": reading.ttft_cube_s,
+        "kl_to_full_text": reading.kl_to_full_text,
+        "kl_without_text": reading.kl_without_text,
+        "top1_agrees": reading.top1_agrees,
+        "produced_flops": campaign["produced_flops"],
+        "spent_flops": campaign["spent_flops"],
+        "saved_flops": info.saved_flops,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

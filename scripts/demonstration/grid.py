@@ -1,0 +1,113 @@
+"""A grid on this machine: a coordinator and three volunteers, one of whom cheats."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demonstration.processes import DemoError, Processes
+
+SCRIPTS = Path(__file__).resolve().parent.parent
+MEMGRID = str(Path(sys.executable).with_name("memgrid"))
+HONEST = ("alice", "bob")
+CHEAT = "mallory"
+START_LIMIT_S = 90.0
+COMMAND_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A running grid and how to speak to it as its operator or as a consumer."""
+
+    folder: Path
+    url: str
+    token_file: Path
+    processes: Processes
+    hosts: dict[str, str]
+    """host id -> volunteer"""
+
+    def operator(self, *arguments: str, show: bool = False) -> str:
+        """Run a `memgrid` command as the operator; its standard output. `show` lets people see its bars."""
+        return self._run("operator", arguments, {"MEMGRID_TOKEN": f"@{self.token_file}"}, show)
+
+    def consumer(self, *arguments: str) -> str:
+        return self._run("consumer", arguments, {}, False)
+
+    @property
+    def consumer_home(self) -> Path:
+        return self.folder / "consumer"
+
+    def story(self, thing: str) -> dict[str, Any]:
+        story: dict[str, Any] = json.loads(self.operator("explain", thing, "--json"))
+        return story
+
+    def _run(self, who: str, arguments: tuple[str, ...], more: dict[str, str], show: bool) -> str:
+        self.processes.check()
+        environment = {**os.environ, "MEMGRID_HOME": str(self.folder / who), "MEMGRID_GRID": self.url, **more}
+        return run([MEMGRID, *arguments], environment, show)
+
+    def send_volunteers_home(self) -> None:
+        self.processes.end(*HONEST, CHEAT)
+
+
+@contextmanager
+def running_grid(folder: Path) -> Iterator[Grid]:
+    """The coordinator and three volunteers, who have joined and wait for work; gone when this ends."""
+    with Processes() as processes:
+        data = folder / "grid"
+        serve = ["coordinator", "serve", "--data", str(data), "--http-port", "0", "--grpc-port", "0"]
+        processes.start("coordinator", [MEMGRID, *serve], log=folder / "coordinator.log")
+        processes.wait_for(data / "endpoint.json", START_LIMIT_S)
+        url = json.loads((data / "endpoint.json").read_text())["url"]
+        hosts = {start_volunteer(processes, folder, url, name): name for name in (*HONEST, CHEAT)}
+        yield Grid(
+            folder=folder,
+            url=url,
+            token_file=data / "keys" / "operator.token",
+            processes=processes,
+            hosts=hosts,
+        )
+
+
+def start_volunteer(processes: Processes, folder: Path, url: str, name: str) -> str:
+    """Join the grid and start working; the host's id."""
+    home = folder / name
+    # One thread each: three volunteers on a small machine would otherwise fight over its cores.
+    environment = {"MEMGRID_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    here = ["--home", str(home)]
+    run([MEMGRID, "volunteer", "join", url, *here, "--label", name], {**os.environ, **environment}, False)
+    command = [MEMGRID, "volunteer", "run", *here]
+    if name == CHEAT:
+        command += ["--worker-module", "cheating_worker"]
+        environment["PYTHONPATH"] = str(SCRIPTS)
+    processes.start(name, command, log=folder / f"{name}.log", environment=environment)
+    status = run([MEMGRID, "volunteer", "status", *here, "--json"], {**os.environ, **environment}, False)
+    host_id: str = json.loads(status)["host_id"]
+    return host_id
+
+
+def run(command: list[str], environment: dict[str, str], show: bool) -> str:
+    """Run a command to its end; raises DemoError with what it said when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"{' '.join(command[1:4])} took more than {COMMAND_LIMIT_S:.0f} s") from None
+    if done.returncode != 0:
+        said = "" if show else (done.stderr or done.stdout).strip()
+        raise DemoError(f"memgrid {' '.join(command[1:])} failed with status {done.returncode}\n{said}")
+    return done.stdout

@@ -1,0 +1,93 @@
+"""What a consumer gains: a question answered from a cube, against reading the whole text."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memgrid import MemCube
+
+REPEATS = 3
+ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One cube, one question, both ways. Seconds are medians of three, taken in turns."""
+
+    tokens: int
+    question_tokens: int
+    ttft_prefill_s: float
+    ttft_cube_s: float
+    kl_to_full_text: float
+    """KL divergence, in nats, of the next token after the question: having read the text to having the cube."""
+    kl_without_text: float
+    """The same for the model that has neither."""
+    top1_agrees: bool
+    answer: str
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The model in float32, as the volunteers computed it, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), tokenizer
+
+
+@torch.inference_mode()
+def read_both_ways(model: Any, tokenizer: Any, cube: MemCube, question: str) -> Reading:
+    prompt = cube.prompt(tokenizer, question)
+    ids: torch.Tensor = prompt["input_ids"]
+    held = cube.info().tokens
+    question_ids = ids[:, held:]
+
+    def from_text() -> torch.Tensor:
+        return model(input_ids=ids, logits_to_keep=1).logits[0, -1]
+
+    def from_cube() -> torch.Tensor:
+        cache = cube.attach(model)
+        return model(input_ids=question_ids, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+
+    cube.attach(model)  # compares the model with the cube's, once; not part of an answer
+    ttft_prefill_s, ttft_cube_s, full, attached = _in_turns(from_text, from_cube)
+    alone = model(input_ids=question_ids, logits_to_keep=1).logits[0, -1]
+    answer = model.generate(
+        **prompt, past_key_values=cube.attach(model), max_new_tokens=ANSWER_TOKENS, do_sample=False
+    )
+    return Reading(
+        tokens=held,
+        question_tokens=question_ids.shape[1],
+        ttft_prefill_s=ttft_prefill_s,
+        ttft_cube_s=ttft_cube_s,
+        kl_to_full_text=kl(full, attached),
+        kl_without_text=kl(full, alone),
+        top1_agrees=bool(full.argmax() == attached.argmax()),
+        answer=tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).strip(),
+    )
+
+
+def kl(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """KL(reference ‖ other) of two rows of logits [vocabulary], in nats."""
+    p, q = (logits.double().log_softmax(-1) for logits in (reference, other))
+    return max(0.0, float((p.exp() * (p - q)).sum()))
+
+
+def _in_turns(
+    one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]
+) -> tuple[float, float, torch.Tensor, torch.Tensor]:
+    times: tuple[list[float], list[float]] = ([], [])
+    results: list[torch.Tensor] = []
+    for _ in range(REPEATS):
+        results = []
+        for seconds, run in zip(times, (one, other), strict=True):
+            began_s = time.perf_counter()
+            results.append(run())
+            seconds.append(time.perf_counter() - began_s)
+    return statistics.median(times[0]), statistics.median(times[1]), results[0], results[1]
