@@ -15,7 +15,7 @@ from memgrid.digest import Digest, digest_of
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.sketch import sketch_bytes
-from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, PrefillSpec, StoreDtype, UnitKey
+from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, PrefillSpec, StoreDtype, UnitKey, unit_key_of
 
 CHUNK_TOKENS_LEAST = 64
 CHUNK_TOKENS_MOST = 2048
@@ -48,6 +48,7 @@ class PlannedChunk:
     """One unit of a plan: its spec, its token ids (little-endian u32) and its cost."""
 
     spec: PrefillSpec
+    spec_bytes: bytes
     key: UnitKey
     tokens: bytes
     flops: int
@@ -109,8 +110,15 @@ def cut(
             compute_dtype=parameters.compute_dtype,
             store_dtype=parameters.store_dtype,
         )
-        key = spec.key
-        yield PlannedChunk(spec=spec, key=key, tokens=content, flops=flops(geometry, spec.token_count, spec.start))
+        spec_bytes = spec.to_bytes()
+        key = unit_key_of(spec_bytes)
+        yield PlannedChunk(
+            spec=spec,
+            spec_bytes=spec_bytes,
+            key=key,
+            tokens=content,
+            flops=flops(geometry, spec.token_count, spec.start),
+        )
         parent = key if chained else None
 
 

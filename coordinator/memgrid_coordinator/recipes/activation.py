@@ -33,7 +33,7 @@ def plan_parameters(campaign: CampaignFile, *, flops_per_s: float, document_toke
 
 def new_documents(plan: ActivationPlan) -> tuple[NewDocument, ...]:
     """The documents to create, each with its units in order."""
-    made: dict[str, NewUnit] = {}
+    units = {chunk.key: _new_unit(chunk) for chunk in plan.chunks}
     return tuple(
         NewDocument(
             name=document.name,
@@ -41,7 +41,7 @@ def new_documents(plan: ActivationPlan) -> tuple[NewDocument, ...]:
             source_digest=document.source,
             licence=document.licence,
             tokens=document.token_count,
-            units=tuple(made.setdefault(chunk.key, _new_unit(chunk)) for chunk in document.chunks),
+            units=tuple(units[chunk.key] for chunk in document.chunks),
         )
         for document in plan.documents
     )
@@ -117,7 +117,7 @@ def _new_unit(chunk: PlannedChunk) -> NewUnit:
     return NewUnit(
         key=chunk.key,
         kind=PrefillSpec.kind,
-        spec=chunk.spec.to_bytes(),
+        spec=chunk.spec_bytes,
         model=chunk.spec.model,
         tokens=chunk.tokens,
         token_count=chunk.spec.token_count,
