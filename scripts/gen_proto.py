@@ -33,9 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         fresh = Path(scratch) / "memgrid" / "v1"
-        names = sorted(
-            {path.name for path in fresh.iterdir()} | {path.name for path in COMMITTED.glob("*_pb2*")}
-        )
+        names = sorted({path.name for path in fresh.iterdir()} | {path.name for path in COMMITTED.glob("*_pb2*")})
         stale = filecmp.cmpfiles(fresh, COMMITTED, names, shallow=False)
         differing = sorted([*stale[1], *stale[2]])
         if "--check" in sys.argv:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,22 +12,20 @@ from pathlib import Path
 import httpx
 
 from memgrid.clock import Clock, ManualClock
+from memgrid.cube.oci import CUBE_ARTIFACT_TYPE, CUBE_CONFIG_TYPE, OCI_MANIFEST_TYPE, TITLE
 from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.errors import TokenExpiredError, TokenRequiredError
 from memgrid.units import AccountId, HostId, LeaseId, Reason, UploadOrder
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy.manifests import IMAGE_MANIFEST, TITLE
 from memgrid_coordinator.records import ANONYMOUS, Caller, Campaign, Role
-from memgrid_coordinator.services.admission import Admission
 from memgrid_coordinator.services.models import Models
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
-from memgrid_coordinator.store.partials import PartialStore
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
 from memgrid_coordinator.web.grid import GridFacts
-from memgrid_coordinator.web.server import WebServer, WebServices, build_app
+from memgrid_coordinator.web.server import WebServer, WebServices
 from tests.certificates import make_certificate
 
 OPERATOR = "operator-token"
@@ -122,9 +120,16 @@ async def running(
     blobs = BlobStore(folder / "blobs")
     store = Store(f"sqlite:///{folder / 'memgrid.db'}")
     publishing = Publishing(store, blobs, clock)
-    partials = PartialStore(folder / "partials")
     limits = limits or UploadLimits(blob_bytes_max=16 << 20)
-    uploads = Uploads(store, blobs, partials, Admission(book), clock, random.SystemRandom(), limits)
+    uploads = Uploads(
+        store=store,
+        blobs=blobs,
+        judging=book,
+        clock=clock,
+        folder=folder / "partials",
+        new_id=lambda: secrets.token_hex(16),
+        limits=limits,
+    )
     facts = GridFacts(
         name="test <grid>",
         version="0",
@@ -150,11 +155,12 @@ async def running(
         pace=pace,
     )
     context = make_certificate().server_context(folder) if tls else None
-    server = await WebServer.start(build_app(services), host="127.0.0.1", port=0, tls=context, drain_s=0.2)
+    server = WebServer(services, drain_s=0.2)
+    port = await server.start("127.0.0.1", 0, context)
     try:
         yield DataPlane(
-            url=f"{'https' if tls else 'http'}://127.0.0.1:{server.port}",
-            port=server.port,
+            url=f"{'https' if tls else 'http'}://127.0.0.1:{port}",
+            port=port,
             folder=folder,
             blobs=blobs,
             publishing=publishing,
@@ -164,7 +170,7 @@ async def running(
             metrics=metrics,
         )
     finally:
-        await server.close()
+        await server.stop()
         store.close()
 
 
@@ -186,14 +192,14 @@ def descriptor(content: bytes, media_type: str = "application/octet-stream", tit
 
 
 def manifest_of(
-    config: bytes, *layers: dict[str, object], artifact_type: str = "application/vnd.memgrid.cube.v1", **more: object
+    config: bytes, *layers: dict[str, object], artifact_type: str = CUBE_ARTIFACT_TYPE, **more: object
 ) -> bytes:
     return canonical_json(
         {
             "schemaVersion": 2,
-            "mediaType": IMAGE_MANIFEST,
+            "mediaType": OCI_MANIFEST_TYPE,
             "artifactType": artifact_type,
-            "config": descriptor(config, "application/vnd.memgrid.cube.config.v1+json"),
+            "config": descriptor(config, CUBE_CONFIG_TYPE),
             "layers": list(layers),
             **more,
         }
@@ -201,7 +207,7 @@ def manifest_of(
 
 
 async def push_manifest(client: httpx.AsyncClient, repository: str, reference: str, content: bytes) -> httpx.Response:
-    headers = {"Content-Type": IMAGE_MANIFEST}
+    headers = {"Content-Type": OCI_MANIFEST_TYPE}
     return await client.put(f"/v2/{repository}/manifests/{reference}", content=content, headers=headers)
 
 

@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from memgrid.digest import Digest, parse_digest
+from memgrid.cube.oci import (
+    MANIFEST_BYTES_MAX,
+    MODEL_ARTIFACT_TYPE,
+    OCI_INDEX_TYPE,
+    OCI_MANIFEST_TYPE,
+    Descriptor,
+)
+from memgrid.digest import Digest
 from memgrid.errors import InvalidError, TooLargeError
 
-MANIFEST_BYTES_MAX = 4 << 20
-"""What the distribution specification asks a registry to accept at least."""
-IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-MODEL_TYPE = "application/vnd.memgrid.model.v1"
-TITLE = "org.opencontainers.image.title"
+_DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+_DOCKER_INDEX_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _MODEL_FILE = re.compile(
     r"config\.json|generation_config\.json|[\w.-]+\.safetensors|[\w.-]+\.safetensors\.index\.json"
     r"|tokenizer\.(?:json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|vocab\.(?:json|txt)|merges\.txt|chat_template\.(?:jinja|json)"
+    r"|vocab\.(?:json|txt)|merges\.txt|chat_template\.(?:jinja|json)",
+    re.ASCII,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Descriptor:
-    """One thing a manifest points at."""
-
-    media_type: str
-    digest: Digest
-    size_bytes: int
-    title: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +51,11 @@ def parse_manifest(content: bytes, content_type: str) -> Manifest:
     media_type = value.get("mediaType", content_type)
     if media_type != content_type:
         raise InvalidError(f"manifest: mediaType: expected {content_type} as pushed, found {str(media_type)[:80]!r}")
-    if media_type in (IMAGE_MANIFEST, DOCKER_MANIFEST):
+    if media_type in (OCI_MANIFEST_TYPE, _DOCKER_MANIFEST_TYPE):
         blobs = (_descriptor(value.get("config"), "config"), *_descriptors(value, "layers"))
         manifests: tuple[Descriptor, ...] = ()
         artifact_type = _media_type(value.get("artifactType", blobs[0].media_type), "artifactType")
-    elif media_type in (IMAGE_INDEX, DOCKER_INDEX):
+    elif media_type in (OCI_INDEX_TYPE, _DOCKER_INDEX_TYPE):
         blobs, manifests = (), _descriptors(value, "manifests")
         artifact_type = _media_type(value["artifactType"], "artifactType") if "artifactType" in value else ""
     else:
@@ -79,14 +70,14 @@ def parse_manifest(content: bytes, content_type: str) -> Manifest:
     )
 
 
-def model_files(manifest: Manifest) -> tuple[Descriptor, ...]:
+def model_files(manifest: Manifest) -> dict[str, Descriptor]:
     """The files of a model, by name; raises InvalidError when they are not those of a safe model.
 
     Only weights as safetensors, configuration and tokenizer: nothing that a loader would execute or unpickle.
     """
-    if manifest.artifact_type != MODEL_TYPE:
-        raise InvalidError(f"expected a model ({MODEL_TYPE}), found {manifest.artifact_type}")
-    files = {blob.title: blob for blob in manifest.blobs[1:]}
+    if manifest.artifact_type != MODEL_ARTIFACT_TYPE:
+        raise InvalidError(f"expected a model ({MODEL_ARTIFACT_TYPE}), found {manifest.artifact_type}")
+    files = {blob.title: blob for blob in manifest.blobs[1:] if blob.title is not None}
     if len(files) != len(manifest.blobs) - 1:
         raise InvalidError("model: two files have one name, or none")
     for name in files:
@@ -94,7 +85,7 @@ def model_files(manifest: Manifest) -> tuple[Descriptor, ...]:
             raise InvalidError(f"model: {name[:80]!r} is not a file a model may have; weights travel as safetensors")
     if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
         raise InvalidError("model: expected config.json and at least one .safetensors file")
-    return tuple(files[name] for name in sorted(files))
+    return {name: files[name] for name in sorted(files)}
 
 
 def _json(content: bytes) -> Any:
@@ -123,26 +114,10 @@ def _descriptors(value: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
 
 
 def _descriptor(value: Any, where: str) -> Descriptor:
-    entry = _object(value, where)
-    size_bytes = entry.get("size")
-    if type(size_bytes) is not int or not 0 <= size_bytes < 1 << 63:
-        raise InvalidError(f"manifest: {where}.size: expected a number of bytes, found {str(size_bytes)[:40]!r}")
-    title = _annotations(entry, where).get(TITLE, "")
-    if title and not _is_safe_path(title):
-        raise InvalidError(f"manifest: {where}: title {title[:80]!r} is no path inside a folder")
-    return Descriptor(
-        media_type=_media_type(entry.get("mediaType"), f"{where}.mediaType"),
-        digest=parse_digest(_text(entry.get("digest"), f"{where}.digest")),
-        size_bytes=size_bytes,
-        title=title,
-    )
-
-
-def _is_safe_path(title: str) -> bool:
-    """Whether a title, taken as a path by a client that pulls, stays inside the folder it pulls into."""
-    path = PurePosixPath(title)
-    plain = title.isprintable() and "\\" not in title and ":" not in title and len(title) <= 255
-    return plain and not path.is_absolute() and ".." not in path.parts and str(path) == title
+    try:
+        return Descriptor.from_json(value)
+    except InvalidError as error:
+        raise InvalidError(f"manifest: {where}: {error}") from None
 
 
 def _annotations(value: dict[str, Any], where: str) -> dict[str, str]:

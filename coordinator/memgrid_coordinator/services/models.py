@@ -50,12 +50,12 @@ class Models:
             manifest_digest=pushed.digest,
             files=tuple(
                 BlobRef(
-                    name=file.title,
+                    name=name,
                     digest=file.digest,
                     size_bytes=file.size_bytes,
                     path=f"/v2/{pushed.repository}/blobs/{file.digest}",
                 )
-                for file in files
+                for name, file in files.items()
             ),
         )
 

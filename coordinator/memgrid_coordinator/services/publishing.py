@@ -11,9 +11,10 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from memgrid.clock import Clock
+from memgrid.cube.oci import MODEL_ARTIFACT_TYPE
 from memgrid.digest import Digest, digest_of, parse_digest
 from memgrid.errors import DigestMismatchError, InvalidError, NotAllowedError, UnknownCubeError, UnknownIdError
-from memgrid_coordinator.policy.manifests import MODEL_TYPE, Manifest, model_files, parse_manifest
+from memgrid_coordinator.policy.manifests import Manifest, model_files, parse_manifest
 from memgrid_coordinator.policy.repositories import (
     RepositoryKind,
     check_push,
@@ -120,7 +121,7 @@ class Publishing:
 
     def _as_pushed(self, repository: str, content: bytes, media_type: str) -> PoolManifest:
         manifest = parse_manifest(content, media_type)
-        if manifest.artifact_type == MODEL_TYPE:
+        if manifest.artifact_type == MODEL_ARTIFACT_TYPE:
             model_files(manifest)
         return PoolManifest(
             repository=repository,

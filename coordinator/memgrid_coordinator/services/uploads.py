@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from memgrid.clock import Clock
@@ -18,7 +18,7 @@ from memgrid.errors import InvalidError, UnavailableError, UnknownIdError
 from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.policy.repositories import RepositoryKind, check_push, kind_of
 from memgrid_coordinator.records import Caller
-from memgrid_coordinator.services.admission import Admission
+from memgrid_coordinator.services.admission import Admission, UploadJudge
 from memgrid_coordinator.services.publishing import StoredBlob
 from memgrid_coordinator.store import pool
 from memgrid_coordinator.store.blobs import BlobStore
@@ -55,7 +55,7 @@ class UploadLimits:
     reserve_bytes: int = 256 << 20
     """Never filled by an upload: the database needs room to say no."""
     open_per_owner_max: int = 64
-    abandoned_after: timedelta = timedelta(days=1)
+    stale_after: timedelta = timedelta(days=1)
 
 
 @dataclass(slots=True)
@@ -69,22 +69,25 @@ class Uploads:
 
     def __init__(
         self,
+        *,
         store: Store,
         blobs: BlobStore,
-        partials: PartialStore,
-        admission: Admission,
+        judging: UploadJudge,
         clock: Clock,
-        rng: random.Random,
+        folder: Path,
+        new_id: Callable[[], str],
         limits: UploadLimits,
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._partials = partials
-        self._admission = admission
+        self._partials = PartialStore(folder)
+        self._admission = Admission(judging)
         self._clock = clock
-        self._rng = rng  # ids are no secrets: every call checks the owner
+        self._new_id = new_id  # 32 hex digits
         self._limits = limits
-        self._open = {upload.upload_id: _Open(upload, partials.open(upload.upload_id)) for upload in partials.load()}
+        self._open = {
+            upload.upload_id: _Open(upload, self._partials.open(upload.upload_id)) for upload in self._partials.load()
+        }
         self._finished: OrderedDict[str, tuple[Upload, StoredBlob]] = OrderedDict()
 
     async def begin(
@@ -106,7 +109,7 @@ class Uploads:
         owner = _owner(caller)
         await self._make_place(owner, repository)
         upload = Upload(
-            upload_id=f"{self._rng.getrandbits(128):032x}",
+            upload_id=self._new_id(),
             owner=owner,
             repository=repository,
             limit_bytes=limit_bytes,
@@ -185,13 +188,13 @@ class Uploads:
         """Forget an upload and its bytes; raises UnknownIdError."""
         await self._forget(self._find(caller, repository, upload_id))
 
-    async def remove_abandoned(self) -> int:
+    async def remove_stale(self) -> int:
         """Forget uploads that were begun too long ago; returns how many."""
-        oldest = self._clock.now() - self._limits.abandoned_after
-        abandoned = [found for found in self._open.values() if found.upload.started_at < oldest]
-        for found in abandoned:
+        oldest = self._clock.now() - self._limits.stale_after
+        stale = [found for found in self._open.values() if found.upload.started_at < oldest]
+        for found in stale:
             await self._forget(found)
-        return len(abandoned)
+        return len(stale)
 
     async def _register(self, caller: Caller, repository: str, digest: Digest) -> StoredBlob:
         """Let what is in the content store count where it was sent to."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from memgrid.clock import Clock
-from memgrid_coordinator.policy.manifests import IMAGE_INDEX, MANIFEST_BYTES_MAX, parse_manifest
+from memgrid.cube.oci import MANIFEST_BYTES_MAX, OCI_INDEX_TYPE
+from memgrid_coordinator.policy.manifests import parse_manifest
 from memgrid_coordinator.records import PoolManifest
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.web.bodies import Pace, no_continue, read_whole
@@ -75,9 +76,9 @@ class ManifestRoutes:
         found = await self._publishing.referrers(request[CALLER], name, subject)
         wanted = request.query.get("artifactType")
         entries = [_descriptor(each) for each in found if wanted in (None, each.artifact_type)]
-        index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries}
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX_TYPE, "manifests": entries}
         headers = {} if wanted is None else {"OCI-Filters-Applied": "artifactType"}
-        return web.json_response(index, content_type=IMAGE_INDEX, headers=headers)
+        return web.json_response(index, content_type=OCI_INDEX_TYPE, headers=headers)
 
 
 def _descriptor(manifest: PoolManifest) -> dict[str, object]:

@@ -23,6 +23,7 @@ from memgrid_coordinator.web.manifests import ManifestRoutes
 
 _KEEPALIVE_S = 75.0
 """Also how long a connection may take to bring its first whole request."""
+_BACKLOG = 512
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Docker-Distribution-Api-Version": "registry/2.0"}
 
@@ -65,34 +66,34 @@ def build_app(services: WebServices) -> web.Application:
 
 
 class WebServer:
-    """A running HTTP plane."""
+    """The HTTP plane, served with or without TLS."""
 
-    def __init__(self, runner: web.AppRunner, port: int) -> None:
-        self._runner = runner
-        self.port = port
+    def __init__(self, services: WebServices, *, drain_s: float = 10.0) -> None:
+        self._app = build_app(services)
+        self._drain_s = drain_s
+        self._runner: web.AppRunner | None = None
 
-    @staticmethod
-    async def start(
-        app: web.Application, *, host: str, port: int, tls: ssl.SSLContext | None, drain_s: float = 10.0
-    ) -> WebServer:
-        """Listen; port 0 takes a free one."""
-        runner = web.AppRunner(
-            app,
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+        """Listen; port 0 takes a free one. Returns the port."""
+        self._runner = web.AppRunner(
+            self._app,
             access_log=None,
             handle_signals=False,
             keepalive_timeout=_KEEPALIVE_S,
             # A blob is the bytes that were sent; and a small body must not unpack into a large one.
             auto_decompress=False,
-            shutdown_timeout=drain_s,
+            shutdown_timeout=self._drain_s,
         )
-        await runner.setup()
-        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=512).start()
-        bound: int = runner.addresses[0][1]
-        return WebServer(runner, bound)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, ssl_context=tls, backlog=_BACKLOG)
+        await site.start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
 
-    async def close(self) -> None:
-        """Stop listening, let requests in hand finish for a while, then end them."""
-        await self._runner.cleanup()
+    async def stop(self) -> None:
+        """Stop listening, let requests in hand finish for a while, then end them; clients can resume."""
+        if self._runner is not None:
+            await self._runner.cleanup()
 
 
 def _timing_middleware(metrics: Metrics, clock: Clock) -> Middleware:
