@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid.units import Reason
-from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.records import Campaign, CampaignId, Document, NewDocument
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import campaigns, document_units, documents, leases, units
@@ -89,17 +89,15 @@ def newest(connection: Connection, limit: int) -> list[CampaignId]:
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(campaigns.c.state, func.count()).group_by(campaigns.c.state))
-    return {state: count for state, count in rows}
+    query = select(campaigns.c.state, func.count()).group_by(campaigns.c.state)
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def running(connection: Connection) -> list[CampaignId]:
-    query = select(campaigns.c.campaign_id).where(campaigns.c.state == CampaignState.RUNNING)
-    return [CampaignId(found) for found in connection.execute(query).scalars()]
+def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[float] = ()) -> Campaign:
+    """A campaign with its documents and sums; the caller knows that it exists.
 
-
-def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
-    """A campaign with its documents and sums; the caller knows that it exists."""
+    `fleet` is the FLOP/s of each host alive, for the time that is left.
+    """
     row = connection.execute(select(campaigns).where(campaigns.c.campaign_id == campaign_id)).one()
     unit_rows = _unit_sums(connection, campaign_id)
     lease_rows = _lease_sums(connection, campaign_id)
@@ -107,6 +105,7 @@ def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
     for lease in lease_rows:
         by_verdict[lease.state] = by_verdict.get(lease.state, 0) + lease.rows
     accepted = [unit for unit in unit_rows if unit.state == UnitState.ACCEPTED]
+    left_flops = sum(unit.flops_left for unit in unit_rows if unit.state not in ENDED_UNITS)
     return Campaign(
         campaign_id=campaign_id,
         name=row.name,
@@ -124,7 +123,7 @@ def get(connection: Connection, campaign_id: CampaignId) -> Campaign:
         produced_flops=sum(unit.flops for unit in accepted),
         spent_flops=sum(lease.flops for lease in lease_rows if lease.state in _COMPUTED),
         documents=tuple(documents_of(connection, campaign_id)),
-        eta_s=None,
+        eta_s=left_flops / sum(fleet) if fleet and left_flops else None,
     )
 
 
@@ -183,6 +182,20 @@ def hopeless_documents(connection: Connection) -> list[tuple[int, str]]:
         .group_by(documents.c.document_id)
     )
     return [(row[0], row[1]) for row in connection.execute(query)]
+
+
+def without_running_documents(connection: Connection) -> list[tuple[CampaignId, bool]]:
+    """Running campaigns whose documents have all ended, and whether one of them failed."""
+    still = select(documents.c.document_id).where(
+        documents.c.campaign_id == campaigns.c.campaign_id, documents.c.state == DocumentState.RUNNING
+    )
+    failed = select(documents.c.document_id).where(
+        documents.c.campaign_id == campaigns.c.campaign_id, documents.c.state == DocumentState.FAILED
+    )
+    query = select(campaigns.c.campaign_id, failed.exists()).where(
+        campaigns.c.state == CampaignState.RUNNING, ~still.exists()
+    )
+    return [(CampaignId(row[0]), bool(row[1])) for row in connection.execute(query)]
 
 
 def end_document(
@@ -249,6 +262,7 @@ def _unit_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row[
             func.count().label("rows"),
             func.sum(units.c.token_count).label("tokens"),
             func.sum(units.c.flops).label("flops"),
+            func.sum(units.c.flops * units.c.min_replicas).label("flops_left"),
         )
         .where(units.c.unit_id.in_(_unit_ids(campaign_id)))
         .group_by(units.c.state)

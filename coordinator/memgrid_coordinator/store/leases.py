@@ -77,8 +77,8 @@ def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(leases.c.state, func.count()).group_by(leases.c.state))
-    return {state: count for state, count in rows}
+    query = select(leases.c.state, func.count()).group_by(leases.c.state)
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def beginning_with(connection: Connection, prefix: str) -> list[Lease]:

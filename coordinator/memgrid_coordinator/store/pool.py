@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid_coordinator.records import CubeFacts, PoolCube, PoolManifest
@@ -195,3 +195,14 @@ def _to_cube(row: Any) -> PoolCube:
         produced_flops=row.produced_flops,
         created_at=row.created_at,
     )
+
+
+def cubes_beginning_with(connection: Connection, prefix: str) -> list[tuple[Digest, str]]:
+    """Cubes whose digest starts so (without `sha256:`), two at the most, and what they are called."""
+    query = (
+        select(pool_cubes.c.cube_digest, func.min(pool_cubes.c.repository + ":" + pool_cubes.c.tag))
+        .where(pool_cubes.c.cube_digest.startswith("sha256:" + prefix, autoescape=True))
+        .group_by(pool_cubes.c.cube_digest)
+        .limit(2)
+    )
+    return [(Digest(row[0]), row[1]) for row in connection.execute(query)]

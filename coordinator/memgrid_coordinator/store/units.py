@@ -75,6 +75,16 @@ def demand_more(connection: Connection, unit_ids: Sequence[int], *, priority: in
     )
 
 
+def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """Give failed and cancelled units another chance, because somebody wants them again."""
+    sources, target = UNIT_MOVES["revive"]
+    connection.execute(
+        update(units)
+        .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
+        .values(state=target, vacancies=0, failures=0, settled_at=None)
+    )
+
+
 def openable(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
     """Of these, the waiting units that need no parent, or whose parent was accepted."""
     parent = units.alias()
@@ -208,8 +218,8 @@ def oldest_opening(connection: Connection) -> datetime | None:
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(units.c.state, func.count()).group_by(units.c.state))
-    return {state: count for state, count in rows}
+    query = select(units.c.state, func.count()).group_by(units.c.state)
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def beginning_with(connection: Connection, prefix: str) -> list[Unit]:

@@ -1,0 +1,255 @@
+"""Builds the coordinator and wires it; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from memgrid.clock import Clock, SystemClock
+from memgrid.log import get_logger
+from memgrid.signing import SigningKey
+from memgrid_coordinator.certificates import Certificate, certificate_for
+from memgrid_coordinator.heavy.runner import Engine, InlineEngine
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.rpc.server import RpcServer, RpcServices
+from memgrid_coordinator.services.assembling import Assembling
+from memgrid_coordinator.services.bell import Bell
+from memgrid_coordinator.services.campaigns import Campaigns
+from memgrid_coordinator.services.catalogue import Catalogue
+from memgrid_coordinator.services.enrolment import EnrolmentService
+from memgrid_coordinator.services.expiring import Expiring
+from memgrid_coordinator.services.explaining import Explaining
+from memgrid_coordinator.services.gauging import Gauging
+from memgrid_coordinator.services.judging import Judging
+from memgrid_coordinator.services.leasing import Leasing
+from memgrid_coordinator.services.models import Models
+from memgrid_coordinator.services.publishing import Publishing
+from memgrid_coordinator.services.tokens import Tokens
+from memgrid_coordinator.services.uploads import UploadLimits, Uploads
+from memgrid_coordinator.settings import Settings
+from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.engine import Store
+from memgrid_coordinator.sweeps.schedule import Sweeps
+from memgrid_coordinator.web.grid import GridFacts
+from memgrid_coordinator.web.server import WebServer, WebServices
+
+log = get_logger(__name__)
+GAUGES_EVERY = timedelta(seconds=5)
+
+
+def new_id() -> str:
+    """128 random bits: ids can't be guessed, and never collide."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a running coordinator is found."""
+
+    url: str
+    grpc_port: int
+    http_port: int
+    fingerprint: str | None
+
+
+class Coordinator:
+    """One process: control plane, data plane, sweeps, checks.
+
+    Use it as `async with Coordinator(settings) as coordinator: await coordinator.until_stopped()`.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.keys.mkdir(exist_ok=True, mode=0o700)
+        self.metrics = Metrics()
+        self.certificate: Certificate = certificate_for(settings, self.clock)
+        self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
+        self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
+        self.blobs = BlobStore(settings.blobs)
+        self.engine: Engine = self._engine()
+        self._build_services()
+        self._stopped = asyncio.Event()
+
+    def _engine(self) -> Engine:
+        if self.settings.ray is None:
+            return InlineEngine()
+        from memgrid_coordinator.heavy.ray_engine import RayEngine  # Ray takes a second to import
+
+        return RayEngine(self.settings.ray)
+
+    def _build_services(self) -> None:
+        settings, clock, store, metrics = self.settings, self.clock, self.store, self.metrics
+        self.tokens = Tokens(settings.keys)
+        self.enrolment = EnrolmentService(
+            store=store, settings=settings, clock=clock, tokens=self.tokens, new_id=new_id
+        )
+        bell, catalogue = Bell(), Catalogue()
+        self.judging = Judging(
+            store=store,
+            settings=settings,
+            clock=clock,
+            metrics=metrics,
+            catalogue=catalogue,
+            bell=bell,
+            blobs=self.blobs,
+            engine=self.engine,
+        )
+        self.leasing = Leasing(
+            store=store,
+            settings=settings,
+            clock=clock,
+            metrics=metrics,
+            catalogue=catalogue,
+            bell=bell,
+            judging=self.judging,
+            new_id=new_id,
+        )
+        self.publishing = Publishing(store, self.blobs, clock)
+        self.campaigns = Campaigns(
+            store=store,
+            settings=settings,
+            clock=clock,
+            blobs=self.blobs,
+            engine=self.engine,
+            models=Models(self.publishing, self.blobs, settings.scratch / "models"),
+            catalogue=catalogue,
+            judging=self.judging,
+            bell=bell,
+            new_id=new_id,
+        )
+        self.assembling = Assembling(
+            store=store,
+            clock=clock,
+            metrics=metrics,
+            blobs=self.blobs,
+            engine=self.engine,
+            catalogue=catalogue,
+            publishing=self.publishing,
+            judging=self.judging,
+            grid_key=self.grid_key,
+            settings=settings,
+        )
+        self.uploads = Uploads(
+            store=store,
+            blobs=self.blobs,
+            judging=self.judging,
+            clock=clock,
+            folder=settings.data / "uploads",
+            new_id=new_id,
+            limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max),
+        )
+        expiring = Expiring(store=store, settings=settings, clock=clock, metrics=metrics, judging=self.judging)
+        gauging = Gauging(store=store, clock=clock, metrics=metrics)
+        self.sweeps = Sweeps(metrics)
+        self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
+        self.sweeps.add("judging", self.judging.catch_up, settings.sweep_every)
+        self.sweeps.add("assembly", self.assembling.assemble_complete, settings.sweep_every)
+        self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))
+        self.sweeps.add("gauges", gauging.refresh, GAUGES_EVERY)
+
+    async def start(self) -> Address:
+        """Open both planes and begin the sweeps."""
+        settings, certificate = self.settings, self.certificate
+        services = RpcServices(
+            enrolment=self.enrolment,
+            leasing=self.leasing,
+            campaigns=self.campaigns,
+            explaining=Explaining(self.store),
+        )
+        self.rpc = RpcServer(services, self.metrics)
+        self._grpc_port = await self.rpc.start(
+            f"{settings.host}:{settings.grpc_port}",
+            key_pem=certificate.key.read_bytes(),
+            chain_pem=certificate.chain.read_bytes(),
+        )
+        self.web = WebServer(self._web_services())
+        self._http_port = await self.web.start(settings.host, settings.http_port, certificate.context())
+        self.sweeps.start()
+        address = Address(
+            url=self._url(),
+            grpc_port=self._grpc_port,
+            http_port=self._http_port,
+            fingerprint=certificate.fingerprint,
+        )
+        _write_endpoint(settings.data / "endpoint.json", address)
+        log.info("coordinator ready", url=address.url, grpc_port=self._grpc_port)
+        return address
+
+    def _web_services(self) -> WebServices:
+        return WebServices(
+            identify=self.enrolment.identify,
+            publishing=self.publishing,
+            uploads=self.uploads,
+            metrics=self.metrics,
+            clock=self.clock,
+            facts=self._facts,
+            not_ready=lambda: "draining" if self._stopped.is_set() else None,
+            campaigns=self.campaigns.recent,
+        )
+
+    def _facts(self) -> GridFacts:
+        return GridFacts(
+            name=self.settings.name,
+            version=version("memgrid"),
+            grpc_port=self._grpc_port,
+            grid_key=self.grid_key.public_key.hex(),
+            enrolment="invite" if self.settings.invite_only else "open",
+            max_blob_bytes=self.settings.blob_bytes_max,
+            url=self._url(),
+        )
+
+    def _url(self) -> str:
+        """What people are given: where the grid is, and the certificate to expect there."""
+        name, fingerprint = self.settings.public_name or self.settings.host, self.certificate.fingerprint
+        return f"https://{name}:{self._http_port}" + (f"#sha256={fingerprint}" if fingerprint else "")
+
+    async def stop(self) -> None:
+        """Drain: refuse new leases with a reason, finish what is in hand, then close everything."""
+        log.info("coordinator draining")
+        self._stopped.set()
+        self.leasing.drain()
+        self.campaigns.drain()
+        self.sweeps.stop()
+        drain_s = self.settings.drain_max.total_seconds()
+        await self.rpc.stop(drain_s)
+        await self.web.stop()
+        try:
+            async with asyncio.timeout(drain_s):
+                await self.judging.close()
+        except TimeoutError:
+            log.warning("checks were cut off; they are taken up at the next start")
+        await self.engine.close(self.settings.drain_max)
+        self.store.close()
+        (self.settings.data / "endpoint.json").unlink(missing_ok=True)
+        log.info("coordinator stopped")
+
+    async def __aenter__(self) -> Self:
+        self.address = await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def request_stop(self) -> None:
+        """What a signal does: `until_stopped` returns, and leaving the block drains."""
+        self._stopped.set()
+
+    async def until_stopped(self) -> None:
+        await self._stopped.wait()
+
+
+def _write_endpoint(path: Path, address: Address) -> None:
+    """Tell scripts where the coordinator is; whole or not at all."""
+    content = {"url": address.url, "grpc_port": address.grpc_port, "pid": os.getpid()}
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)
