@@ -85,8 +85,7 @@ def submit(grid: Grid, folder: Path) -> dict[str, Any]:
     place = folder / "handbook"
     place.mkdir()
     shutil.copy(CAMPAIGN, place)
-    for name in ("README.md", "ARCHITECTURE.md"):
-        shutil.copy(ROOT / name, place)
+    shutil.copy(ROOT / "README.md", place)
     shutil.copytree(ROOT / "docs", place / "docs")
     answer = grid.operator("campaign", "submit", str(place / CAMPAIGN.name), "--watch", "--json", show=True)
     campaign: dict[str, Any] = json.loads(answer)
