@@ -1,0 +1,225 @@
+"""Hosts that only pretend to compute, over the real protocol; for tests, simulations and load."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import httpx
+import numpy as np
+import numpy.typing as npt
+from safetensors import TensorSpec, serialize
+
+from memgrid import wire
+from memgrid.channel import open_channel
+from memgrid.digest import Digest, digest_of
+from memgrid.endpoint import GridEndpoint, async_http_client
+from memgrid.enrolment import EnrolAsk, LogInAsk
+from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
+from memgrid.kinds.sketch import sketch_file
+from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
+from memgrid.units import (
+    ComputeDtype,
+    DeviceFacts,
+    HeldLease,
+    HostFacts,
+    HostId,
+    LeaseId,
+    LeaseOffer,
+    Output,
+    PrefillSpec,
+    Release,
+    ReportClaim,
+    SessionId,
+    StoreDtype,
+    SyncAnswer,
+    SyncAsk,
+    UnitKey,
+    UploadOrder,
+    WorkFacts,
+)
+from memgrid.v1 import volunteers_pb2 as pb
+from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
+
+Array = npt.NDArray[Any]
+FACTS = HostFacts(
+    os="linux",
+    arch="x86_64",
+    cpu_count=2,
+    memory_bytes=8 << 30,
+    devices=(DeviceFacts(kind="cpu", name="simulated", memory_bytes=8 << 30, numerics_class="simulated/1"),),
+    client_version="0",
+    isolation="none",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedWork:
+    """What a simulated host has to show for a lease."""
+
+    claim: ReportClaim
+    sketch: bytes
+    content: bytes
+
+
+class SimulatedGpu:
+    """Makes up caches that have the right form: the same unit gives the same bytes on every host.
+
+    `noise` moves every number by so much, relatively; `bias` is a wrong model.
+    """
+
+    def __init__(self, geometry: ModelGeometry, *, noise: float = 0.0, bias: float = 0.0, seed: int = 0) -> None:
+        self._geometry = geometry
+        self._noise = noise
+        self._bias = bias
+        self._rng = np.random.default_rng(seed)
+        self._done: dict[UnitKey, SimulatedWork] = {}
+
+    def work(self, offer: LeaseOffer, tokens: bytes | None = None) -> SimulatedWork:
+        """The answer to a lease; `tokens` are the unit's token ids, if they matter to whoever looks at the file."""
+        spec = PrefillSpec.from_bytes(offer.spec)
+        content = self._cache(spec, offer.unit_key, tokens or bytes(4 * spec.token_count))
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            file.write(content)
+            file.flush()
+            sketch = sketch_file(Path(file.name), offer.unit_key)
+        return SimulatedWork(claim=claim_for(offer, spec, content, sketch), sketch=sketch, content=content)
+
+    def _cache(self, spec: PrefillSpec, key: UnitKey, tokens: bytes) -> bytes:
+        shape = (self._geometry.kv_heads, spec.token_count, self._geometry.head_dim)
+        truth = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
+        arrays: dict[str, tuple[str, Array]] = {"tokens": ("int32", np.frombuffer(tokens, dtype="<i4"))}
+        for layer in range(self._geometry.layers):
+            for half in "kv":
+                values = truth.standard_normal(shape, dtype=np.float32)
+                values += np.float32(self._bias) * truth.standard_normal(shape, dtype=np.float32)
+                values += np.float32(self._noise) * self._rng.standard_normal(shape, dtype=np.float32)
+                arrays[f"l{layer}.{half}"] = (spec.store_dtype.value, _stored(values, spec.store_dtype))
+        specs = {
+            name: TensorSpec(dtype=dtype, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
+            for name, (dtype, array) in arrays.items()
+        }
+        return bytes(serialize(specs, {"format": KV_FORMAT}))
+
+
+def claim_for(offer: LeaseOffer, spec: PrefillSpec, content: bytes, sketch: bytes) -> ReportClaim:
+    """An honest report on some output."""
+    return ReportClaim(
+        lease_id=offer.lease_id,
+        fence=offer.fence,
+        unit_key=offer.unit_key,
+        outputs=(Output(name="kv.safetensors", digest=digest_of(content), size_bytes=len(content)),),
+        sketch_digest=digest_of(sketch),
+        facts=WorkFacts(
+            tokens=spec.token_count,
+            compute_s=0.01,
+            device_kind="cpu",
+            numerics_class="simulated/1",
+            compute_dtype=ComputeDtype.FLOAT32 if spec.compute_dtype is ComputeDtype.AUTO else spec.compute_dtype,
+            torch_version="0",
+        ),
+    )
+
+
+def _stored(values: Array, dtype: StoreDtype) -> Array:
+    """The numbers as they lie in the file; numpy has no bfloat16, so that one is its bits."""
+    if dtype is StoreDtype.BFLOAT16:
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype.value)
+
+
+@dataclass(slots=True, kw_only=True)
+class SimulatedHost:
+    """A host that speaks the real protocol with a real key, and does as it is told by a test."""
+
+    endpoint: GridEndpoint
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    label: str = "simulated"
+    host_id: HostId = field(init=False)
+    session_id: SessionId = field(init=False)
+    token: str | None = None
+    sequence: int = 0
+    _channel: grpc.aio.Channel | None = None
+
+    @property
+    def stub(self) -> pb_grpc.VolunteersAsyncStub:
+        if self._channel is None:
+            self._channel = open_channel(self.endpoint, lambda: self.token)
+        stub: pb_grpc.VolunteersAsyncStub = pb_grpc.VolunteersStub(self._channel)
+        return stub
+
+    async def enrol(self, invite_code: str = "") -> None:
+        """Become known to the grid, and log in."""
+        nonce = await self._nonce()
+        ask = EnrolAsk(nonce=nonce, host_label=self.label, facts=FACTS, invite_code=invite_code)
+        signed = self.key.sign(ENROL_TYPE, wire.enrol_to_body(ask))
+        enrolled = wire.enrolment_from_message(await self.stub.Enrol(wire.signed_to_message(signed)))
+        self.host_id = enrolled.host_id
+        await self.log_in()
+
+    async def log_in(self) -> None:
+        ask = LogInAsk(nonce=await self._nonce(), host_id=self.host_id, facts=FACTS)
+        signed = self.key.sign(LOGIN_TYPE, wire.log_in_to_body(ask))
+        session = wire.session_from_message(await self.stub.LogIn(wire.signed_to_message(signed)))
+        self.session_id, self.token, self.sequence = session.session_id, session.token, 0
+
+    async def sync(
+        self,
+        *,
+        want: int = 0,
+        held: Iterable[LeaseOffer] = (),
+        awaiting: Sequence[LeaseId] = (),
+        work: Sequence[SimulatedWork] = (),
+        released: Sequence[Release] = (),
+        wait: timedelta = timedelta(0),
+    ) -> SyncAnswer:
+        """One Sync as an honest host makes it."""
+        self.sequence += 1
+        ask = SyncAsk(
+            sequence=self.sequence,
+            held=tuple(HeldLease(lease_id=one.lease_id, fence=one.fence, progress=0.0) for one in held),
+            awaiting=tuple(awaiting),
+            reports=(),
+            sketches={Digest(one.claim.sketch_digest): one.sketch for one in work},
+            released=tuple(released),
+            want=want,
+            wait=wait,
+        )
+        signed = self.signed([one.claim for one in work]) if work else None
+        return await self.send(ask, signed)
+
+    def signed(self, claims: Iterable[ReportClaim]) -> SignedBody:
+        """Reports as this host signs them for its present sync."""
+        body = wire.reports_to_body(
+            host_id=self.host_id, session_id=self.session_id, sequence=self.sequence, reports=claims
+        )
+        return self.key.sign(REPORTS_TYPE, body)
+
+    async def send(self, ask: SyncAsk, signed: SignedBody | None) -> SyncAnswer:
+        message: pb.SyncResponse = await self.stub.Sync(wire.sync_ask_to_message(ask, signed))
+        return wire.sync_answer_from_message(message)
+
+    async def upload(self, order: UploadOrder, content: bytes) -> httpx.Response:
+        """Send an ordered output in one piece; the last answer of the data plane."""
+        async with async_http_client(self.endpoint, self.token) as http:
+            begun = await http.post(order.path)
+            if begun.status_code != 202:
+                return begun
+            location = begun.headers["location"]
+            joiner = "&" if "?" in location else "?"
+            return await http.put(f"{location}{joiner}digest={order.digest}", content=content)
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    async def _nonce(self) -> bytes:
+        challenge = await self.stub.GetChallenge(pb.GetChallengeRequest())
+        return wire.challenge_from_message(challenge).nonce

@@ -1,0 +1,105 @@
+"""A whole coordinator in the test's own process, with a model and campaigns put in as an operator would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from memgrid.campaign import CampaignFile
+from memgrid.cube.identity import model_files
+from memgrid.cube.oci import FILE_TYPE, MODEL_ARTIFACT_TYPE, OCI_MANIFEST_TYPE, Descriptor, OciManifest
+from memgrid.digest import digest_of
+from memgrid.endpoint import GridEndpoint, discover
+from memgrid.testing import SimulatedHost
+from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.records import Caller, Campaign, Role, Submission, SubmittedSource
+from memgrid_coordinator.settings import Settings
+
+OPERATOR = Caller(role=Role.OPERATOR)
+MODEL = "models/tiny"
+
+
+@asynccontextmanager
+async def running_coordinator(data: Path, **changed: Any) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
+    """A coordinator on free ports; sweeps run fast, everything else is as in life."""
+    quick = {"sweep_every": timedelta(milliseconds=50), "drain_max": timedelta(seconds=5)}
+    settings = Settings(data=data, http_port=0, grpc_port=0, **{**quick, **changed})
+    async with Coordinator(settings) as coordinator:
+        endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
+        yield coordinator, endpoint
+
+
+async def push_model(coordinator: Coordinator, folder: Path) -> None:
+    """Put a model folder into the pool."""
+    layers = []
+    for path in model_files(folder):
+        content = path.read_bytes()
+        coordinator.blobs.put_bytes(content)
+        layers.append(Descriptor.of(content, FILE_TYPE, path.name))
+    config = b"{}"
+    coordinator.blobs.put_bytes(config)
+    manifest = OciManifest(
+        artifact_type=MODEL_ARTIFACT_TYPE,
+        config=Descriptor.of(config, "application/vnd.oci.empty.v1+json", ""),
+        layers=tuple(layers),
+        annotations={},
+    )
+    await coordinator.publishing.put_manifest(OPERATOR, MODEL, "latest", manifest.to_bytes(), OCI_MANIFEST_TYPE)
+
+
+def campaign_file(**changed: Any) -> CampaignFile:
+    """A small campaign; keywords replace whole parts of it."""
+    value = {
+        "name": "handbook",
+        "model": MODEL,
+        "recipe": "activation",
+        "sources": [{"path": "*.txt"}],
+        "activation": {"chunk_tokens": 32, "wrap": "plain"},
+        "publish": {"namespace": "handbook", "version": "1.0.0", "licence": "CC-BY-4.0"},
+    }
+    return CampaignFile.model_validate({**value, **changed})
+
+
+async def submit(
+    coordinator: Coordinator, texts: dict[str, str], *, request_id: str = "request-1", **changed: Any
+) -> Submission:
+    """Submit a campaign over some texts."""
+    sources = []
+    for name, text in texts.items():
+        digest = coordinator.blobs.put_bytes(text.encode())
+        sources.append(
+            SubmittedSource(uri=name, digest=digest, format="txt", licence="CC-BY-4.0", text_column="", id_column="")
+        )
+        assert digest == digest_of(text.encode())
+    campaign = campaign_file(**changed).to_bytes()
+    return await coordinator.campaigns.submit(OPERATOR, request_id=request_id, campaign=campaign, sources=sources)
+
+
+@asynccontextmanager
+async def simulated_hosts(endpoint: GridEndpoint, count: int) -> AsyncIterator[list[SimulatedHost]]:
+    """So many hosts of as many accounts, enrolled and logged in."""
+    hosts = [SimulatedHost(endpoint=endpoint) for _ in range(count)]
+    try:
+        for host in hosts:
+            await host.enrol()
+        yield hosts
+    finally:
+        for host in hosts:
+            await host.close()
+
+
+async def eventually(check: Callable[[], Awaitable[Any]], *, limit_s: float = 20.0) -> Any:
+    """The first true answer of `check`; TimeoutError when none comes in time."""
+    async with asyncio.timeout(limit_s):
+        while True:
+            if found := await check():
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def campaign_of(coordinator: Coordinator, submission: Submission) -> Campaign:
+    return await coordinator.campaigns.get(OPERATOR, submission.campaign.campaign_id)

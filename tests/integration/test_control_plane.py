@@ -1,0 +1,374 @@
+"""The control plane, over real gRPC and HTTP: a unit's whole life, and everything a stranger may try."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from memgrid.cube.identity import identity_of_folder
+from memgrid.digest import Digest, digest_of
+from memgrid.endpoint import GridEndpoint
+from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
+from memgrid.kinds.prefill import ModelGeometry
+from memgrid.signing import SigningKey
+from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
+from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, SyncAsk
+from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.lifecycle import CampaignState
+from memgrid_coordinator.store import credits, leases
+from tests.grids import campaign_of, eventually, push_model, running_coordinator, simulated_hosts, submit
+
+TEXT = "The valve opens at three bar and closes at two. " * 8
+
+
+@pytest.fixture
+async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
+    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
+        await push_model(coordinator, tiny_model_folder)
+        yield coordinator, endpoint
+
+
+@pytest.fixture(scope="module")
+def geometry(tiny_model_folder: Path) -> ModelGeometry:
+    return identity_of_folder(tiny_model_folder).geometry
+
+
+async def tokens_of(coordinator: Coordinator, offer: LeaseOffer) -> bytes:
+    return coordinator.blobs.read_bytes(offer.inputs[0].digest)
+
+
+async def work_on(coordinator: Coordinator, gpu: SimulatedGpu, offer: LeaseOffer) -> SimulatedWork:
+    return gpu.work(offer, await tokens_of(coordinator, offer))
+
+
+async def run_until_ended(
+    coordinator: Coordinator, submission: object, hosts: dict[SimulatedHost, SimulatedGpu]
+) -> None:
+    """Let hosts do everything they are asked until the campaign is over."""
+
+    async def volunteer(host: SimulatedHost, gpu: SimulatedGpu) -> None:
+        kept: dict[LeaseId, SimulatedWork] = {}
+        work: list[SimulatedWork] = []
+        while True:
+            answer = await host.sync(want=4, awaiting=list(kept), work=work, wait=timedelta(seconds=0.2))
+            for order in answer.uploads:
+                assert (await host.upload(order, kept[order.lease_id].content)).status_code == 201
+            for verdict in answer.verdicts:
+                kept.pop(verdict.lease_id, None)
+            work = [await work_on(coordinator, gpu, offer) for offer in answer.leases]
+            kept |= {one.claim.lease_id: one for one in work}
+
+    async def is_over() -> bool:
+        return (await campaign_of(coordinator, submission)).state is not CampaignState.RUNNING  # type: ignore[arg-type]
+
+    tasks = [asyncio.create_task(volunteer(host, gpu)) for host, gpu in hosts.items()]
+    try:
+        await eventually(is_over)
+    finally:
+        for task in tasks:
+            task.cancel()
+        failures = [one for one in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(one, Exception)]
+        assert not failures
+
+
+async def test_a_campaign_becomes_a_cube_and_everybody_is_paid(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    submission = await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 2) as hosts:
+        await run_until_ended(coordinator, submission, {host: SimulatedGpu(geometry) for host in hosts})
+    campaign = await campaign_of(coordinator, submission)
+    assert campaign.state is CampaignState.COMPLETED
+    assert [document.cube for document in campaign.documents] == ["handbook/manual:1.0.0"]
+    assert campaign.reports_by_verdict == {"agreed": 2 * sum(campaign.units_by_state.values())}
+    paid = await coordinator.store.read(
+        lambda connection: [
+            credits.total(connection, account)
+            for account in {
+                lease.account_id for group in leases.of_units(connection, range(1, 99)).values() for lease in group
+            }
+        ]
+    )
+    assert paid == [campaign.produced_flops, campaign.produced_flops]
+    assert campaign.spent_flops == 2 * campaign.produced_flops
+
+
+async def test_a_wrong_model_is_caught_and_the_cube_is_made_of_the_others(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    submission = await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 3) as hosts:
+        gpus = [SimulatedGpu(geometry, noise=1e-5, seed=1), SimulatedGpu(geometry, noise=1e-5, seed=2)]
+        gpus.append(SimulatedGpu(geometry, bias=0.04))
+        await run_until_ended(coordinator, submission, dict(zip(hosts, gpus, strict=True)))
+        cheat = hosts[2].host_id
+    campaign = await campaign_of(coordinator, submission)
+    assert campaign.state is CampaignState.COMPLETED
+    every = await coordinator.store.read(lambda connection: leases.of_units(connection, range(1, 99)))
+    rejected = {lease.host_id for group in every.values() for lease in group if lease.state == "rejected"}
+    assert rejected == {cheat}
+    reasons = [lease.reason for group in every.values() for lease in group if lease.state == "rejected"]
+    assert all(reason is not None and "allowed" in reason.text for reason in reasons)
+
+
+async def test_the_same_text_is_computed_once_for_two_campaigns(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    first = await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 2) as hosts:
+        gpus = {host: SimulatedGpu(geometry) for host in hosts}
+        await run_until_ended(coordinator, first, gpus)
+        again = await submit(coordinator, {"copy.txt": TEXT}, request_id="request-2", name="again")
+        assert again.units_reused == sum(again.campaign.units_by_state.values()) > 0
+        await run_until_ended(coordinator, again, gpus)
+    one, two = await campaign_of(coordinator, first), await campaign_of(coordinator, again)
+    assert two.state is CampaignState.COMPLETED
+    assert one.reports_by_verdict == two.reports_by_verdict, "nobody computed anything for the second"
+
+
+async def test_a_lost_answer_is_given_again(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    coordinator, endpoint = grid
+    await submit(
+        coordinator, {"manual.txt": TEXT}, activation={"layout": "independent", "chunk_tokens": 32, "wrap": "plain"}
+    )
+    async with simulated_hosts(endpoint, 1) as (host,):
+        first = await host.sync(want=2)
+        again = await host.sync(want=2)
+        assert len(first.leases) == 2
+        assert again.leases == first.leases
+
+
+async def test_a_report_sent_twice_counts_once(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 1) as (host,):
+        (offer,) = (await host.sync(want=1)).leases
+        work = await work_on(coordinator, SimulatedGpu(geometry), offer)
+        first = await host.sync(work=[work])
+        again = await host.sync(work=[work])
+        assert [ack.reason for ack in first.acks] == [None]
+        assert again.acks[0].accepted
+        assert again.acks[0].reason is not None
+        assert again.acks[0].reason.code is ReasonCode.ALREADY_REPORTED
+    every = await coordinator.store.read(lambda connection: leases.of_units(connection, [1]))
+    assert [lease.state for lease in every[1]] == ["reported"]
+
+
+async def refusal(host: SimulatedHost, work: SimulatedWork) -> Reason:
+    answer = await host.sync(work=[work])
+    (ack,) = answer.acks
+    assert not ack.accepted
+    assert ack.reason is not None
+    return ack.reason
+
+
+async def test_reports_that_cannot_be_meant_are_refused_with_their_reason(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    await submit(
+        coordinator, {"manual.txt": TEXT}, activation={"layout": "independent", "chunk_tokens": 16, "wrap": "plain"}
+    )
+    async with simulated_hosts(endpoint, 2) as (host, other):
+        offers = list((await host.sync(want=4)).leases)
+        works = [await work_on(coordinator, SimulatedGpu(geometry), offer) for offer in offers]
+        good, claim = works[0], works[0].claim
+        stale = replace(good, claim=replace(claim, fence=claim.fence + 1))
+        assert (await refusal(host, stale)).code is ReasonCode.STALE_FENCE
+        unknown = replace(good, claim=replace(claim, lease_id=LeaseId("f" * 32)))
+        assert (await refusal(host, unknown)).code is ReasonCode.UNKNOWN_LEASE
+        assert (await refusal(other, good)).code is ReasonCode.NOT_YOUR_LEASE
+        elsewhere = replace(good, claim=replace(claim, unit_key=works[1].claim.unit_key))
+        assert (await refusal(host, elsewhere)).code is ReasonCode.WRONG_UNIT
+        # Those four left the lease alone; what follows ends one lease each.
+        huge = replace(claim, outputs=(replace(claim.outputs[0], size_bytes=1 << 40),))
+        assert (await refusal(host, replace(good, claim=huge))).code is ReasonCode.WRONG_OUTPUTS
+        short = save({"k": np.zeros((1, 1, 7), np.float32), "v": np.zeros((1, 1, 7), np.float32)})
+        assert (await refusal(host, with_sketch(works[1], short))).code in (
+            ReasonCode.WRONG_SHAPE,
+            ReasonCode.BAD_SKETCH,
+        )
+        shape = (geometry.layers, 1, 7)
+        sick = save({"k": np.full(shape, np.nan, np.float32), "v": np.ones(shape, np.float32)})
+        assert (await refusal(host, with_sketch(works[2], sick))).code is ReasonCode.NOT_FINITE
+        unsent = replace(works[3].claim, sketch_digest=Digest("sha256:" + "0" * 64))
+        assert (await refusal(host, replace(works[3], claim=unsent))).code is ReasonCode.BAD_SKETCH
+        # The units go on: somebody else gets every one of them.
+        again = {offer.unit_key for offer in (await other.sync(want=10)).leases}
+        assert again >= {offer.unit_key for offer in offers}
+        # And the host that sent four worthless reports rests.
+        idle = (await host.sync(want=1)).idle_reason
+        assert idle is not None
+        assert idle.code is ReasonCode.HOST_SUSPENDED
+    refused = coordinator.metrics.refusals.labels("report", "stale_fence")._value.get()
+    assert refused == 1
+
+
+def with_sketch(work: SimulatedWork, sketch: bytes) -> SimulatedWork:
+    return replace(work, sketch=sketch, claim=replace(work.claim, sketch_digest=digest_of(sketch)))
+
+
+async def test_an_expired_lease_goes_to_somebody_else_and_its_report_is_refused(
+    tmp_path: Path, tiny_model_folder: Path, geometry: ModelGeometry
+) -> None:
+    quick = timedelta(seconds=0.3)
+    async with running_coordinator(tmp_path, lease_shortest=quick) as (coordinator, endpoint):
+        await push_model(coordinator, tiny_model_folder)
+        await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
+        async with simulated_hosts(endpoint, 2) as (slow, fast):
+            (offer,) = (await slow.sync(want=1)).leases
+            taken_over = await eventually(lambda: leases_of(fast))
+            assert taken_over[0].unit_key == offer.unit_key
+            assert taken_over[0].fence > offer.fence
+            late = await work_on(coordinator, SimulatedGpu(geometry), offer)
+            assert (await refusal(slow, late)).code is ReasonCode.LEASE_EXPIRED
+            told = await slow.sync(held=[offer])
+            assert [one.reason.code for one in told.cancelled] == [ReasonCode.LEASE_EXPIRED]
+
+
+async def leases_of(host: SimulatedHost) -> tuple[LeaseOffer, ...]:
+    return (await host.sync(want=1)).leases
+
+
+async def test_nobody_speaks_for_another_host(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 1) as (host,):
+        (offer,) = (await host.sync(want=1)).leases
+        work = await work_on(coordinator, SimulatedGpu(geometry), offer)
+        host.sequence += 1
+        ask = SyncAsk(
+            sequence=host.sequence,
+            held=(),
+            awaiting=(),
+            reports=(),
+            sketches={work.claim.sketch_digest: work.sketch},
+            released=(),
+            want=0,
+            wait=timedelta(0),
+        )
+        honest = host.signed([work.claim])
+        with pytest.raises(BadSignatureError):
+            await host.send(ask, replace(honest, body=honest.body + b"\x0a\x00"))
+        forged = replace(honest, public_key=SigningKey.generate().public_key)
+        with pytest.raises(BadSignatureError):
+            await host.send(ask, forged)
+        stranger = SigningKey.generate().sign(honest.type, honest.body)
+        with pytest.raises(BadSignatureError):
+            await host.send(ask, stranger)
+        with pytest.raises(BadSignatureError, match="another sync"):
+            await host.send(replace(ask, sequence=host.sequence + 1), honest)
+        host.token = None
+        with pytest.raises(NotAllowedError):
+            await host.send(ask, honest)
+
+
+async def test_a_second_log_in_ends_the_first(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    _, endpoint = grid
+    async with simulated_hosts(endpoint, 1) as (host,):
+        clone = SimulatedHost(endpoint=endpoint, key=host.key, label=host.label)
+        await clone.enrol()
+        assert clone.host_id == host.host_id
+        with pytest.raises(SessionReplacedError):
+            await host.sync()
+        await clone.sync()
+        clone.sequence -= 1
+        await clone.sync()  # the same number again is the same call again
+        clone.sequence -= 2
+        with pytest.raises(StaleSequenceError):
+            await clone.sync()
+        await clone.close()
+
+
+async def test_cancelling_withdraws_leases_and_wakes_nobody(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    coordinator, endpoint = grid
+    submission = await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 1) as (host,):
+        (offer,) = (await host.sync(want=1)).leases
+        from tests.grids import OPERATOR
+
+        cancelled = await coordinator.campaigns.cancel(OPERATOR, submission.campaign.campaign_id[:8])
+        assert cancelled.state is CampaignState.CANCELLED
+        told = await host.sync(held=[offer], want=1)
+        assert [one.reason.code for one in told.cancelled] == [ReasonCode.CAMPAIGN_CANCELLED]
+        assert not told.leases
+        assert told.idle_reason is not None
+        assert told.idle_reason.code is ReasonCode.NO_WORK
+
+
+async def test_a_long_poll_ends_when_work_comes(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    coordinator, endpoint = grid
+    async with simulated_hosts(endpoint, 1) as (host,):
+        waiting = asyncio.create_task(host.sync(want=1, wait=timedelta(seconds=20)))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await submit(coordinator, {"manual.txt": TEXT})
+        async with asyncio.timeout(5):
+            assert len((await waiting).leases) == 1
+
+
+async def test_a_released_lease_is_given_to_another_at_once(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
+    async with simulated_hosts(endpoint, 2) as (owner, other):
+        (offer,) = (await owner.sync(want=1)).leases
+        assert not (await other.sync(want=1)).leases
+        paused = Release(
+            lease_id=offer.lease_id, fence=offer.fence, reason=Reason(code=ReasonCode.OWNER_PAUSED, text="game night")
+        )
+        await owner.sync(released=[paused])
+        (taken,) = (await other.sync(want=1)).leases
+        assert taken.unit_key == offer.unit_key
+
+
+async def test_an_upload_nobody_ordered_is_refused(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
+    async with simulated_hosts(endpoint, 2) as (host, thief):
+        (offer,) = (await host.sync(want=1)).leases
+        work = await work_on(coordinator, SimulatedGpu(geometry), offer)
+        (order,) = (await host.sync(work=[work])).uploads
+        assert (await thief.upload(order, work.content)).status_code == 403
+        assert (await host.upload(order, work.content[:-1])).status_code == 400
+        assert (await host.upload(order, work.content + b"x")).status_code in (400, 413)
+        assert (await host.upload(order, work.content)).status_code == 201
+
+
+async def test_bytes_that_do_not_give_the_reported_sketch_are_rejected(
+    grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
+) -> None:
+    """A host copies the honest sketch but committed to other bytes: the check of the upload sees it."""
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
+    async with simulated_hosts(endpoint, 1) as (host,):
+        (offer,) = (await host.sync(want=1)).leases
+        honest = await work_on(coordinator, SimulatedGpu(geometry), offer)
+        poison = await work_on(coordinator, SimulatedGpu(geometry, bias=0.5), offer)
+        lie = replace(
+            poison, sketch=honest.sketch, claim=replace(poison.claim, sketch_digest=honest.claim.sketch_digest)
+        )
+        (order,) = (await host.sync(work=[lie])).uploads
+        assert (await host.upload(order, poison.content)).status_code == 201
+
+        async def verdict() -> object:
+            return (await host.sync(awaiting=[offer.lease_id])).verdicts
+
+        (told,) = await eventually(verdict)
+        assert told.verdict == "rejected"
+        assert told.reason.code is ReasonCode.SKETCH_MISMATCH
