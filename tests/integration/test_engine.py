@@ -15,12 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from memgrid.cube.identity import identity_of_folder
+from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import digest_of, digest_of_file
 from memgrid.errors import DigestMismatchError, DrainingError, InvalidError, UnavailableError
 from memgrid.kinds.refusal import RefusedError
-from memgrid.units import ReasonCode
+from memgrid.units import ComputeDtype, ReasonCode, StoreDtype
+from memgrid_coordinator.heavy.chunks import PlanParameters
+from memgrid_coordinator.heavy.plan import plan_activation
 from memgrid_coordinator.heavy.ray_engine import RayEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
+from memgrid_coordinator.heavy.sources import SourceFile, SourceFormat
 from tests.integration import heavy_functions
 
 DRAIN = timedelta(seconds=20)
@@ -60,6 +65,30 @@ async def test_files_are_passed_by_path(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "blob"
     path.write_bytes(b"content")
     assert await engine.run(digest_of_file, path) == digest_of(b"content")
+
+
+async def test_a_plan_made_elsewhere_is_the_one_made_here(
+    engine: Engine, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    path = tmp_path / "blob"
+    path.write_text("The valve opens at three bar. " * 40)
+    source = SourceFile(
+        path=path, uri="a.txt", digest=digest_of_file(path), format=SourceFormat.TXT, licence="CC0-1.0"
+    )
+    parameters = PlanParameters(
+        layout=LayoutKind.CHAINED,
+        wrap=Wrap.CHAT,
+        chunk_tokens=64,
+        target_unit_s=20,
+        flops_per_s=1e9,
+        compute_dtype=ComputeDtype.AUTO,
+        store_dtype=StoreDtype.BFLOAT16,
+        sink_tokens=1,
+    )
+    model = await engine.run(identity_of_folder, tiny_model_folder)
+    planned = await engine.run(plan_activation, [source], tiny_model_folder, model, parameters)
+    assert planned == plan_activation([source], tiny_model_folder, model, parameters)
+    assert len(planned.chunks) > 3
 
 
 @pytest.mark.parametrize(
