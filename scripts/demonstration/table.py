@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from memgrid.text import flops_text
+
 
 def summary_table(facts: dict[str, Any]) -> Table:
     """What reading a text once and for all saves each later reader of it."""
@@ -23,23 +25,11 @@ def summary_table(facts: dict[str, Any]) -> Table:
     table.add_row("KL to having read it", "0", f"{facts['kl_to_full_text']:.1e}", f"{facts['kl_without_text']:.2f}")
     table.add_row("same first token", "", "yes" if facts["top1_agrees"] else "no", "")
     table.add_row("size", "", f"{facts['cube_bytes'] / 1e6:.1f} MB", "")
-    table.add_row("computed by the reader", flops(facts["saved_flops"]), "only the question", "")
+    table.add_row("computed by the reader", flops_text(facts["saved_flops"]), "only the question", "")
     table.caption = (
-        f"all {facts['cubes_published']} cubes: {flops(facts['produced_flops'])} of results,"
-        f" {flops(facts['spent_flops'])} spent with the checking,"
+        f"all {facts['cubes_published']} cubes: {flops_text(facts['produced_flops'])} of results,"
+        f" {flops_text(facts['spent_flops'])} spent with the checking,"
         f" {len(facts['reports_rejected'])} reports rejected"
     )
     table.caption_justify = "left"
     return table
-
-
-def flops(count: int) -> str:
-    """With a prefix people can say.
-
-    >>> flops(1_234_000_000_000)
-    '1.23 TFLOP'
-    """
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= size:
-            return f"{count / size:.3g} {prefix}FLOP"
-    return f"{count} FLOP"

@@ -111,7 +111,7 @@ def list_(
         begun = campaign.created_at.astimezone().strftime("%Y-%m-%d %H:%M") if campaign.created_at else ""
         tokens = f"{campaign.tokens_accepted:,} of {campaign.tokens:,}"
         documents = str(len(campaign.documents))
-        table.add_row(campaign.campaign_id, campaign.name, campaign.state, documents, tokens, begun)
+        table.add_row(campaign.campaign_id[:12], campaign.name, campaign.state, documents, tokens, begun)
     Console().print(table if found else "no campaigns yet")
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from memgrid.campaign_status import COMPLETED, CampaignStatus, DocumentStatus
 from memgrid.clock import Clock
+from memgrid.text import seconds_text
 
 DOCUMENTS_SHOWN_MAX = 16
 SPARSE_EVERY_S = 5.0
@@ -95,7 +96,7 @@ def summary_of(status: CampaignStatus) -> str:
     if status.rejections:
         parts.append(f"{status.rejections} reports rejected")
     if status.eta_s is not None and not status.is_over:
-        parts.append(f"about {duration(status.eta_s)} to go")
+        parts.append(f"about {seconds_text(max(1, round(status.eta_s)))} to go")
     return f"{status.name} {status.state}: {', '.join(parts)}"
 
 
@@ -125,20 +126,6 @@ def shown(documents: Iterable[DocumentStatus]) -> list[DocumentStatus]:
     order = {"running": 0, "failed": 1}
     ranked = sorted(everything, key=lambda each: (order.get(each.state, 2), each.units_accepted == 0))
     return ranked[:DOCUMENTS_SHOWN_MAX]
-
-
-def duration(seconds: float) -> str:
-    """As people say it.
-
-    >>> duration(4.2), duration(75), duration(7300)
-    ('4 s', '1 min 15 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _units(status: CampaignStatus) -> str:
