@@ -121,7 +121,7 @@ def _descriptor(value: Any, where: str) -> Descriptor:
 
 
 def _annotations(value: dict[str, Any], where: str) -> dict[str, str]:
-    entries = _object(value.get("annotations", {}), f"{where}.annotations")
+    entries = _object(value.get("annotations") or {}, f"{where}.annotations")
     return {key: _text(entry, f"{where}.annotations[{key[:40]!r}]") for key, entry in entries.items()}
 
 
