@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from memgrid.digest import digest_of
 from memgrid.endpoint import GridEndpoint, discover
 from memgrid.testing import SimulatedHost
 from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.records import Caller, Campaign, Role, Submission, SubmittedSource
 from memgrid_coordinator.settings import Settings
 
@@ -23,12 +25,18 @@ OPERATOR = Caller(role=Role.OPERATOR)
 MODEL = "models/tiny"
 
 
+@cache
+def shared_engine() -> Engine:
+    """One pool of processes for all tests: each would take seconds to import what planning needs."""
+    return InlineEngine(processes=1)
+
+
 @asynccontextmanager
 async def running_coordinator(data: Path, **changed: Any) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     """A coordinator on free ports; sweeps run fast, everything else is as in life."""
     quick = {"sweep_every": timedelta(milliseconds=50), "drain_max": timedelta(seconds=5)}
     settings = Settings(data=data, http_port=0, grpc_port=0, **{**quick, **changed})
-    async with Coordinator(settings) as coordinator:
+    async with Coordinator(settings, engine=shared_engine()) as coordinator:
         endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
         yield coordinator, endpoint
 
@@ -44,7 +52,7 @@ async def push_model(coordinator: Coordinator, folder: Path) -> None:
     coordinator.blobs.put_bytes(config)
     manifest = OciManifest(
         artifact_type=MODEL_ARTIFACT_TYPE,
-        config=Descriptor.of(config, "application/vnd.oci.empty.v1+json", ""),
+        config=Descriptor.of(config, "application/vnd.oci.empty.v1+json", None),
         layers=tuple(layers),
         annotations={},
     )

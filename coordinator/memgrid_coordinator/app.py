@@ -65,7 +65,7 @@ class Coordinator:
     Use it as `async with Coordinator(settings) as coordinator: await coordinator.until_stopped()`.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, engine: Engine | None = None) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,8 @@ class Coordinator:
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
         self.blobs = BlobStore(settings.blobs)
-        self.engine: Engine = self._engine()
+        self.engine = engine or self._engine()
+        self._owns_engine = engine is None
         self._build_services()
         self._stopped = asyncio.Event()
 
@@ -227,7 +228,8 @@ class Coordinator:
                 await self.judging.close()
         except TimeoutError:
             log.warning("checks were cut off; they are taken up at the next start")
-        await self.engine.close(self.settings.drain_max)
+        if self._owns_engine:
+            await self.engine.close(self.settings.drain_max)
         self.store.close()
         (self.settings.data / "endpoint.json").unlink(missing_ok=True)
         log.info("coordinator stopped")

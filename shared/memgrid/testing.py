@@ -134,7 +134,7 @@ def _stored(values: Array, dtype: StoreDtype) -> Array:
     return values.astype(dtype.value)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SimulatedHost:
     """A host that speaks the real protocol with a real key, and does as it is told by a test."""
 

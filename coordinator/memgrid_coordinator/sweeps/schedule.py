@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -23,6 +24,8 @@ class Sweeps:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._scheduler = AsyncIOScheduler(timezone="UTC")
+        # A sweep that takes longer than its interval skips a run by design; that is nothing to warn of.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
     def add(self, name: str, sweep: Sweep, every: timedelta) -> None:
         """Run `sweep` so often; a run that takes longer than that delays the next, it never overlaps it."""
