@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from memgrid.cube.identity import identity_of_folder, is_model_file
 from memgrid.digest import Digest, digest_of_file
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
 from memgrid.units import ModelFiles
-
-_MODEL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.(safetensors|json|jinja|txt|model)")
 
 
 class BlobCache:
@@ -87,8 +85,20 @@ class BlobCache:
             raise DigestMismatchError(f"blob {digest}: what came has digest {found}")
         return source.replace(self.path_of(digest))
 
+    def keep(self, source: Path, digest: Digest) -> None:
+        """Take a second name of a file that is known to be right, where there is room for it."""
+        try:
+            self.make_room(source.stat().st_size)
+        except TooLargeError:
+            return
+        if not self.path_of(digest).exists():
+            link(source, self.path_of(digest))
+
     def model_folder(self, model: ModelFiles) -> Path:
-        """A folder with the model's files under their names; all its blobs must be here."""
+        """A folder with the model's files under their names; all its blobs must be here.
+
+        Raises DigestMismatchError when the files do not make the model that is named: checked once, as it is made.
+        """
         folder = self.folder / "models" / _hex(model.digest)
         if folder.is_dir():
             return folder
@@ -96,9 +106,12 @@ class BlobCache:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         for file in model.files:
-            if not _MODEL_FILE.fullmatch(file.name):
+            if not is_model_file(file.name):
                 raise InvalidError(f"model {model.digest}: a file may not be named {file.name[:80]!r}")
             link(self.path_of(file.digest), making / file.name)
+        found = identity_of_folder(making).digest
+        if found != model.digest:
+            raise DigestMismatchError(f"model {model.digest}: its files make the model {found}")
         making.rename(folder)
         return folder
 

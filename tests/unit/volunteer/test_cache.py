@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from memgrid.cube.identity import identity_of_folder, model_files
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
 from memgrid.units import BlobRef, ModelFiles
@@ -68,22 +70,33 @@ def test_a_file_that_lost_its_bytes_is_not_there(cache: BlobCache) -> None:
     assert not cache.has(digest, 40)
 
 
-def model_of(cache: BlobCache, **files: bytes) -> ModelFiles:
+def model_of(cache: BlobCache, folder: Path) -> ModelFiles:
+    files = model_files(folder)
     refs = tuple(
-        BlobRef(name=name.replace("_", "."), digest=put(cache, content), size_bytes=len(content))
-        for name, content in files.items()
+        BlobRef(name=file.name, digest=put(cache, file.read_bytes()), size_bytes=file.stat().st_size) for file in files
     )
-    return ModelFiles(digest=digest_of(b"model"), files=refs)
+    return ModelFiles(digest=identity_of_folder(folder).digest, files=refs)
 
 
-def test_a_model_folder_shares_its_bytes_with_the_blobs_and_goes_with_them(cache: BlobCache) -> None:
-    model = model_of(cache, config_json=b"{}", model_safetensors=b"w" * 50)
+def test_a_model_folder_shares_its_bytes_with_the_blobs_and_goes_with_them(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    cache = BlobCache(tmp_path / "cache", limit_bytes=10_000_000)
+    model = model_of(cache, tiny_model_folder)
     folder = cache.model_folder(model)
-    assert (folder / "config.json").read_bytes() == b"{}"
-    assert (folder / "model.safetensors").samefile(cache.path_of(model.files[1].digest))
+    assert identity_of_folder(folder).digest == model.digest
+    weights = next(file for file in model.files if file.name == "model.safetensors")
+    assert (folder / "model.safetensors").samefile(cache.path_of(weights.digest))
     assert cache.model_folder(model) == folder
-    cache.make_room(100)
+    cache.make_room(10_000_000)
     assert not folder.exists()
+
+
+def test_files_that_make_another_model_are_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
+    cache = BlobCache(tmp_path / "cache", limit_bytes=10_000_000)
+    model = replace(model_of(cache, tiny_model_folder), digest=digest_of(b"another"))
+    with pytest.raises(DigestMismatchError, match="its files make the model"):
+        cache.model_folder(model)
 
 
 @pytest.mark.parametrize("name", ["../x.json", "a/b.json", ".hidden.json", "model.bin", "code.py", "x.json\n", ""])

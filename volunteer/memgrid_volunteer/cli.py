@@ -1,0 +1,174 @@
+"""`memgrid volunteer`: join a grid, work for it, pause, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memgrid.errors import InvalidError
+from memgrid.log import configure_logging
+from memgrid_volunteer import running
+from memgrid_volunteer.agent import Limits
+from memgrid_volunteer.home import Home, default_home
+from memgrid_volunteer.sandbox import WORKER_MODULE
+
+app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads to compute with; without: $OMP_NUM_THREADS, else one a core.")
+]
+WorkerOption = Annotated[str, typer.Option(help="The module that computes.", hidden=True)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(help="The grid's address, as its owner published it.")],
+    home: HomeOption = None,
+    label: Annotated[str | None, typer.Option(help="What to call this machine; its name without.")] = None,
+    invite: Annotated[str, typer.Option(help="The invite code, if the grid wants one.")] = "",
+    threads: ThreadsOption = None,
+    worker_module: WorkerOption = WORKER_MODULE,
+    as_json: JsonOption = False,
+) -> None:
+    """Join a grid: no account, no open port; a key made here is all it knows you by."""
+    configure_logging(level="WARNING")
+    place = _home(home)
+    _check_free(place, url)
+    membership = asyncio.run(
+        running.join(
+            url,
+            place,
+            label=label or platform.node() or "volunteer",
+            invite_code=invite,
+            options=running.Options(threads=threads, worker_module=worker_module),
+        )
+    )
+    facts = {"grid": membership.name, "url": membership.url, "host_id": membership.host_id}
+    _print(
+        {**facts, "label": membership.label, "isolation": place.status().get("isolation")},
+        f"joined {membership.name} as {membership.label} (host {membership.host_id}); "
+        "begin with: memgrid volunteer run",
+        as_json,
+    )
+
+
+@app.command()
+def run(
+    home: HomeOption = None,
+    once: Annotated[bool, typer.Option("--once", help="One unit to its verdict, then exit.")] = False,
+    max_units: Annotated[int | None, typer.Option(min=1, help="So many units to their verdicts, then exit.")] = None,
+    settle_limit_s: Annotated[float, typer.Option(min=0, help="How long to wait for those verdicts.")] = 600.0,
+    threads: ThreadsOption = None,
+    cache_gb: Annotated[float, typer.Option(min=0.01, help="Room for models and inputs.")] = 20.0,
+    worker_module: WorkerOption = WORKER_MODULE,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
+    json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
+) -> None:
+    """Work until stopped; Ctrl-C gives everything back first."""
+    configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
+    limits = Limits(max_units=1 if once else max_units, settle_limit_s=settle_limit_s)
+    options = running.Options(
+        limits=limits, threads=threads, cache_bytes=int(cache_gb * 1e9), worker_module=worker_module
+    )
+    try:
+        asyncio.run(running.run(_home(home), options, typer.echo))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        typer.echo("stopped")
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show how this volunteer stands, and what it has achieved."""
+    place = _home(home)
+    facts = _status(place)
+    _print(facts, _in_words(facts), as_json)
+
+
+@app.command()
+def pause(home: HomeOption = None) -> None:
+    """Stop working within a second, and stay stopped until `resume`; finished work is still delivered."""
+    place = _home(home)
+    place.membership()
+    place.pause(True)
+    typer.echo("paused")
+
+
+@app.command()
+def resume(home: HomeOption = None) -> None:
+    """Go on working."""
+    place = _home(home)
+    place.membership()
+    place.pause(False)
+    typer.echo("resumed")
+
+
+@app.command()
+def leave(home: HomeOption = None) -> None:
+    """Leave the grid: give everything back and empty the folder. The key stays, and so does the credit."""
+    configure_logging(level="WARNING")
+    place = _home(home)
+    name = place.membership().name
+    asyncio.run(running.leave(place))
+    typer.echo(f"left {name}")
+
+
+def _home(folder: Path | None) -> Home:
+    return Home(folder or default_home())
+
+
+def _check_free(home: Home, url: str) -> None:
+    """Raises InvalidError when the folder belongs to another grid, or is in use."""
+    if not home.folder.exists():
+        return
+    if home.is_running:
+        raise InvalidError(f"{home.folder}: a volunteer is running here already")
+    if (home.folder / "grid.json").exists():
+        joined = home.membership().url.partition("#")[0]
+        if joined.rstrip("/") != url.partition("#")[0].rstrip("/"):
+            raise InvalidError(f"{home.folder}: has joined {joined}; leave it first, or use another --home")
+
+
+def _status(home: Home) -> dict[str, Any]:
+    membership = home.membership()
+    written = home.status()
+    # What a killed process wrote last is not how things stand.
+    state = written.get("state", "stopped") if home.is_running else "stopped"
+    return {
+        **written,
+        "state": state,
+        "paused": home.is_paused,
+        "grid": membership.name,
+        "url": membership.url,
+        "host_id": membership.host_id,
+        "account_id": membership.account_id,
+        "label": membership.label,
+    }
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    devices = ", ".join(device["name"] for device in facts.get("devices", [])) or "not known yet"
+    idle = facts.get("idle_reason") or {}
+    state = f"{facts['state']}{', paused by its owner' if facts['paused'] else ''}"
+    lines = [
+        f"{facts['label']} on {facts['grid']} (host {facts['host_id']})",
+        f"  state      {state}" + (f": {idle['text'] or idle['code']}" if idle else ""),
+        f"  devices    {devices}",
+        f"  isolation  {facts.get('isolation', 'not known yet')}",
+        f"  units      {facts.get('units_done', 0)} done, {facts.get('accepted', 0)} accepted,"
+        f" {facts.get('rejected', 0)} rejected, {facts.get('awaiting_verdict', 0)} awaiting a verdict",
+        f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP",
+    ]
+    return "\n".join(lines)
+
+
+def _print(facts: dict[str, Any], words: str, as_json: bool) -> None:
+    typer.echo(json.dumps(facts, indent=1) if as_json else words)

@@ -1,0 +1,109 @@
+"""The leases held here, from offer to result: plain bookkeeping, no waiting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from memgrid.units import HeldLease, LeaseId, LeaseOffer, ModelFiles, Reason, Release
+
+AHEAD_UNITS_MIN = 2
+"""One to run and one to fetch meanwhile."""
+AHEAD_UNITS_MAX = 8
+AHEAD_S = 4.0
+"""Short units are queued up to this much work, or a round trip between two would cost more than a unit."""
+
+
+class Stage(StrEnum):
+    OFFERED = "offered"
+    READY = "ready"
+    RUNNING = "running"
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """One lease and how far it has got."""
+
+    offer: LeaseOffer
+    model: ModelFiles
+    stage: Stage = Stage.OFFERED
+    began_s: float = 0.0
+
+    def progress(self, now_s: float) -> float:
+        """A guess from the time it has run."""
+        if self.stage is not Stage.RUNNING or self.offer.estimate_s <= 0:
+            return 0.0
+        return min(0.95, max(0.0, now_s - self.began_s) / self.offer.estimate_s)
+
+
+@dataclass(slots=True)
+class Desk:
+    """Every lease is in one stage; those given back wait here until the coordinator has been told."""
+
+    _held: dict[LeaseId, Held] = field(default_factory=dict)
+    _released: dict[LeaseId, Release] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def holds(self, lease_id: LeaseId) -> bool:
+        return lease_id in self._held
+
+    def take(self, offer: LeaseOffer, model: ModelFiles) -> bool:
+        """Put an offer on the desk; False when it lies there already or is just being given back."""
+        if offer.lease_id in self._held or offer.lease_id in self._released:
+            return False
+        self._held[offer.lease_id] = Held(offer=offer, model=model)
+        return True
+
+    def find(self, lease_id: LeaseId) -> Held | None:
+        return self._held.get(lease_id)
+
+    def remove(self, lease_id: LeaseId) -> Held | None:
+        """It is done, or nobody wants it any more."""
+        return self._held.pop(lease_id, None)
+
+    def give_back(self, lease_id: LeaseId, reason: Reason) -> bool:
+        """Off the desk, and to be told; False when it was not there."""
+        held = self._held.pop(lease_id, None)
+        if held is None:
+            return False
+        self._released[lease_id] = Release(lease_id=lease_id, fence=held.offer.fence, reason=reason)
+        return True
+
+    def give_all_back(self, reason: Reason) -> int:
+        return sum(self.give_back(lease_id, reason) for lease_id in list(self._held))
+
+    def released(self) -> tuple[Release, ...]:
+        return tuple(self._released.values())
+
+    def told(self, released: tuple[Release, ...]) -> None:
+        """The coordinator has been told of these."""
+        for release in released:
+            self._released.pop(release.lease_id, None)
+
+    def held(self, now_s: float) -> tuple[HeldLease, ...]:
+        return tuple(
+            HeldLease(lease_id=held.offer.lease_id, fence=held.offer.fence, progress=held.progress(now_s))
+            for held in self._held.values()
+        )
+
+    def wanted(self) -> int:
+        """How many more leases would keep the worker busy."""
+        estimates = [held.offer.estimate_s for held in self._held.values()]
+        return wanted(len(estimates), sum(estimates))
+
+
+def wanted(held: int, held_s: float) -> int:
+    """How many more units to ask for while so many, of so much work, are held.
+
+    >>> wanted(0, 0), wanted(1, 20.0), wanted(2, 20.0), wanted(2, 1.0)
+    (2, 1, 0, 6)
+    """
+    if held < AHEAD_UNITS_MIN:
+        return AHEAD_UNITS_MIN - held
+    unit_s = held_s / held
+    if unit_s <= 0:
+        return 0
+    return max(0, min(AHEAD_UNITS_MAX, math.ceil(AHEAD_S / unit_s)) - held)

@@ -1,0 +1,135 @@
+"""A volunteer's folder: who it is, what it is told, how it stands, and that only one process uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from memgrid.errors import InvalidError
+from memgrid.signing import SigningKey
+from memgrid.units import AccountId, HostId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """The grid this volunteer has joined, and who it is there."""
+
+    url: str
+    name: str
+    account_id: AccountId
+    host_id: HostId
+    label: str
+
+
+def default_home() -> Path:
+    """Where a volunteer lives unless told otherwise."""
+    return platformdirs.user_data_path("memgrid") / "volunteer"
+
+
+class Home:
+    """Files under one folder; each is replaced whole, so a reader never sees a part."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.cache = self.folder / "cache"
+        self.outbox = self.folder / "outbox"
+        self.work = self.folder / "work"
+
+    def make(self) -> None:
+        for folder in (self.folder, self.cache, self.outbox, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+        # The key lies here.
+        self.folder.chmod(0o700)
+
+    def key(self) -> SigningKey:
+        return SigningKey.load_or_create(self.folder / "volunteer.key")
+
+    def membership(self) -> Membership:
+        """Raises InvalidError when no grid has been joined."""
+        value = self._read("grid.json")
+        if value is None:
+            raise InvalidError(f"{self.folder}: no grid joined yet; begin with: memgrid volunteer join URL")
+        try:
+            return Membership(**value)
+        except TypeError:
+            raise InvalidError(f"{self.folder / 'grid.json'}: damaged; join again") from None
+
+    def join(self, membership: Membership) -> None:
+        write_whole(self.folder / "grid.json", asdict(membership))
+
+    def forget(self) -> None:
+        """No grid any more; the key stays, for the account may join again."""
+        (self.folder / "grid.json").unlink(missing_ok=True)
+        (self.folder / "status.json").unlink(missing_ok=True)
+
+    @property
+    def is_paused(self) -> bool:
+        return bool((self._read("control.json") or {}).get("paused", False))
+
+    def pause(self, paused: bool) -> None:
+        write_whole(self.folder / "control.json", {"paused": paused})
+
+    def status(self) -> dict[str, Any]:
+        """What the last run wrote; empty before the first."""
+        return self._read("status.json") or {}
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        write_whole(self.folder / "status.json", status, durable=False)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one process that runs here; raises InvalidError when another does."""
+        with (self.folder / "lock").open("a") as file:
+            if not _try_lock(file.fileno()):
+                raise InvalidError(f"{self.folder}: a volunteer is running here already")
+            yield
+
+    @property
+    def is_running(self) -> bool:
+        try:
+            with self.lock():
+                return False
+        except InvalidError:
+            return True
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads((self.folder / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise InvalidError(f"{self.folder / name}: damaged; remove it") from None
+        if not isinstance(value, dict):
+            raise InvalidError(f"{self.folder / name}: damaged; remove it")
+        return value
+
+
+def write_whole(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
+    """Replace a JSON file in one step; `durable`: it survives a power cut."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: trust the owner
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

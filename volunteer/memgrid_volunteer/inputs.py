@@ -1,0 +1,83 @@
+"""From a lease to a folder the worker can run: fetched, checked, and under the right names."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from memgrid.errors import InvalidError
+from memgrid.units import LeaseOffer, ModelFiles, PrefillSpec, unit_key_of
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.kinds.job import Job
+from memgrid_volunteer.outbox import safe_name
+from memgrid_volunteer.transfers import Transfers
+
+_INPUT_NAME = re.compile(r"tokens\.bin|past/\d{4}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A unit ready to run; `pins` keeps its model in the cache until it is closed."""
+
+    offer: LeaseOffer
+    job: Job
+    pins: contextlib.ExitStack
+
+    def clear(self) -> None:
+        """Remove the unit's folder; its results have been moved out before, if there are any."""
+        self.pins.close()
+        shutil.rmtree(self.job.unit_dir.parent, ignore_errors=True)
+
+
+def check_offer(offer: LeaseOffer) -> PrefillSpec:
+    """Raises InvalidError unless the offer says consistently what is to be computed."""
+    safe_name(offer.lease_id)
+    if unit_key_of(offer.spec) != offer.unit_key:
+        raise InvalidError(f"lease {offer.lease_id}: its spec is not that of unit {offer.unit_key}")
+    spec = PrefillSpec.from_bytes(offer.spec)
+    if spec.model != offer.model:
+        raise InvalidError(f"lease {offer.lease_id}: its spec names another model")
+    for blob in offer.inputs:
+        if not _INPUT_NAME.fullmatch(blob.name):
+            raise InvalidError(f"lease {offer.lease_id}: an input may not be named {blob.name[:80]!r}")
+    if spec.tokens not in {blob.digest for blob in offer.inputs if blob.name == "tokens.bin"}:
+        raise InvalidError(f"lease {offer.lease_id}: its tokens are not those of the spec")
+    return spec
+
+
+async def prepare(
+    offer: LeaseOffer, model: ModelFiles, *, transfers: Transfers, cache: BlobCache, work: Path
+) -> Prepared:
+    """Fetch what is missing and lay the unit's folder out; raises a MemgridError that says what can't be had."""
+    spec = check_offer(offer)
+    blobs = (*model.files, *offer.inputs)
+    with contextlib.ExitStack() as pins:
+        pins.enter_context(cache.pinned(blob.digest for blob in blobs))
+        for blob in blobs:
+            await transfers.fetch(blob)
+        model_dir = await asyncio.to_thread(cache.model_folder, model)
+        folder = work / safe_name(offer.lease_id)
+        await asyncio.to_thread(_lay_out, offer, folder, cache)
+        job = Job(kind=spec.kind, unit_dir=folder / "in", model_dir=model_dir, out_dir=folder / "out")
+        return Prepared(offer=offer, job=job, pins=pins.pop_all())
+
+
+def _lay_out(offer: LeaseOffer, folder: Path, cache: BlobCache) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "in" / "past").mkdir(parents=True)
+    (folder / "out").mkdir()
+    (folder / "in" / "spec.json").write_bytes(offer.spec)
+    for blob in offer.inputs:
+        _show(cache.path_of(blob.digest), folder / "in" / blob.name)
+
+
+def _show(blob: Path, name: Path) -> None:
+    # Not a hard link: the worker may write in its folder, and must not be able to change the cache.
+    try:
+        name.symlink_to(blob)
+    except OSError:
+        shutil.copyfile(blob, name)

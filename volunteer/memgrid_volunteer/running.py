@@ -1,0 +1,210 @@
+"""Builds a volunteer from its parts and runs it; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import httpx
+
+from memgrid.channel import backoff_s
+from memgrid.clock import Clock, SystemClock
+from memgrid.endpoint import GridEndpoint, async_http_client, discover
+from memgrid.errors import UnavailableError
+from memgrid.units import HostFacts
+from memgrid_volunteer.agent import Agent, Limits
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.deliveries import Deliveries
+from memgrid_volunteer.desk import Desk
+from memgrid_volunteer.diary import Diary, Tell
+from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.host import default_threads, host_facts
+from memgrid_volunteer.isolation import Folders
+from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
+from memgrid_volunteer.session import CoordinatorSession, enrol
+from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run: see the command line's help."""
+
+    limits: Limits = field(default_factory=Limits)
+    threads: int | None = None
+    cache_bytes: int = 20 << 30
+    worker_module: str = WORKER_MODULE
+
+
+async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options) -> Membership:
+    """Make this machine a host of a grid; joining again is harmless. Raises MemgridError."""
+    # Asked first, for it fails fast: the worker needs seconds to start.
+    await asyncio.to_thread(discover, url)
+    home.make()
+    async with _worker(home, options) as sandbox:
+        facts = await _facts(sandbox)
+    endpoint, enrolment = await enrol(
+        url, home=None, key=home.key(), label=label, facts=facts, invite_code=invite_code
+    )
+    membership = Membership(
+        url=_pinned(endpoint),
+        name=endpoint.name,
+        account_id=enrolment.account_id,
+        host_id=enrolment.host_id,
+        label=label,
+    )
+    home.join(membership)
+    Diary(home, facts, SystemClock(), lambda line: None).stands("stopped")
+    return membership
+
+
+async def run(home: Home, options: Options, tell: Tell) -> None:
+    """Work for the grid that was joined, until stopped or through. Raises MemgridError."""
+    membership = home.membership()
+    home.make()
+    with home.lock():
+        shutil.rmtree(home.work, ignore_errors=True)
+        home.work.mkdir()
+        stopping = Stopping()
+        async with _worker(home, options) as sandbox:
+            facts = await _facts(sandbox)
+            tell(f"worker ready: {facts.devices[0].name}, isolation {facts.isolation}")
+            endpoint = await _find(membership, tell)
+            async with async_http_client(endpoint) as client:
+                agent = _build(home, membership, facts, sandbox, client, options, tell)
+                stopping.agent = agent
+                await agent.run()
+        tell("stopped")
+
+
+async def leave(home: Home) -> None:
+    """Give everything back and forget the grid; the account keeps its credit. Raises MemgridError."""
+    membership = home.membership()
+    with home.lock():
+        session = CoordinatorSession(
+            membership.url,
+            home=None,
+            key=home.key(),
+            host_id=membership.host_id,
+            facts=replace(_NOTHING_TO_SHOW),
+            clock=SystemClock(),
+        )
+        try:
+            await session.leave()
+        finally:
+            await session.close()
+        for folder in (home.cache, home.outbox, home.work):
+            shutil.rmtree(folder, ignore_errors=True)
+        home.forget()
+
+
+_NOTHING_TO_SHOW = HostFacts(
+    os="", arch="", cpu_count=1, memory_bytes=0, devices=(), client_version="", isolation="none"
+)
+
+
+class Stopping:
+    """The first signal asks politely, the second insists."""
+
+    def __init__(self) -> None:
+        self.agent: Agent | None = None
+        self._asked = False
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Not every system knows them; there, Ctrl-C cancels the task by itself.
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.agent is None or self._asked:
+            self._task.cancel()
+        else:
+            self.agent.stop()
+        self._asked = True
+
+
+@contextlib.asynccontextmanager
+async def _worker(home: Home, options: Options) -> AsyncIterator[Sandbox]:
+    folders = Folders(cache=home.cache, work=home.work)
+    sandbox = Sandbox(folders, threads=options.threads or default_threads(), module=options.worker_module)
+    try:
+        yield sandbox
+    finally:
+        await sandbox.kill()
+
+
+async def _facts(sandbox: Sandbox) -> HostFacts:
+    hello = await sandbox.start()
+    return host_facts(hello.devices, await sandbox.isolation())
+
+
+async def _find(membership: Membership, tell: Tell) -> GridEndpoint:
+    """The grid, when it answers: a volunteer outlasts its coordinator's absence from the first moment on."""
+    rng, failures = random.Random(), 0
+    while True:
+        try:
+            return await asyncio.to_thread(discover, membership.url)
+        except UnavailableError as error:
+            failures += 1
+            if failures == 1:
+                tell(f"{error}; trying again until it does")
+            await asyncio.sleep(backoff_s(failures, rng))
+
+
+def _build(
+    home: Home,
+    membership: Membership,
+    facts: HostFacts,
+    sandbox: Sandbox,
+    client: httpx.AsyncClient,
+    options: Options,
+    tell: Tell,
+) -> Agent:
+    clock: Clock = SystemClock()
+    rng = random.Random()
+    news = asyncio.Event()
+    desk, outbox = Desk(), Outbox(home.outbox)
+    diary = Diary(home, facts, clock, tell)
+    cache = BlobCache(home.cache, limit_bytes=options.cache_bytes)
+    session = CoordinatorSession(
+        membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=facts, clock=clock
+    )
+    transfers = Transfers(client, cache, lambda: session.token, rng)
+    workbench = Workbench(
+        desk=desk,
+        outbox=outbox,
+        cache=cache,
+        transfers=transfers,
+        sandbox=sandbox,
+        work=home.work,
+        diary=diary,
+        clock=clock,
+        news=news,
+    )
+    return Agent(
+        home=home,
+        session=session,
+        workbench=workbench,
+        deliveries=Deliveries(outbox, transfers, diary),
+        desk=desk,
+        outbox=outbox,
+        cache=cache,
+        diary=diary,
+        clock=clock,
+        rng=rng,
+        news=news,
+        limits=options.limits,
+    )
+
+
+def _pinned(endpoint: GridEndpoint) -> str:
+    return endpoint.url if endpoint.fingerprint is None else f"{endpoint.url}#sha256={endpoint.fingerprint}"

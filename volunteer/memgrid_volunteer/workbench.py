@@ -1,0 +1,148 @@
+"""Two loops over the desk: fetch what the next unit needs while the worker runs the present one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from memgrid.clock import Clock
+from memgrid.errors import InvalidError, MemgridError
+from memgrid.log import get_logger
+from memgrid.units import LeaseId, LeaseOffer, PrefillSpec, Reason, ReasonCode, WorkFacts
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.desk import Desk, Stage
+from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.inputs import Prepared, prepare
+from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.sandbox import Sandbox
+from memgrid_volunteer.transfers import Transfers
+
+FAILURES_BEFORE_REST = 3
+REST_MAX_S = 600.0
+
+log = get_logger(__name__)
+
+
+class Workbench:
+    """From an offer on the desk to results in the outbox; `news` is set when the coordinator should hear of it."""
+
+    def __init__(
+        self,
+        *,
+        desk: Desk,
+        outbox: Outbox,
+        cache: BlobCache,
+        transfers: Transfers,
+        sandbox: Sandbox,
+        work: Path,
+        diary: Diary,
+        clock: Clock,
+        news: asyncio.Event,
+    ) -> None:
+        self._desk = desk
+        self._outbox = outbox
+        self._cache = cache
+        self._transfers = transfers
+        self._sandbox = sandbox
+        self._work = work
+        self._diary = diary
+        self._clock = clock
+        self._news = news
+        self._offered: asyncio.Queue[LeaseId] = asyncio.Queue()
+        self._ready: asyncio.Queue[Prepared] = asyncio.Queue()
+        self._running: LeaseId | None = None
+        self.units_finished = 0
+        """Reported or given back for good, since this process started."""
+        self._failures = 0
+        self._rests_until_s = 0.0
+
+    def put(self, lease_id: LeaseId) -> None:
+        """Begin with a lease that has been put on the desk."""
+        self._offered.put_nowait(lease_id)
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether so many units in a row have failed here that this machine is the more likely cause."""
+        return self._clock.monotonic_s() < self._rests_until_s
+
+    async def stop(self, lease_id: LeaseId | None = None) -> None:
+        """End the worker and with it the running unit, or only if it is that one; it starts again when needed."""
+        if lease_id in (None, self._running):
+            await self._sandbox.kill()
+
+    async def prepare_offers(self) -> None:
+        """Loop: from offered to ready."""
+        while True:
+            held = self._desk.find(await self._offered.get())
+            if held is None:
+                continue
+            offer = held.offer
+            try:
+                prepared = await prepare(
+                    offer, held.model, transfers=self._transfers, cache=self._cache, work=self._work
+                )
+            except MemgridError as error:
+                self._give_back(offer, _why_not_prepared(error))
+                continue
+            held.stage = Stage.READY
+            self._ready.put_nowait(prepared)
+
+    async def run_units(self) -> None:
+        """Loop: from ready to the outbox."""
+        while True:
+            prepared = await self._ready.get()
+            try:
+                if self._desk.holds(prepared.offer.lease_id):
+                    await self._run(prepared)
+            finally:
+                prepared.clear()
+
+    async def _run(self, prepared: Prepared) -> None:
+        offer = prepared.offer
+        held = self._desk.find(offer.lease_id)
+        assert held is not None
+        spec = PrefillSpec.from_bytes(offer.spec)
+        held.stage, held.began_s = Stage.RUNNING, self._clock.monotonic_s()
+        self._diary.unit_started(offer.unit_key, spec.token_count, spec.start)
+        self._running = offer.lease_id
+        try:
+            outcome = await self._sandbox.run(prepared.job)
+        finally:
+            self._running = None
+        if not self._desk.holds(offer.lease_id):
+            # Cancelled, or given back by the owner, while it ran.
+            reason = outcome.failure or Reason(code=ReasonCode.LEASE_ENDED, text="no longer wanted")
+            self._diary.unit_dropped(offer.unit_key, reason)
+        elif outcome.facts is None:
+            self._give_back(offer, outcome.failure or Reason(code=ReasonCode.UNIT_FAILED))
+        else:
+            await self._finish(prepared, outcome.facts)
+
+    async def _finish(self, prepared: Prepared, facts: WorkFacts) -> None:
+        offer = prepared.offer
+        try:
+            await asyncio.to_thread(self._outbox.add, offer, prepared.job.out_dir, facts)
+        except (InvalidError, OSError) as error:
+            self._give_back(offer, Reason(code=ReasonCode.UNIT_FAILED, text=str(error)[:500]))
+            return
+        self._desk.remove(offer.lease_id)
+        self.units_finished += 1
+        self._failures = 0
+        self._diary.unit_done(offer.unit_key, facts.tokens, facts.compute_s)
+        self._news.set()
+
+    def _give_back(self, offer: LeaseOffer, reason: Reason) -> None:
+        if self._desk.give_back(offer.lease_id, reason):
+            self.units_finished += 1
+            self._failures += reason.code in (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
+            if self._failures >= FAILURES_BEFORE_REST:
+                self._rests_until_s = self._clock.monotonic_s() + min(2.0**self._failures, REST_MAX_S)
+            self._diary.unit_given_back(offer.unit_key, reason)
+            self._news.set()
+
+
+def _why_not_prepared(error: MemgridError) -> Reason:
+    log.warning("unit can't be prepared", error=str(error))
+    # A lease that contradicts itself is the unit's fault; everything else may go well elsewhere.
+    code = ReasonCode.UNIT_FAILED if isinstance(error, InvalidError) else ReasonCode.INPUT_UNAVAILABLE
+    return Reason(code=code, text=str(error)[:500])
