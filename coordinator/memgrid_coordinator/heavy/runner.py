@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -69,7 +69,7 @@ class InlineEngine:
             return
         pool.shutdown(wait=False, cancel_futures=True)
         if running := [future for future in self._futures if not future.done()]:
-            await asyncio.wait([asyncio.wrap_future(future) for future in running], timeout=drain.total_seconds())
+            await asyncio.to_thread(wait, running, drain.total_seconds())
         self._context.kill_all()
 
     async def _result(self, future: Future[T]) -> T:
