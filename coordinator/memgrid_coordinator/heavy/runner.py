@@ -67,9 +67,9 @@ class InlineEngine:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        pool.shutdown(wait=False, cancel_futures=True)
-        if running := [future for future in self._futures if not future.done()]:
-            await asyncio.to_thread(wait, running, drain.total_seconds())
+        running = [future for future in list(self._futures) if not future.cancel()]
+        pool.shutdown(wait=False)
+        await asyncio.to_thread(wait, running, drain.total_seconds())
         self._context.kill_all()
 
     async def _result(self, future: Future[T]) -> T:
