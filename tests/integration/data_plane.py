@@ -113,6 +113,7 @@ async def running(
     clock: Clock | None = None,
     tls: bool = True,
     campaigns: Iterable[Campaign] = (),
+    grid_key: bytes = bytes(32),
 ) -> AsyncIterator[DataPlane]:
     """Serve what is in a folder; starting again in the same folder is a restart."""
     clock = clock or ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
@@ -134,7 +135,7 @@ async def running(
         name="test <grid>",
         version="0",
         grpc_port=7071,
-        grid_key="00" * 32,
+        grid_key=grid_key.hex(),
         enrolment="open",
         max_blob_bytes=limits.blob_bytes_max,
         url="https://grid.example#sha256=00",

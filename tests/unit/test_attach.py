@@ -118,7 +118,7 @@ def test_link_policy_that_the_layout_lacks_is_refused(
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     assert cube.attach(model, link="exact").get_seq_length() == cube.manifest.token_count
-    with pytest.raises(InvalidError, match="link: .* takes exact"):
+    with pytest.raises(InvalidError, match=r"link: .* takes exact"):
         cube.attach(model, link="rerotate")
 
 
@@ -134,7 +134,7 @@ def test_model_with_other_weights_is_refused(
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     other = AutoModelForCausalLM.from_pretrained(other_model_folder, dtype=torch.float32)
-    with pytest.raises(DoesNotFitError, match="^weights: "):
+    with pytest.raises(DoesNotFitError, match=r"^weights: "):
         cube.attach(other)
 
 
@@ -146,7 +146,7 @@ def test_one_changed_weight_is_noticed_even_after_a_successful_attach(
     cube.attach(mine)
     with torch.no_grad():
         mine.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
-    with pytest.raises(DoesNotFitError, match="^weights: "):
+    with pytest.raises(DoesNotFitError, match=r"^weights: "):
         cube.attach(mine)
 
 
@@ -174,7 +174,7 @@ def test_model_of_another_size_is_refused_by_the_name_of_the_size(
 
     cube = cube_of(tmp_path / "cube", model, tokenizer, tiny_model_folder)
     deeper = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path / "deeper", layers=3))
-    with pytest.raises(DoesNotFitError, match="^layers: .* 2, this model has 3"):
+    with pytest.raises(DoesNotFitError, match=r"^layers: .* 2, this model has 3"):
         cube.attach(deeper)
 
 
@@ -183,7 +183,7 @@ def test_rounded_rotary_frequencies_are_refused(
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     rounded = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32).to(torch.bfloat16)
-    with pytest.raises(DoesNotFitError, match="^rope: .*dtype="):
+    with pytest.raises(DoesNotFitError, match=r"^rope: .*dtype="):
         cube.attach(rounded)
 
 
@@ -193,9 +193,9 @@ def test_another_tokenizer_or_template_is_refused(
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     other = AutoTokenizer.from_pretrained(tiny_model_folder)
     other.chat_template += " "
-    with pytest.raises(DoesNotFitError, match="^chat_template: "):
+    with pytest.raises(DoesNotFitError, match=r"^chat_template: "):
         cube.prompt(other, QUESTION)
     other = AutoTokenizer.from_pretrained(tiny_model_folder)
     other.add_tokens(["valve"])
-    with pytest.raises(DoesNotFitError, match="^tokenizer: "):
+    with pytest.raises(DoesNotFitError, match=r"^tokenizer: "):
         cube.prompt(other, QUESTION)

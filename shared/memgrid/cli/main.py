@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from memgrid.cli import campaign, model, pool
 from memgrid.cli.explain import explain
@@ -38,7 +39,7 @@ def build_app() -> typer.Typer:
         try:
             app.add_typer(entry.load(), name=entry.name)
         except ModuleNotFoundError as error:
-            app.command(name=entry.name, help=f"Needs: pip install 'memgrid[{entry.name}]'")(
+            app.command(name=entry.name, help=f"Needs: pip install {escape(f'memgrid[{entry.name}]')}")(
                 _missing(entry.name, error.name or "a library")
             )
     return app

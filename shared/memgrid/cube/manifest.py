@@ -98,7 +98,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What the result takes to compute once; `flops` is also what each consumer saves."""
+    """What the result takes to compute once; `flops` is also what each consumer saves.
+
+    In JSON `flops` is text: numbers of JSON are exact up to 2**53 only, which large models pass.
+    """
 
     flops: int
     units: int
@@ -152,6 +155,7 @@ class CubeManifest:
         return canonical_json({
             "format": CUBE_FORMAT,
             **value,
+            "cost": {**value["cost"], "flops": str(self.cost.flops)},
             "base": {**self.base.to_json(), "digest": self.base.digest},
             "files": [file.to_json() for file in self.files],
         })  # fmt: skip
@@ -215,7 +219,7 @@ def _parse(value: dict[str, Any]) -> CubeManifest:
         files=tuple(Descriptor.from_json(file) for file in value.pop("files")),
         sources=tuple(_source(source) for source in value.pop("sources")),
         lineage=tuple(_parent(parent) for parent in value.pop("lineage")),
-        cost=Cost(**value.pop("cost")),
+        cost=_cost(value.pop("cost")),
         validation=Validation(**value.pop("validation")),
         **value,
     )
@@ -227,6 +231,10 @@ def _layout(value: dict[str, Any]) -> Layout:
 
 def _numerics(value: dict[str, Any]) -> Numerics:
     return Numerics(compute_dtype=ComputeDtype(value["compute_dtype"]), store_dtype=StoreDtype(value["store_dtype"]))
+
+
+def _cost(value: dict[str, Any]) -> Cost:
+    return Cost(**{**value, "flops": int(value["flops"])})
 
 
 def _chunk(value: dict[str, Any]) -> Chunk:

@@ -15,7 +15,6 @@ from memgrid.pool.pushing import Upload
 Progress = Callable[[int], None]
 """Told how many more bytes have come or gone; fewer than none when some have to come again."""
 
-_BLOCK_BYTES = 1 << 20
 _PROBE_BYTES = 4 << 20
 
 
@@ -112,7 +111,8 @@ class Registry:
             with partial.open("r+b" if partial.exists() else "w+b") as file:
                 file.seek(offset)
                 file.truncate()
-                for block in response.iter_raw(_BLOCK_BYTES):
+                # As the pieces come: a fixed size would hold them back, and lose them when the line is cut.
+                for block in response.iter_raw():
                     offset += len(block)
                     if offset > size_bytes:
                         raise DigestMismatchError(f"{path}: more than the {size_bytes} bytes promised")
