@@ -229,6 +229,20 @@ async def test_a_tag_is_taken_away_without_its_manifest(operator: httpx.AsyncCli
     assert error_of(await operator.delete(f"/v2/{REPOSITORY}/manifests/1.0")) == (404, "MANIFEST_UNKNOWN")
 
 
+async def test_what_only_a_removed_manifest_named_is_readable_no_more(
+    operator: httpx.AsyncClient, anybody: httpx.AsyncClient
+) -> None:
+    removed = await push_cube(operator, "1.0")
+    await push_blob(operator, REPOSITORY, b"{}")
+    kept = manifest_of(CONFIG, descriptor(b"{}"))
+    assert (await push_manifest(operator, REPOSITORY, "2.0", kept)).status_code == 201
+    assert (await operator.delete(f"/v2/{REPOSITORY}/manifests/{removed}")).status_code == 202
+    path = f"/v2/{REPOSITORY}/blobs/"
+    statuses = [(await anybody.get(path + digest_of(content))).status_code for content in (CONFIG, b"{}", CHUNK)]
+    assert statuses == [200, 200, 404]
+    assert (await anybody.get(f"/v2/{REPOSITORY}/tags/list")).json()["tags"] == ["2.0"]
+
+
 async def publish(plane: DataPlane, repository: str, facts: CubeFacts = FACTS, version: str = "1.0") -> Digest:
     for content in (CONFIG, CHUNK):
         plane.blobs.put_bytes(content)

@@ -183,15 +183,14 @@ class Publishing:
         return await self.find_manifest(ANONYMOUS, reference.repository, reference.digest or reference.tag)
 
     async def remove_manifest(self, caller: Caller, repository: str, reference: str) -> None:
-        """Take a tag away, or by digest a manifest and its tags; blobs stay. Raises UnknownCubeError."""
+        """Take a tag away, or by digest a manifest, its tags, and what only it made readable.
+
+        The bytes stay in the content store. Raises UnknownCubeError.
+        """
         check_push(caller, repository)
-        if _is_digest(reference):
-            digest = parse_digest(reference)
-            gone = await self._store.write(partial(pool.remove_manifest, repository=repository, digest=digest))
-        else:
-            tag = parse_tag(reference)
-            gone = await self._store.write(partial(pool.remove_tag, repository=repository, tag=tag))
-        if not gone:
+        remove = _remove_manifest if _is_digest(reference) else pool.remove_tag
+        name = parse_digest(reference) if _is_digest(reference) else parse_tag(reference)
+        if not await self._store.write(lambda connection: remove(connection, repository, name)):
             raise UnknownCubeError(f"nothing in the pool is called {repository}, {reference}")
 
     async def tags(self, caller: Caller, repository: str, *, after: str, limit: int) -> list[str]:
@@ -231,6 +230,20 @@ class Publishing:
         return await self._store.read(
             partial(pool.find_cubes, words=words, base=base, kind=kind, limit=min(limit, PAGE_MAX))
         )
+
+
+def _remove_manifest(connection: Connection, repository: str, digest: str) -> bool:
+    found = pool.find_manifest(connection, repository, parse_digest(digest))
+    if found is None:
+        return False
+    pool.remove_manifest(connection, repository, found.digest)
+    still_named = {blob for manifest in pool.manifests(connection, repository) for blob in _blobs_of(manifest)}
+    pool.unlink_blobs(connection, repository, _blobs_of(found) - still_named)
+    return True
+
+
+def _blobs_of(stored: PoolManifest) -> set[Digest]:
+    return {blob.digest for blob in parse_manifest(stored.content, stored.media_type).blobs}
 
 
 def _is_digest(reference: str) -> bool:

@@ -27,6 +27,16 @@ def link_blobs(connection: Connection, repository: str, digests: Iterable[Digest
             connection.execute(insert(pool_blobs), [{"repository": repository, "digest": digest} for digest in new])
 
 
+def unlink_blobs(connection: Connection, repository: str, digests: Iterable[Digest]) -> None:
+    """Let these blobs no longer be read through a repository."""
+    unwanted = list(digests)
+    for start in range(0, len(unwanted), _IN_MAX):
+        part = unwanted[start : start + _IN_MAX]
+        connection.execute(
+            delete(pool_blobs).where(pool_blobs.c.repository == repository, pool_blobs.c.digest.in_(part))
+        )
+
+
 def repositories_of_blob(connection: Connection, digest: Digest) -> set[str]:
     """Every repository a blob may be read through; none for what no manifest or upload ever named."""
     return set(connection.execute(select(pool_blobs.c.repository).where(pool_blobs.c.digest == digest)).scalars())
@@ -56,6 +66,12 @@ def find_manifest(connection: Connection, repository: str, digest: Digest) -> Po
     return None if row is None else _to_manifest(row)
 
 
+def manifests(connection: Connection, repository: str) -> list[PoolManifest]:
+    """Every manifest of a repository."""
+    query = select(pool_manifests).where(pool_manifests.c.repository == repository)
+    return [_to_manifest(row) for row in connection.execute(query)]
+
+
 def manifests_of_subject(connection: Connection, repository: str, subject: Digest) -> list[PoolManifest]:
     """Every manifest of a repository that is about another one, oldest first."""
     query = (
@@ -66,16 +82,14 @@ def manifests_of_subject(connection: Connection, repository: str, subject: Diges
     return [_to_manifest(row) for row in connection.execute(query)]
 
 
-def remove_manifest(connection: Connection, repository: str, digest: Digest) -> bool:
-    """Take a manifest out of a repository, with its tags and what search knew of it; False when it was not there."""
-    gone = connection.execute(
-        delete(pool_manifests).where(pool_manifests.c.repository == repository, pool_manifests.c.digest == digest)
-    )
-    connection.execute(delete(pool_tags).where(pool_tags.c.repository == repository, pool_tags.c.digest == digest))
-    connection.execute(
-        delete(pool_cubes).where(pool_cubes.c.repository == repository, pool_cubes.c.manifest_digest == digest)
-    )
-    return gone.rowcount == 1
+def remove_manifest(connection: Connection, repository: str, digest: Digest) -> None:
+    """Take a manifest out of a repository, with its tags and what search knew of it."""
+    for table, column in (
+        (pool_manifests, pool_manifests.c.digest),
+        (pool_tags, pool_tags.c.digest),
+        (pool_cubes, pool_cubes.c.manifest_digest),
+    ):
+        connection.execute(delete(table).where(table.c.repository == repository, column == digest))
 
 
 def set_tag(connection: Connection, repository: str, tag: str, digest: Digest, now: datetime) -> None:

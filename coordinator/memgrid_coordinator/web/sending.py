@@ -11,7 +11,7 @@ from aiohttp import web
 from memgrid_coordinator.services.publishing import StoredBlob
 from memgrid_coordinator.web.requests import ByteRange, requested_range
 
-_READ_BYTES = 256 << 10
+_READ_BYTES = 512 << 10
 """One read, one encryption, one write to the socket: large enough that the loop's own cost disappears."""
 _SLOWEST_BYTES_PER_S = 4096
 _PATIENCE_S = 60.0
