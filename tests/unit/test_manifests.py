@@ -189,14 +189,6 @@ def test_a_name_that_oci_allows_is_taken(text: str) -> None:
     assert repositories.parse_repository(text) == text
 
 
-def test_a_reference_may_have_a_tag_and_a_digest() -> None:
-    found = repositories.parse_reference(f"models/x:1.0@{digest_of(b'')}")
-    assert (found.repository, found.tag, found.digest) == ("models/x", "1.0", digest_of(b""))
-    for wrong in ("models/x:", "models/x@", "models/x:a b", "models/x@md5:0", "@", ":"):
-        with pytest.raises(InvalidError):
-            repositories.parse_reference(wrong)
-
-
 @pytest.mark.parametrize(
     ("repository", "readers", "writers"),
     [

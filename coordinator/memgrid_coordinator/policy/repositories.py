@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 
-from memgrid.digest import Digest, parse_digest
 from memgrid.errors import InvalidError, NotAllowedError, TokenRequiredError
 from memgrid.units import LeaseId
 from memgrid_coordinator.records import Caller, Role
 
-DEFAULT_TAG = "latest"
 INPUTS = "grid/inputs"
 """What units read; no manifests, any digest a volunteer was told of."""
 _OUTPUTS = "grid/outputs/"
@@ -35,15 +32,6 @@ class RepositoryKind(StrEnum):
     RESERVED = "reserved"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """`namespace/name[:tag][@digest]`, in parts; a digest, where given, decides."""
-
-    repository: str
-    tag: str
-    digest: Digest | None
-
-
 def parse_repository(text: str) -> str:
     """A repository name as OCI allows it; raises InvalidError.
 
@@ -60,21 +48,6 @@ def parse_tag(text: str) -> str:
     if not _TAG.fullmatch(text):
         raise InvalidError(f"expected a tag of letters, digits, '.', '_' and '-', found {text[:80]!r}")
     return text
-
-
-def parse_reference(text: str) -> Reference:
-    """A name as people write it; raises InvalidError.
-
-    >>> parse_reference("models/smollm2").tag
-    'latest'
-    """
-    name, at, digest = text.partition("@")
-    repository, colon, tag = name.partition(":")
-    return Reference(
-        repository=parse_repository(repository),
-        tag=parse_tag(tag) if colon else DEFAULT_TAG,
-        digest=parse_digest(digest) if at else None,
-    )
 
 
 def kind_of(repository: str) -> RepositoryKind:

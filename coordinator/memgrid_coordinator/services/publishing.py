@@ -14,6 +14,7 @@ from memgrid.clock import Clock
 from memgrid.cube.oci import MODEL_ARTIFACT_TYPE
 from memgrid.digest import Digest, digest_of, parse_digest
 from memgrid.errors import DigestMismatchError, InvalidError, NotAllowedError, UnknownCubeError, UnknownIdError
+from memgrid.pool.reference import Reference
 from memgrid_coordinator.policy.manifests import Manifest, model_files, parse_manifest
 from memgrid_coordinator.policy.repositories import (
     RepositoryKind,
@@ -21,7 +22,6 @@ from memgrid_coordinator.policy.repositories import (
     check_read,
     kind_of,
     may_read,
-    parse_reference,
     parse_repository,
     parse_tag,
 )
@@ -179,8 +179,8 @@ class Publishing:
 
     async def resolve(self, text: str) -> PoolManifest:
         """What `namespace/name[:tag][@digest]` stands for, for everybody; raises InvalidError, UnknownCubeError."""
-        reference = parse_reference(text)
-        return await self.find_manifest(ANONYMOUS, reference.repository, reference.digest or reference.tag)
+        reference = Reference.parse(text)
+        return await self.find_manifest(ANONYMOUS, reference.repository, reference.wanted)
 
     async def remove_manifest(self, caller: Caller, repository: str, reference: str) -> None:
         """Take a tag away, or by digest a manifest, its tags, and what only it made readable.
