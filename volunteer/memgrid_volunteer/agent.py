@@ -114,12 +114,12 @@ class Agent:
 
     async def _correspond(self) -> None:
         """Loop: one Sync after another; the coordinator's absence is waited out, however long it lasts."""
-        failures = 0
+        failures, wait = 0, timedelta(0)
         while True:
             if self._has_nothing_to_say():
                 await self._news.wait()
             self._news.clear()
-            parcel, began_s = self._parcel(), self._clock.monotonic_s()
+            parcel, began_s = self._parcel(wait), self._clock.monotonic_s()
             try:
                 answer = await self._exchange(parcel)
             except _FINAL:
@@ -130,16 +130,19 @@ class Agent:
                 log.info("sync failed", error=str(error), failures=failures, pause_s=round(pause_s, 1))
                 self._diary.away(error, pause_s)
                 await asyncio.sleep(pause_s)
+                wait = timedelta(0)
                 continue
-            failures = 0
             if answer is not None:
                 learned = await self._apply(parcel, answer)
-                await self._rest(answer, learned, began_s)
+                if wait:
+                    await self._rest(answer, learned, began_s)
+            # The first call after a silence is answered at once: the owner sees how things stand.
+            failures, wait = 0, LONG_POLL
 
     def _has_nothing_to_say(self) -> bool:
         return self._paused is not None and self._outbox.is_empty and not self._desk.released()
 
-    def _parcel(self) -> Parcel:
+    def _parcel(self, wait: timedelta) -> Parcel:
         reports, held_back = self._reports()
         released = self._desk.released()
         return Parcel(
@@ -149,7 +152,7 @@ class Agent:
             released=released,
             want=self._want(),
             # What is told should be answered at once; the line is held open only to listen.
-            wait=timedelta(0) if reports or released else LONG_POLL,
+            wait=timedelta(0) if reports or released else wait,
         )
 
     def _reports(self) -> tuple[tuple[tuple[ReportClaim, bytes], ...], list[HeldLease]]:

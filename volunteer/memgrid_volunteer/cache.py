@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from memgrid.cube.identity import identity_of_folder, is_model_file
+from memgrid.cube.identity import is_model_file
 from memgrid.digest import Digest, digest_of_file
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
 from memgrid.units import ModelFiles
@@ -95,10 +95,7 @@ class BlobCache:
             link(source, self.path_of(digest))
 
     def model_folder(self, model: ModelFiles) -> Path:
-        """A folder with the model's files under their names; all its blobs must be here.
-
-        Raises DigestMismatchError when the files do not make the model that is named: checked once, as it is made.
-        """
+        """A folder with the model's files under their names; all its blobs must be here."""
         folder = self.folder / "models" / _hex(model.digest)
         if folder.is_dir():
             return folder
@@ -109,9 +106,6 @@ class BlobCache:
             if not is_model_file(file.name):
                 raise InvalidError(f"model {model.digest}: a file may not be named {file.name[:80]!r}")
             link(self.path_of(file.digest), making / file.name)
-        found = identity_of_folder(making).digest
-        if found != model.digest:
-            raise DigestMismatchError(f"model {model.digest}: its files make the model {found}")
         making.rename(folder)
         return folder
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from memgrid.clock import Clock
-from memgrid.units import HostFacts, Reason, UnitKey, VerdictNotice
+from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
 from memgrid_volunteer.home import Home
 
 Tell = Callable[[str], None]
+REPEAT_IDLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Diary:
         self._state = "starting"
         self._unit: UnitKey | None = None
         self._idle: Reason | None = None
+        self._told_idle: ReasonCode | None = None
+        self._told_idle_at_s = 0.0
         self._last: dict[str, Any] = {}
         self.tally = Tally.from_status(home.status())
         self.awaiting = 0
@@ -53,10 +56,17 @@ class Diary:
         news = (state, idle) != (self._state, self._idle)
         self._state, self._idle = state, idle
         if news and state == "idle" and idle is not None:
-            self._tell(f"idle: {idle.text or idle.code.value}")
+            self._tell_idle(idle)
         elif news and state == "paused":
             self._tell("paused; `memgrid volunteer resume` goes on")
         self.write()
+
+    def _tell_idle(self, reason: Reason) -> None:
+        # Between two short units of one text a volunteer idles every time: once in a while is enough.
+        now_s = self._clock.monotonic_s()
+        if self._told_idle != reason.code or now_s - self._told_idle_at_s > REPEAT_IDLE_S:
+            self._told_idle, self._told_idle_at_s = reason.code, now_s
+            self._tell(f"idle: {reason.text or reason.code.value}")
 
     def away(self, error: Exception, pause_s: float) -> None:
         """The coordinator can't be reached."""
@@ -133,7 +143,7 @@ class Diary:
 def in_words(notice: VerdictNotice) -> str:
     """A verdict as the owner reads it.
 
-    >>> from memgrid.units import LeaseId, ReasonCode
+    >>> from memgrid.units import LeaseId
     >>> in_words(VerdictNotice(lease_id=LeaseId("7f3a"), verdict="accepted",
     ...     reason=Reason(code=ReasonCode.AGREES), credit_flops=58_000_000_000))
     'accepted, credit 0.058 TFLOP'
