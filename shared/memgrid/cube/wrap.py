@@ -5,6 +5,8 @@ Whoever plans a cube and whoever asks it must cut text into tokens at the same p
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 from memgrid.cube.identity import tokenizer_digest
@@ -41,12 +43,16 @@ def question_ids(tokenizer: Any, question: str, wrap: Wrap) -> list[int]:
 
 def digest_of_tokenizer(tokenizer: Any) -> Digest:
     """What `identity.tokenizer_digest` says of the tokenizer.json this loaded tokenizer came from."""
-    import json
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InvalidError(f"{type(tokenizer).__name__} has no tokenizer.json; load it with AutoTokenizer")
-    return tokenizer_digest(json.loads(backend.to_str()))
+    return _digest_of_json(backend.to_str())
+
+
+@lru_cache(maxsize=4)
+def _digest_of_json(content: str) -> Digest:
+    """Remembered: sorting a large vocabulary takes longer than answering many a question."""
+    return tokenizer_digest(json.loads(content))
 
 
 def digest_of_template(tokenizer: Any) -> Digest | None:
