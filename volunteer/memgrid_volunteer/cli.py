@@ -80,7 +80,7 @@ def run(
         limits=limits, threads=threads, cache_bytes=int(cache_gb * 1e9), worker_module=worker_module
     )
     try:
-        asyncio.run(running.run(_home(home), options, typer.echo))
+        asyncio.run(_run(_home(home), options))
     except (asyncio.CancelledError, KeyboardInterrupt):
         typer.echo("stopped")
 
@@ -119,6 +119,12 @@ def leave(home: HomeOption = None) -> None:
     name = place.membership().name
     asyncio.run(running.leave(place))
     typer.echo(f"left {name}")
+
+
+async def _run(home: Home, options: running.Options) -> None:
+    stopping = running.Stopping()
+    with stopping.on_signals():
+        await running.run(home, options, typer.echo, stopping)
 
 
 def _home(folder: Path | None) -> Home:

@@ -7,8 +7,8 @@ import contextlib
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -24,8 +24,9 @@ from memgrid_volunteer.desk import Desk
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
-from memgrid_volunteer.isolation import Folders
+from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
 from memgrid_volunteer.session import CoordinatorSession, enrol
 from memgrid_volunteer.transfers import Transfers
@@ -40,6 +41,9 @@ class Options:
     threads: int | None = None
     cache_bytes: int = 20 << 30
     worker_module: str = WORKER_MODULE
+    isolation: Isolation | None = None
+    """None: the strongest that works."""
+    backoff: Backoff = backoff_s
 
 
 async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options) -> Membership:
@@ -64,21 +68,20 @@ async def join(url: str, home: Home, *, label: str, invite_code: str, options: O
     return membership
 
 
-async def run(home: Home, options: Options, tell: Tell) -> None:
+async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> None:
     """Work for the grid that was joined, until stopped or through. Raises MemgridError."""
     membership = home.membership()
     home.make()
     with home.lock():
         shutil.rmtree(home.work, ignore_errors=True)
         home.work.mkdir()
-        stopping = Stopping()
         async with _worker(home, options) as sandbox:
             facts = await _facts(sandbox)
             tell(f"worker ready: {facts.devices[0].name}, isolation {facts.isolation}")
-            endpoint = await _find(membership, tell)
+            endpoint = await _find(membership, options, tell)
             async with async_http_client(endpoint) as client:
                 agent = _build(home, membership, facts, sandbox, client, options, tell)
-                stopping.agent = agent
+                stopping.attach(agent)
                 await agent.run()
         tell("stopped")
 
@@ -92,7 +95,7 @@ async def leave(home: Home) -> None:
             home=None,
             key=home.key(),
             host_id=membership.host_id,
-            facts=replace(_NOTHING_TO_SHOW),
+            facts=_NOTHING_TO_SHOW,
             clock=SystemClock(),
         )
         try:
@@ -110,32 +113,47 @@ _NOTHING_TO_SHOW = HostFacts(
 
 
 class Stopping:
-    """The first signal asks politely, the second insists."""
+    """How a run is ended: the first request is polite, the second insists. Made inside the task that runs."""
 
     def __init__(self) -> None:
-        self.agent: Agent | None = None
+        self._agent: Agent | None = None
         self._asked = False
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Not every system knows them; there, Ctrl-C cancels the task by itself.
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, self._on_signal)
+        self._task = asyncio.current_task()
 
-    def _on_signal(self) -> None:
-        if self.agent is None or self._asked:
+    def attach(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def stop(self) -> None:
+        if self._agent is not None and not self._asked:
+            self._agent.stop()
+        elif self._task is not None:
             self._task.cancel()
-        else:
-            self.agent.stop()
         self._asked = True
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM mean `stop`; where a system knows no such handlers, Ctrl-C cancels by itself."""
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        with contextlib.suppress(NotImplementedError):
+            for number in numbers:
+                loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(NotImplementedError):
+                for number in numbers:
+                    loop.remove_signal_handler(number)
 
 
 @contextlib.asynccontextmanager
 async def _worker(home: Home, options: Options) -> AsyncIterator[Sandbox]:
     folders = Folders(cache=home.cache, work=home.work)
-    sandbox = Sandbox(folders, threads=options.threads or default_threads(), module=options.worker_module)
+    sandbox = Sandbox(
+        folders,
+        threads=options.threads or default_threads(),
+        module=options.worker_module,
+        isolation=options.isolation,
+    )
     try:
         yield sandbox
     finally:
@@ -147,7 +165,7 @@ async def _facts(sandbox: Sandbox) -> HostFacts:
     return host_facts(hello.devices, await sandbox.isolation())
 
 
-async def _find(membership: Membership, tell: Tell) -> GridEndpoint:
+async def _find(membership: Membership, options: Options, tell: Tell) -> GridEndpoint:
     """The grid, when it answers: a volunteer outlasts its coordinator's absence from the first moment on."""
     rng, failures = random.Random(), 0
     while True:
@@ -157,7 +175,7 @@ async def _find(membership: Membership, tell: Tell) -> GridEndpoint:
             failures += 1
             if failures == 1:
                 tell(f"{error}; trying again until it does")
-            await asyncio.sleep(backoff_s(failures, rng))
+            await asyncio.sleep(options.backoff(failures, rng))
 
 
 def _build(
@@ -178,7 +196,7 @@ def _build(
     session = CoordinatorSession(
         membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=facts, clock=clock
     )
-    transfers = Transfers(client, cache, lambda: session.token, rng)
+    transfers = Transfers(client, cache, lambda: session.token, rng, backoff=options.backoff)
     workbench = Workbench(
         desk=desk,
         outbox=outbox,
@@ -203,6 +221,7 @@ def _build(
         rng=rng,
         news=news,
         limits=options.limits,
+        backoff=options.backoff,
     )
 
 

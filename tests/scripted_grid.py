@@ -1,0 +1,304 @@
+"""A grid whose moods a test decides: real gRPC and HTTP servers around a few dictionaries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import grpc.aio
+from aiohttp import web
+
+from memgrid import wire
+from memgrid.channel import ERROR_CODE_KEY, SERVER_OPTIONS, STATUS_BY_CODE
+from memgrid.digest import Digest, digest_of, token_bytes
+from memgrid.enrolment import Challenge, Enrolment, Session
+from memgrid.errors import MemgridError, TokenExpiredError
+from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE
+from memgrid.units import (
+    AccountId,
+    BlobRef,
+    Cancellation,
+    ComputeDtype,
+    HostId,
+    LeaseId,
+    LeaseOffer,
+    ModelFiles,
+    PrefillSpec,
+    Reason,
+    ReasonCode,
+    Release,
+    ReportAck,
+    ReportClaim,
+    SessionId,
+    StoreDtype,
+    SyncAnswer,
+    SyncAsk,
+    UploadOrder,
+    VerdictNotice,
+)
+from memgrid.v1 import volunteers_pb2 as pb
+from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
+
+CONFIG = b'{"model_type": "none"}'
+
+
+@dataclass
+class ScriptedGrid(pb_grpc.VolunteersServicer):
+    """Grants what was offered, accepts every report, orders uploads, and has accidents on demand."""
+
+    errors: list[MemgridError] = field(default_factory=list)
+    """Raised by the next Syncs, before anything is done."""
+    lost_answers: int = 0
+    """So many of the next Syncs are carried out, and their answers lost."""
+    refusals: dict[LeaseId, Reason] = field(default_factory=dict)
+    """Reports to turn down."""
+    orders_uploads: bool = True
+    orders: dict[str, Any] = field(default_factory=dict)
+    """What every upload order says instead of the truth."""
+    verdict: str = "accepted"
+    missing: set[Digest] = field(default_factory=set)
+    """Blobs that the data plane denies."""
+
+    asks: list[SyncAsk] = field(default_factory=list)
+    reports: list[ReportClaim] = field(default_factory=list)
+    released: list[Release] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    log_ins: int = 0
+    left: bool = False
+
+    def __post_init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.waiting: list[LeaseOffer] = []
+        self.granted: dict[LeaseId, LeaseOffer] = {}
+        self.reported: dict[LeaseId, ReportClaim] = {}
+        self.settled: set[LeaseId] = set()
+        self.cancelled: dict[LeaseId, Reason] = {}
+        self.token = ""
+        self.http_port = self.grpc_port = 0
+        self.changed = asyncio.Event()
+        self.model = ModelFiles(digest=digest_of(b"model"), files=(self._blob("config.json", CONFIG),))
+
+    # what a test does
+
+    async def start(self) -> None:
+        """Begin to serve; the second time on the ports of the first."""
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_get("/v1/grid", self._describe)
+        app.router.add_get("/v2/grid/inputs/blobs/{digest}", self._get_blob)
+        app.router.add_post("/v2/grid/outputs/{lease}/blobs/uploads/", self._begin)
+        app.router.add_patch("/v2/grid/outputs/{lease}/blobs/uploads/u", self._patch)
+        app.router.add_put("/v2/grid/outputs/{lease}/blobs/uploads/u", self._finish)
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0)])
+        pb_grpc.add_VolunteersServicer_to_server(self, self._server)
+        self.grpc_port = self._server.add_insecure_port(f"127.0.0.1:{self.grpc_port}")
+        await self._server.start()
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.http_port).start()
+        self.http_port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        await self._server.stop(None)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def offer(self, name: str, *tokens: int, **changes: Any) -> LeaseOffer:
+        """Make a unit of these tokens and offer it as lease `name`; `changes` spoil it."""
+        content = token_bytes(tokens)
+        spec = PrefillSpec(
+            model=self.model.digest,
+            tokens=digest_of(content),
+            token_count=len(tokens),
+            start=0,
+            parent=None,
+            compute_dtype=ComputeDtype.AUTO,
+            store_dtype=StoreDtype.FLOAT32,
+        )
+        offer = LeaseOffer(
+            lease_id=LeaseId(name),
+            fence=1,
+            unit_key=spec.key,
+            spec=spec.to_bytes(),
+            model=spec.model,
+            inputs=(self._blob("tokens.bin", content),),
+            deadline_at=datetime.now(UTC) + timedelta(hours=1),
+            estimate_s=10.0,
+        )
+        offer = replace(offer, **changes)
+        self.waiting.append(offer)
+        self.changed.set()
+        return offer
+
+    def cancel(self, lease_id: str) -> None:
+        reason = Reason(code=ReasonCode.CAMPAIGN_CANCELLED, text="the campaign has been cancelled")
+        self.granted.pop(LeaseId(lease_id), None)
+        self.cancelled[LeaseId(lease_id)] = reason
+        self.changed.set()
+
+    async def until(self, condition: Any, limit_s: float = 20.0) -> None:
+        """Wait for something to become true, looking often."""
+        async with asyncio.timeout(limit_s):
+            while not condition():  # noqa: ASYNC110 - conditions of all kinds, many outside this process
+                await asyncio.sleep(0.02)
+
+    # what a volunteer sees
+
+    async def GetChallenge(self, request: Any, context: Any) -> pb.Challenge:  # noqa: N802
+        expires_at = datetime.now(UTC) + timedelta(minutes=1)
+        return wire.challenge_to_message(Challenge(nonce=bytes(32), expires_at=expires_at))
+
+    async def Enrol(self, request: Any, context: Any) -> pb.Enrolment:  # noqa: N802
+        wire.signed_from_message(request).verify(ENROL_TYPE)
+        return wire.enrolment_to_message(Enrolment(account_id=AccountId("a1"), host_id=HostId("h1")))
+
+    async def LogIn(self, request: Any, context: Any) -> pb.Session:  # noqa: N802
+        signed = wire.signed_from_message(request)
+        signed.verify(LOGIN_TYPE)
+        assert wire.log_in_from_body(signed.body).host_id == "h1"
+        self.log_ins += 1
+        self.token = secrets.token_hex(4)
+        expires_at = datetime.now(UTC) + timedelta(hours=1)
+        session = Session(session_id=SessionId(f"s{self.log_ins}"), token=self.token, expires_at=expires_at)
+        return wire.session_to_message(session)
+
+    async def Sync(self, request: Any, context: Any) -> pb.SyncResponse:  # noqa: N802
+        ask, signed = wire.sync_ask_from_message(request)
+        metadata = dict(context.invocation_metadata() or ())
+        if metadata.get("authorization") != f"Bearer {self.token}":
+            await _abort(context, TokenExpiredError("log in again"))
+        if self.errors:
+            await _abort(context, self.errors.pop(0))
+        claims: tuple[ReportClaim, ...] = ()
+        if signed is not None:
+            signed.verify(REPORTS_TYPE)
+            batch = wire.reports_from_body(signed.body)
+            assert (batch.host_id, batch.session_id, batch.sequence) == ("h1", f"s{self.log_ins}", ask.sequence)
+            claims = batch.reports
+        ask = replace(ask, reports=claims)
+        self.asks.append(ask)
+        answer = await self._answer(ask)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
+        return wire.sync_answer_to_message(answer)
+
+    async def Leave(self, request: Any, context: Any) -> pb.LeaveResponse:  # noqa: N802
+        self.left = True
+        return pb.LeaveResponse()
+
+    async def _answer(self, ask: SyncAsk) -> SyncAnswer:
+        acks = tuple(self._take(claim, ask) for claim in ask.reports)
+        for release in ask.released:
+            self.released.append(release)
+            self.granted.pop(release.lease_id, None)
+        answer = replace(self._news(ask), acks=acks)
+        until = asyncio.get_running_loop().time() + ask.wait.total_seconds()
+        while answer.is_empty and asyncio.get_running_loop().time() < until:
+            self.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self.changed.wait()
+            answer = self._news(ask)
+        return answer
+
+    def _take(self, claim: ReportClaim, ask: SyncAsk) -> ReportAck:
+        assert claim.sketch_digest in ask.sketches
+        self.reports.append(claim)
+        if claim.lease_id in self.refusals:
+            self.granted.pop(claim.lease_id, None)
+            return ReportAck(lease_id=claim.lease_id, accepted=False, reason=self.refusals[claim.lease_id])
+        again = claim.lease_id in self.reported
+        self.granted.pop(claim.lease_id, None)
+        self.reported[claim.lease_id] = claim
+        if not self.orders_uploads:
+            self.settled.add(claim.lease_id)
+        reason = Reason(code=ReasonCode.ALREADY_REPORTED) if again else None
+        return ReportAck(lease_id=claim.lease_id, accepted=True, reason=reason)
+
+    def _news(self, ask: SyncAsk) -> SyncAnswer:
+        named = {lease.lease_id for lease in ask.held}
+        offers = [offer for offer in self.granted.values() if offer.lease_id not in named]
+        while self.waiting and len(offers) < ask.want:
+            offer = self.waiting.pop(0)
+            self.granted[offer.lease_id] = offer
+            offers.append(offer)
+        code = self.verdict
+        return SyncAnswer(
+            leases=tuple(offers),
+            models=(self.model,) if offers else (),
+            verdicts=tuple(
+                VerdictNotice(
+                    lease_id=lease_id, verdict=code, reason=Reason(code=ReasonCode.AGREES), credit_flops=1000
+                )
+                for lease_id in ask.awaiting
+                if lease_id in self.settled
+            ),
+            uploads=tuple(
+                replace(_order(claim), **self.orders)
+                for claim in self.reported.values()
+                if claim.lease_id not in self.settled
+            ),
+            cancelled=tuple(
+                Cancellation(lease_id=lease_id, reason=reason)
+                for lease_id, reason in self.cancelled.items()
+                if lease_id in named
+            ),
+            idle_reason=Reason(code=ReasonCode.NO_WORK, text="no work") if len(offers) < ask.want else None,
+        )
+
+    def _blob(self, name: str, content: bytes) -> BlobRef:
+        digest = digest_of(content)
+        self.blobs[digest] = content
+        path = f"/v2/grid/inputs/blobs/{digest}"
+        return BlobRef(name=name, digest=digest, size_bytes=len(content), path=path)
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        facts = {"name": "scripted", "version": "0", "grpc_port": self.grpc_port, "grid_key": "11" * 32}
+        return web.Response(text=json.dumps({**facts, "enrolment": "open", "max_blob_bytes": 1 << 30}))
+
+    async def _get_blob(self, request: web.Request) -> web.Response:
+        digest = Digest(request.match_info["digest"])
+        if digest in self.missing:
+            return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "gone"}]}, status=404)
+        return web.Response(body=self.blobs[digest])
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        lease_id = request.match_info["lease"]
+        self.uploads[lease_id] = b""
+        return web.Response(status=202, headers={"location": f"{request.path}u"})
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        self.uploads[request.match_info["lease"]] += await request.read()
+        return web.Response(status=202, headers={"location": request.path})
+
+    async def _finish(self, request: web.Request) -> web.Response:
+        lease_id = LeaseId(request.match_info["lease"])
+        assert digest_of(self.uploads[lease_id]) == request.query["digest"]
+        self.settled.add(lease_id)
+        self.changed.set()
+        return web.Response(status=201)
+
+
+def _order(claim: ReportClaim) -> UploadOrder:
+    output = claim.outputs[0]
+    return UploadOrder(
+        lease_id=claim.lease_id,
+        name=output.name,
+        digest=output.digest,
+        size_bytes=output.size_bytes,
+        path=f"/v2/grid/outputs/{claim.lease_id}/blobs/uploads/",
+    )
+
+
+async def _abort(context: Any, error: MemgridError) -> None:
+    context.set_trailing_metadata(((ERROR_CODE_KEY, error.code.value),))
+    await context.abort(STATUS_BY_CODE[error.code], str(error))
