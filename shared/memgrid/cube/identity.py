@@ -66,16 +66,40 @@ class ModelIdentity:
         """Raises InvalidError naming the field."""
         try:
             given = dict(value)
-            geometry = dict(given.pop("geometry"))
-            if not all(type(size) in (int, bool) and size >= 0 for size in geometry.values()):
+            for name, kinds in _JSON_KINDS.items():
+                if not isinstance(given[name], kinds):
+                    raise InvalidError(f"model identity: {name}: unexpected {type(given[name]).__name__}")
+            sizes = given.pop("geometry")
+            if not all(type(size) in (int, bool) and size >= 0 for size in sizes.values()):
                 raise InvalidError("model identity: geometry: expected sizes")
-            for name in ("weights", "tokenizer"):
-                parse_digest(given[name])
-            if given["chat_template"] is not None:
-                parse_digest(given["chat_template"])
-            return ModelIdentity(geometry=ModelGeometry(**geometry), **given)
+            for name in ("weights", "tokenizer", "chat_template"):
+                if given[name] is not None:
+                    _check_digest(name, given[name])
+            return ModelIdentity(geometry=ModelGeometry(**sizes), **given)
         except (TypeError, KeyError, ValueError) as error:
             raise InvalidError(f"model identity: {type(error).__name__}: {error}") from None
+
+
+def _check_digest(name: str, value: str) -> None:
+    try:
+        parse_digest(value)
+    except InvalidError as error:
+        raise InvalidError(f"model identity: {name}: {error}") from None
+
+
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "architecture": (str,),
+    "weights": (str,),
+    "tokenizer": (str,),
+    "chat_template": (str, type(None)),
+    "stored_dtype": (str,),
+    "dtype_exceptions": (dict,),
+    "geometry": (dict,),
+    "rope": (dict,),
+    "sliding_window": (int, type(None)),
+    "config": (dict,),
+}
 
 
 def identity_of_folder(folder: Path, name: str | None = None) -> ModelIdentity:

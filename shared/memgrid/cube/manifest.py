@@ -167,6 +167,8 @@ class CubeManifest:
             raise InvalidError(f"{MANIFEST_FILE}: {len(content)} bytes, at most {MANIFEST_BYTES_MAX} are allowed")
         try:
             manifest = _parse(json.loads(content))
+        except InvalidError as error:
+            raise InvalidError(f"{MANIFEST_FILE}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidError(f"{MANIFEST_FILE}: {type(error).__name__}: {error}"[:300]) from None
         if manifest.to_bytes() != content:
@@ -203,12 +205,12 @@ def _jsonable(part: Any) -> Any:
 
 def _parse(value: dict[str, Any]) -> CubeManifest:
     if value.pop("format") != CUBE_FORMAT:
-        raise InvalidError(f"{MANIFEST_FILE}: expected format {CUBE_FORMAT}")
+        raise InvalidError(f"expected format {CUBE_FORMAT}")
     base = dict(value.pop("base"))
     identity_digest = base.pop("digest")
     identity = ModelIdentity.from_json(base)
     if identity.digest != identity_digest:
-        raise InvalidError(f"{MANIFEST_FILE}: base.digest does not belong to the base it stands in")
+        raise InvalidError("base.digest does not belong to the base it stands in")
     return CubeManifest(
         base=identity,
         kind=CubeKind(value.pop("kind")),
