@@ -100,7 +100,7 @@ async def simulated_hosts(endpoint: GridEndpoint, count: int) -> AsyncIterator[l
             await host.close()
 
 
-async def eventually(check: Callable[[], Awaitable[Any]], *, limit_s: float = 20.0) -> Any:
+async def eventually(check: Callable[[], Awaitable[Any]], *, limit_s: float = 60.0) -> Any:
     """The first true answer of `check`; TimeoutError when none comes in time."""
     async with asyncio.timeout(limit_s):
         while True:

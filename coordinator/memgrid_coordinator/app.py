@@ -75,6 +75,7 @@ class Coordinator:
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
         self.blobs = BlobStore(settings.blobs)
+        self.blobs.clear_temporary()
         self.engine = engine or self._engine()
         self._owns_engine = engine is None
         self._build_services()

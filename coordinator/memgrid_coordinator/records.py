@@ -11,7 +11,6 @@ from memgrid.digest import Digest
 from memgrid.units import (
     AccountId,
     ComputeDtype,
-    DeviceFacts,
     HostId,
     LeaseId,
     Output,
@@ -52,7 +51,6 @@ class Host:
     account_id: AccountId
     public_key: bytes
     label: str
-    devices: tuple[DeviceFacts, ...]
     session_id: SessionId | None
     sequence: int
     flops_per_s: float

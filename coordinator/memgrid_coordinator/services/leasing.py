@@ -147,7 +147,7 @@ class Leasing:
         held = {lease.lease_id: lease for lease in leases.held_by(connection, host.host_id)}
         named = {lease.lease_id for lease in ask.held}
         lost = [lease for lease_id, lease in held.items() if lease_id not in named]
-        resent = self._offers(connection, host, lost, ahead_s=0.0)
+        resent = self._resend(connection, host, lost)
         granted, idle = self._grant(connection, host, ask.want - len(lost), list(held.values()), now)
         offers = (*resent, *granted)
         answer = SyncAnswer(
@@ -220,25 +220,14 @@ class Leasing:
         leases.grant(connection, granted)
         units.take_vacancies(connection, [unit.unit_id for unit in chosen])
         events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
-        return self._offers(connection, host, granted, ahead_s), reason
+        pairs = zip(granted, chosen, strict=True)
+        return [_offer(lease, unit, host, _inputs(connection, unit)) for lease, unit in pairs], reason
 
-    def _offers(self, connection: Connection, host: Host, given: Sequence[Lease], ahead_s: float) -> list[LeaseOffer]:
-        if not given:
-            return []
-        found = units.by_id(connection, {lease.unit_id for lease in given})
-        return [
-            LeaseOffer(
-                lease_id=lease.lease_id,
-                fence=lease.fence,
-                unit_key=lease.unit_key,
-                spec=found[lease.unit_id].spec,
-                model=found[lease.unit_id].model,
-                inputs=_inputs(connection, found[lease.unit_id]),
-                deadline_at=lease.deadline_at,
-                estimate_s=estimate_s(found[lease.unit_id].flops, host.flops_per_s),
-            )
-            for lease in given
-        ]
+    def _resend(self, connection: Connection, host: Host, lost: Sequence[Lease]) -> list[LeaseOffer]:
+        """Leases that the host does not know of: the answer that carried them never arrived."""
+        found = units.by_id(connection, {lease.unit_id for lease in lost})
+        pairs = [(lease, found[lease.unit_id]) for lease in lost]
+        return [_offer(lease, unit, host, _inputs(connection, unit)) for lease, unit in pairs]
 
     def _verdicts(
         self, connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
@@ -317,6 +306,19 @@ def _new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at
         sketch=b"",
         facts=None,
         reason=None,
+    )
+
+
+def _offer(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) -> LeaseOffer:
+    return LeaseOffer(
+        lease_id=lease.lease_id,
+        fence=lease.fence,
+        unit_key=lease.unit_key,
+        spec=unit.spec,
+        model=unit.model,
+        inputs=inputs,
+        deadline_at=lease.deadline_at,
+        estimate_s=estimate_s(unit.flops, host.flops_per_s),
     )
 
 

@@ -15,7 +15,7 @@ from memgrid_coordinator.store.tables import events
 def append(connection: Connection, happened: Sequence[Event]) -> None:
     """Write events, in order, in one statement."""
     if happened:
-        connection.execute(insert(events), [_to_row(event) for event in happened])
+        connection.execute(_APPEND, [_to_row(event) for event in happened])
 
 
 def of(connection: Connection, where: ColumnElement[bool], limit: int) -> list[Event]:
@@ -38,6 +38,9 @@ def of_campaign(connection: Connection, campaign_id: str, limit: int = 1000) -> 
 
 def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list[Event]:
     return of(connection, events.c.cube_digest == cube_digest, limit)
+
+
+_APPEND = insert(events)
 
 
 def _to_row(event: Event) -> dict[str, Any]:

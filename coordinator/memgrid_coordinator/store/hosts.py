@@ -8,9 +8,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
-from memgrid.units import AccountId, DeviceFacts, HostFacts, HostId, SessionId
+from memgrid.units import AccountId, HostFacts, HostId, SessionId
 from memgrid_coordinator.records import Host
 from memgrid_coordinator.store.tables import accounts, hosts, invites
 
@@ -70,12 +70,7 @@ def add_host(
 
 
 def get_host(connection: Connection, host_id: HostId) -> Host | None:
-    query = (
-        select(hosts, accounts.c.public_key)
-        .join(accounts, accounts.c.account_id == hosts.c.account_id)
-        .where(hosts.c.host_id == host_id)
-    )
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_GET_HOST, {"wanted": host_id}).one_or_none()
     return None if row is None else _host(row)
 
 
@@ -92,12 +87,8 @@ def begin_session(
 
 def advance(connection: Connection, host_id: HostId, session_id: SessionId, sequence: int, now: datetime) -> bool:
     """Note a Sync; False when the session was replaced or the sequence is older than the last one seen."""
-    moved = connection.execute(
-        update(hosts)
-        .where(hosts.c.host_id == host_id, hosts.c.session_id == session_id, hosts.c.sequence <= sequence)
-        .values(sequence=sequence, seen_at=now)
-    )
-    return moved.rowcount == 1
+    given = {"wanted": host_id, "session": session_id, "new_sequence": sequence, "new_time": now}
+    return connection.execute(_ADVANCE, given).rowcount == 1
 
 
 def end_session(connection: Connection, host_id: HostId, session_id: SessionId) -> None:
@@ -107,7 +98,7 @@ def end_session(connection: Connection, host_id: HostId, session_id: SessionId) 
 
 
 def set_speed(connection: Connection, host_id: HostId, flops_per_s: float) -> None:
-    connection.execute(update(hosts).where(hosts.c.host_id == host_id).values(flops_per_s=flops_per_s))
+    connection.execute(_SET_SPEED, {"wanted": host_id, "new_speed": flops_per_s})
 
 
 def set_faults(connection: Connection, host_id: HostId, faults: int, suspended_until: datetime | None) -> None:
@@ -118,11 +109,7 @@ def set_faults(connection: Connection, host_id: HostId, faults: int, suspended_u
 
 def forgive(connection: Connection, host_ids: Sequence[HostId]) -> None:
     """An agreed report ends a row of faults."""
-    connection.execute(
-        update(hosts)
-        .where(hosts.c.host_id.in_(list(host_ids)), hosts.c.recent_faults > 0)
-        .values(recent_faults=0, suspended_until=None)
-    )
+    connection.execute(_FORGIVE, {"wanted": list(host_ids)})
 
 
 def beginning_with(connection: Connection, prefix: str) -> list[HostId]:
@@ -141,13 +128,35 @@ def speeds_seen_since(connection: Connection, since: datetime) -> list[float]:
     return list(connection.execute(query).scalars())
 
 
+# The statements of the hot path are built once: building one costs more than running it.
+_GET_HOST = (
+    select(hosts, accounts.c.public_key)
+    .join(accounts, accounts.c.account_id == hosts.c.account_id)
+    .where(hosts.c.host_id == bindparam("wanted"))
+)
+_ADVANCE = (
+    update(hosts)
+    .where(
+        hosts.c.host_id == bindparam("wanted"),
+        hosts.c.session_id == bindparam("session"),
+        hosts.c.sequence <= bindparam("new_sequence"),
+    )
+    .values(sequence=bindparam("new_sequence"), seen_at=bindparam("new_time"))
+)
+_SET_SPEED = update(hosts).where(hosts.c.host_id == bindparam("wanted")).values(flops_per_s=bindparam("new_speed"))
+_FORGIVE = (
+    update(hosts)
+    .where(hosts.c.host_id.in_(bindparam("wanted", expanding=True)), hosts.c.recent_faults > 0)
+    .values(recent_faults=0, suspended_until=None)
+)
+
+
 def _host(row: Any) -> Host:
     return Host(
         host_id=HostId(row.host_id),
         account_id=AccountId(row.account_id),
         public_key=row.public_key,
         label=row.label,
-        devices=tuple(DeviceFacts(**device) for device in json.loads(row.facts)["devices"]),
         session_id=None if row.session_id is None else SessionId(row.session_id),
         sequence=row.sequence,
         flops_per_s=row.flops_per_s,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
@@ -32,7 +32,7 @@ class Settled:
 def grant(connection: Connection, granted: Sequence[Lease]) -> None:
     """Write new leases in one statement."""
     connection.execute(
-        insert(leases),
+        _GRANT,
         [
             {
                 "lease_id": lease.lease_id,
@@ -54,25 +54,29 @@ def grant(connection: Connection, granted: Sequence[Lease]) -> None:
 
 
 def by_id(connection: Connection, lease_ids: Iterable[LeaseId]) -> dict[LeaseId, Lease]:
-    return {lease.lease_id: lease for lease in _select(connection, leases.c.lease_id.in_(list(lease_ids)))}
+    wanted = list(lease_ids)
+    if not wanted:
+        return {}
+    return {LeaseId(row.lease_id): _lease(row) for row in connection.execute(_BY_ID, {"wanted": wanted})}
 
 
 def of_units(connection: Connection, unit_ids: Iterable[int]) -> dict[int, list[Lease]]:
     """All leases those units ever had, by unit, oldest fence first."""
     grouped: dict[int, list[Lease]] = {unit_id: [] for unit_id in unit_ids}
-    for lease in _select(connection, leases.c.unit_id.in_(list(grouped))):
-        grouped[lease.unit_id].append(lease)
-    return {unit_id: sorted(found, key=lambda lease: lease.fence) for unit_id, found in grouped.items()}
+    if grouped:
+        for row in connection.execute(_OF_UNITS, {"wanted": list(grouped)}):
+            grouped[row.unit_id].append(_lease(row))
+    return grouped
 
 
 def held_by(connection: Connection, host_id: HostId) -> list[Lease]:
     """What the host should be working on."""
-    return _select(connection, (leases.c.host_id == host_id) & (leases.c.state == LeaseState.LEASED))
+    return [_lease(row) for row in connection.execute(_HELD_BY, {"host": host_id})]
 
 
 def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
     """Leases whose deadline has passed."""
-    query = (leases.c.state == LeaseState.LEASED) & (leases.c.deadline_at <= now)
+    query = text("leases.state = 'leased'") & (leases.c.deadline_at <= now)
     return _select(connection, query, limit=limit)
 
 
@@ -88,18 +92,6 @@ def beginning_with(connection: Connection, prefix: str) -> list[Lease]:
 
 def settled(connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]) -> list[Settled]:
     """Of the reports a host awaits, those that need no more waiting."""
-    query = (
-        select(
-            leases.c.lease_id,
-            leases.c.state,
-            leases.c.reason_code,
-            leases.c.reason_text,
-            units.c.state.label("unit_state"),
-            units.c.flops,
-        )
-        .join(units, units.c.unit_id == leases.c.unit_id)
-        .where(leases.c.lease_id.in_(list(awaiting)), leases.c.host_id == host_id)
-    )
     return [
         Settled(
             lease_id=LeaseId(row.lease_id),
@@ -108,7 +100,7 @@ def settled(connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
             unit_state=UnitState(row.unit_state),
             flops=row.flops,
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_SETTLED, {"awaiting": list(awaiting), "host": host_id})
     ]
 
 
@@ -136,9 +128,8 @@ def report(
 
 def add_statement(connection: Connection, host_id: HostId, body: bytes, signature: bytes, now: datetime) -> int:
     """Keep what a host signed, as it signed it."""
-    row = connection.execute(
-        insert(statements).values(host_id=host_id, body=body, signature=signature, received_at=now)
-    )
+    given = {"host_id": host_id, "body": body, "signature": signature, "received_at": now}
+    row = connection.execute(_ADD_STATEMENT, given)
     assert row.inserted_primary_key is not None
     statement_id: int = row.inserted_primary_key[0]
     return statement_id
@@ -146,19 +137,40 @@ def add_statement(connection: Connection, host_id: HostId, body: bytes, signatur
 
 def move(connection: Connection, lease_ids: Sequence[LeaseId], verb: str, reason: Reason | None) -> int:
     """The guarded move of some leases, for one reason; returns how many moved."""
-    sources, target = LEASE_MOVES[verb]
-    moved = connection.execute(
-        update(leases)
-        .where(leases.c.lease_id.in_(list(lease_ids)), leases.c.state.in_(list(sources)))
-        .values(
-            state=target,
-            reason_code=None if reason is None else reason.code.value,
-            reason_text="" if reason is None else reason.text,
-        )
+    given = {
+        "wanted": list(lease_ids),
+        "new_code": None if reason is None else reason.code.value,
+        "new_text": "" if reason is None else reason.text,
+    }
+    return connection.execute(_MOVES[verb], given).rowcount
+
+
+# The statements of the hot path are built once: building one costs more than running it.
+_WITH_KEY = select(leases, units.c.key).join(units, units.c.unit_id == leases.c.unit_id)
+_BY_ID = _WITH_KEY.where(leases.c.lease_id.in_(bindparam("wanted", expanding=True)))
+_OF_UNITS = _WITH_KEY.where(leases.c.unit_id.in_(bindparam("wanted", expanding=True))).order_by(leases.c.fence)
+# Written out, not bound: a partial index serves only a condition that the planner can see.
+_HELD_BY = _WITH_KEY.where(leases.c.host_id == bindparam("host"), text("leases.state = 'leased'"))
+_SETTLED = (
+    select(
+        leases.c.lease_id,
+        leases.c.state,
+        leases.c.reason_code,
+        leases.c.reason_text,
+        units.c.state.label("unit_state"),
+        units.c.flops,
     )
-    return moved.rowcount
-
-
+    .join(units, units.c.unit_id == leases.c.unit_id)
+    .where(leases.c.lease_id.in_(bindparam("awaiting", expanding=True)), leases.c.host_id == bindparam("host"))
+)
+_GRANT = insert(leases)
+_ADD_STATEMENT = insert(statements)
+_MOVES = {
+    verb: update(leases)
+    .where(leases.c.lease_id.in_(bindparam("wanted", expanding=True)), leases.c.state.in_(sorted(sources)))
+    .values(state=target, reason_code=bindparam("new_code"), reason_text=bindparam("new_text"))
+    for verb, (sources, target) in LEASE_MOVES.items()
+}
 _REPORT = (
     update(leases)
     .where(leases.c.lease_id == bindparam("reported"), leases.c.state == LeaseState.LEASED)
@@ -174,7 +186,7 @@ _REPORT = (
 
 
 def _select(connection: Connection, where: Any, limit: int | None = None) -> list[Lease]:
-    query = select(leases, units.c.key).join(units, units.c.unit_id == leases.c.unit_id).where(where).limit(limit)
+    query = _WITH_KEY.where(where).limit(limit)
     return [_lease(row) for row in connection.execute(query)]
 
 

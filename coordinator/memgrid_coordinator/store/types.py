@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import BigInteger, Dialect
 from sqlalchemy.types import TypeDecorator
@@ -14,15 +16,30 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = BigInteger
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"expected an aware time, found {value.isoformat()}")
-        return int((value - _EPOCH).total_seconds() * 1_000_000)
+    # Overriding the processors, rather than the methods they would call, saves a call for every time that is read.
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], int | None]:
+        return to_microseconds
 
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else datetime.fromtimestamp(value / 1_000_000, UTC)
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[int | None], datetime | None]:
+        return from_microseconds
+
+
+def to_microseconds(value: datetime | None) -> int | None:
+    """Raises ValueError for a time without a zone.
+
+    >>> to_microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
+    1000000
+    """
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        raise ValueError(f"expected an aware time, found {value.isoformat()}")
+    return (value - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int | None) -> datetime | None:
+    return None if value is None else _EPOCH + timedelta(microseconds=value)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)

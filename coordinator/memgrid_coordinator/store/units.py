@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, text, update
 
 from memgrid.digest import Digest, digest_of
 from memgrid.units import AccountId, LeaseId, ReasonCode, UnitKey
@@ -25,8 +25,10 @@ def by_key(connection: Connection, keys: Sequence[UnitKey]) -> dict[UnitKey, Uni
 
 
 def by_id(connection: Connection, unit_ids: Iterable[int]) -> dict[int, Unit]:
-    query = select(units).where(units.c.unit_id.in_(list(unit_ids)))
-    return {row.unit_id: _unit(row) for row in connection.execute(query)}
+    wanted = list(unit_ids)
+    if not wanted:
+        return {}
+    return {row.unit_id: _unit(row) for row in connection.execute(_BY_ID, {"wanted": wanted})}
 
 
 def add(
@@ -118,28 +120,11 @@ def lease_candidates(connection: Connection, account_id: AccountId, limit: int) 
     One account is one voice, so it gets no second lease beside one that counts or was rejected; nor one of a unit
     that failed on it. What merely ran out or was given back it may try again.
     """
-    has_part = exists().where(
-        leases.c.unit_id == units.c.unit_id,
-        leases.c.account_id == account_id,
-        leases.c.state.in_(_HAS_PART)
-        | ((leases.c.state == LeaseState.RELEASED) & leases.c.reason_code.in_(_FAILED_HERE)),
-    )
-    query = (
-        select(units)
-        .where(units.c.state == UnitState.OPEN, units.c.vacancies > 0, ~has_part)
-        .order_by(units.c.priority.desc(), units.c.unit_id)
-        .limit(limit)
-    )
-    return [_unit(row) for row in connection.execute(query)]
-
-
-_HAS_PART = (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
-_FAILED_HERE = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
+    return [_unit(row) for row in connection.execute(_CANDIDATES, {"account": account_id, "most": limit})]
 
 
 def has_vacancies(connection: Connection) -> bool:
-    query = select(units.c.unit_id).where(units.c.state == UnitState.OPEN, units.c.vacancies > 0).limit(1)
-    return connection.execute(query).scalar() is not None
+    return connection.execute(_ANY_VACANCY).scalar() is not None
 
 
 def take_vacancies(connection: Connection, unit_ids: Sequence[int]) -> None:
@@ -149,14 +134,9 @@ def take_vacancies(connection: Connection, unit_ids: Sequence[int]) -> None:
 
 def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: datetime) -> int:
     """The guarded move of some units; returns how many were in a state that it starts from."""
-    sources, target = UNIT_MOVES[verb]
-    ended = {"settled_at": now} if target in ENDED_UNITS else {}
-    moved = connection.execute(
-        update(units)
-        .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
-        .values(state=target, vacancies=0, **ended)
-    )
-    return moved.rowcount
+    target = UNIT_MOVES[verb][1]
+    given = {"wanted": list(unit_ids), "new_time": now if target in ENDED_UNITS else None}
+    return connection.execute(_MOVES[verb], given).rowcount
 
 
 def set_vacancies(connection: Connection, vacancies: dict[int, int]) -> None:
@@ -228,6 +208,34 @@ def beginning_with(connection: Connection, prefix: str) -> list[Unit]:
     return [_unit(row) for row in connection.execute(query)]
 
 
+# The statements of the hot path are built once: building one costs more than running it.
+_BY_ID = select(units).where(units.c.unit_id.in_(bindparam("wanted", expanding=True)))
+_HAS_PART = exists().where(
+    leases.c.unit_id == units.c.unit_id,
+    leases.c.account_id == bindparam("account"),
+    leases.c.state.in_([LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED])
+    | (
+        (leases.c.state == LeaseState.RELEASED)
+        & leases.c.reason_code.in_([ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY])
+    ),
+)
+# Written out, not bound: a partial index serves only a condition that the planner can see.
+_HAS_VACANCY = text("units.state = 'open' AND units.vacancies > 0")
+_CANDIDATES = (
+    select(units)
+    # Without statistics SQLite would take the index on the state and sort everything that is open.
+    .with_hint(units, "INDEXED BY units_to_lease", "sqlite")
+    .where(_HAS_VACANCY, ~_HAS_PART)
+    .order_by(units.c.priority.desc(), units.c.unit_id)
+    .limit(bindparam("most"))
+)
+_ANY_VACANCY = select(units.c.unit_id).where(_HAS_VACANCY).limit(1)
+_MOVES = {
+    verb: update(units)
+    .where(units.c.unit_id.in_(bindparam("wanted", expanding=True)), units.c.state.in_(sorted(sources)))
+    .values(state=target, vacancies=0, settled_at=bindparam("new_time"))
+    for verb, (sources, target) in UNIT_MOVES.items()
+}
 _TAKE_VACANCY = (
     update(units)
     .where(units.c.unit_id == bindparam("taken"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid.units import HostId, LeaseId, UploadOrder
@@ -18,13 +18,12 @@ from memgrid_coordinator.store.tables import uploads
 def order(connection: Connection, wanted: Sequence[tuple[Lease, datetime]]) -> None:
     """Want the outputs of these leases, each until its time."""
     if wanted:
-        connection.execute(insert(uploads), [_to_row(lease, due_at) for lease, due_at in wanted])
+        connection.execute(_ORDER, [_to_row(lease, due_at) for lease, due_at in wanted])
 
 
 def ordered_from(connection: Connection, host_id: HostId) -> list[UploadOrder]:
-    """What a host is asked to upload now."""
-    query = select(uploads).where(uploads.c.host_id == host_id, uploads.c.state == UploadState.ORDERED)
-    return [_order(row) for row in connection.execute(query)]
+    """What a host is asked to upload now, the most urgent first; the rest is told when those are through."""
+    return [_order(row) for row in connection.execute(_ORDERED_FROM, {"host": host_id})]
 
 
 def tried(connection: Connection, unit_ids: Sequence[int]) -> frozenset[LeaseId]:
@@ -57,6 +56,16 @@ def in_state(connection: Connection, state: UploadState, limit: int, due_by: dat
 def upload_path(lease_id: LeaseId) -> str:
     """Where the data plane takes the output of a lease."""
     return f"/v2/grid/outputs/{lease_id}/blobs/uploads/"
+
+
+_ORDER = insert(uploads)
+ORDERS_MAX = 32
+_ORDERED_FROM = (
+    select(uploads)
+    .where(uploads.c.host_id == bindparam("host"), uploads.c.state == UploadState.ORDERED)
+    .order_by(uploads.c.due_at)
+    .limit(ORDERS_MAX)
+)
 
 
 def _to_row(lease: Lease, due_at: datetime) -> dict[str, Any]:
