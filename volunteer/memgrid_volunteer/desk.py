@@ -103,7 +103,6 @@ def wanted(held: int, held_s: float) -> int:
     """
     if held < AHEAD_UNITS_MIN:
         return AHEAD_UNITS_MIN - held
-    unit_s = held_s / held
-    if unit_s <= 0:
-        return 0
-    return max(0, min(AHEAD_UNITS_MAX, math.ceil(AHEAD_S / unit_s)) - held)
+    # Below this every unit is as short as any other, whatever its estimate says.
+    unit_s = max(held_s / held, AHEAD_S / AHEAD_UNITS_MAX)
+    return max(0, math.ceil(AHEAD_S / unit_s) - held)

@@ -1,0 +1,103 @@
+"""The commands a volunteer types, as a process and with the exit codes a script sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scripted_grid import ScriptedGrid
+
+ROOT = Path(__file__).resolve().parents[3]
+MEMGRID = Path(sys.executable).with_name("memgrid")
+QUICK = ("--worker-module", "tests.workers.quick")
+
+
+async def memgrid(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of `memgrid volunteer …`."""
+    process = await asyncio.create_subprocess_exec(
+        *(MEMGRID, "volunteer", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    out, error = await process.communicate()
+    return process.returncode or 0, out.decode(), error.decode()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "attic"
+
+
+async def test_join_run_status_pause_leave(grid: ScriptedGrid, home: Path) -> None:
+    code, out, error = await memgrid("join", grid.url, "--home", home, "--label", "attic", *QUICK)
+    assert (code, error) == (0, "")
+    assert out.startswith("joined scripted as attic (host h1)")
+    assert (home / "volunteer.key").stat().st_mode & 0o077 == 0
+
+    grid.offer("one", 1)
+    code, out, _ = await memgrid("run", "--once", "--home", home, *QUICK)
+    assert code == 0 and out.splitlines()[-1] == "stopped" and "accepted, credit" in out
+
+    code, out, _ = await memgrid("status", "--home", home, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["host_id"], facts["state"], facts["accepted"], facts["paused"]) == ("h1", "stopped", 1, False)
+    assert facts["isolation"] in ("bubblewrap", "namespaces", "none")
+    _, out, _ = await memgrid("status", "--home", home)
+    assert "1 accepted" in out and "attic on scripted" in out
+
+    assert (await memgrid("pause", "--home", home))[:2] == (0, "paused\n")
+    assert json.loads((await memgrid("status", "--home", home, "--json"))[1])["paused"] is True
+    assert (await memgrid("resume", "--home", home))[:2] == (0, "resumed\n")
+
+    assert (await memgrid("leave", "--home", home))[:2] == (0, "left scripted\n")
+    assert grid.left and names_in(home) == ["control.json", "lock", "volunteer.key"]
+
+
+@pytest.mark.parametrize("command", ["run", "status", "pause", "resume", "leave"])
+async def test_without_a_grid_every_command_says_how_to_begin(home: Path, command: str) -> None:
+    code, out, error = await memgrid(command, "--home", home)
+    assert (code, out) == (2, "")
+    assert "no grid joined yet; begin with: memgrid volunteer join URL" in error and "Traceback" not in error
+
+
+async def test_a_url_that_is_none_is_bad_input(home: Path) -> None:
+    code, _, error = await memgrid("join", "ftp://grid.example", "--home", home)
+    assert code == 2 and "expected https://host:port" in error and names_in(home) == []
+
+
+async def test_nobody_there_is_a_failure(grid: ScriptedGrid, home: Path) -> None:
+    await grid.stop()
+    code, _, error = await memgrid("join", grid.url, "--home", home)
+    assert code == 1 and "does not answer" in error and names_in(home) == []
+    await grid.start()
+
+
+async def test_a_folder_belongs_to_one_grid(grid: ScriptedGrid, home: Path) -> None:
+    await memgrid("join", grid.url, "--home", home, *QUICK)
+    code, _, error = await memgrid("join", "http://127.0.0.1:1", "--home", home)
+    assert code == 2 and f"has joined {grid.url}; leave it first" in error
+    assert (await memgrid("join", grid.url, "--home", home, *QUICK))[0] == 0
+
+
+async def test_a_worker_that_can_not_start_is_a_failure_with_its_last_words(grid: ScriptedGrid, home: Path) -> None:
+    await memgrid("join", grid.url, "--home", home, *QUICK)
+    code, _, error = await memgrid("run", "--home", home, "--worker-module", "no.such.module")
+    assert code == 1 and "the worker does not start" in error and "Traceback" not in error
+
+
+def test_the_command_line_loads_without_torch() -> None:
+    program = "import sys, memgrid_volunteer.cli; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
