@@ -153,7 +153,8 @@ def _progress(what: str, *, shown: bool) -> Iterator[tuple[Any, Moved]]:
     """A bar in bytes on standard error; `start` gives it its length."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown, transient=True) as progress:
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield (
             lambda total_bytes: progress.update(task, total=total_bytes),

@@ -1,0 +1,140 @@
+"""`memgrid search | info | pull | verify | ls | rm` as people and scripts run them: output, JSON, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memgrid.cube.manifest import README_FILE
+from tests.integration.data_plane import DataPlane, running
+from tests.integration.test_pool_client import KEY, NAME, Made, made, publish
+
+__all__ = ["made"]  # the fixture, shared
+_MEMGRID = "from memgrid.cli.main import main; main()"
+
+
+@pytest.fixture
+async def plane(tmp_path: Path, made: Made) -> AsyncIterator[DataPlane]:
+    async with running(tmp_path / "grid", tls=False, grid_key=KEY.public_key) as plane:
+        await publish(plane, made.folder)
+        yield plane
+
+
+class Shell:
+    """Runs `memgrid` as a process of its own, with this grid and a home and cache of its own."""
+
+    def __init__(self, folder: Path, grid: str | None) -> None:
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMGRID_")} | {
+            "MEMGRID_HOME": str(folder / "home"),
+            "MEMGRID_CACHE": str(folder / "cache"),
+            "COLUMNS": "200",
+            **({"MEMGRID_GRID": grid} if grid else {}),
+        }
+
+    async def run(self, *arguments: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            _MEMGRID,
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode(), errors.decode()
+
+    async def json(self, *arguments: str) -> Any:
+        code, output, errors = await self.run(*arguments, "--json")
+        assert code == 0, errors
+        return json.loads(output)
+
+
+async def test_cube_goes_through_its_whole_life_on_the_command_line(
+    plane: DataPlane,
+    made: Made,
+    tmp_path: Path,
+) -> None:
+    shell = Shell(tmp_path, plane.url)
+    [found] = await shell.json("search", "valves")
+    assert found["repository"] == NAME and found["bytes"] == made.manifest.payload_bytes
+
+    tag = await shell.json("info", NAME, "--bandwidth", "10", "--gflops", "50")
+    assert tag["saved_flops"] == made.manifest.cost.flops
+    assert tag["break_even"]["compute_s"] == pytest.approx(made.manifest.cost.flops / 50e9)
+    assert tag["break_even"]["line_is_measured"] is False
+
+    pulled = await shell.json("pull", NAME)
+    assert (Path(pulled["folder"]) / README_FILE).is_file()
+    assert (await shell.json("verify", NAME))["public_key"] == KEY.public_key.hex()
+    assert (await shell.json("verify", pulled["folder"]))["digest"] == made.manifest.digest
+    [cached] = await shell.json("ls")
+    assert cached["names"] == [f"{plane.url}/{NAME}:latest"]
+    code, output, _ = await shell.run("rm", NAME)
+    assert code == 0 and "freed" in output
+    assert await shell.json("ls") == []
+
+
+async def test_output_for_people_names_what_matters(plane: DataPlane, made: Made, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, plane.url)
+    code, output, _ = await shell.run("search")
+    assert code == 0 and NAME in output and made.manifest.licence in output
+    code, output, _ = await shell.run("info", NAME)
+    assert code == 0
+    for words in ("base model", "licence", "saves", "measured on the first megabytes", "a GPU computes more"):
+        assert words in output
+    code, output, errors = await shell.run("pull", NAME, "--into", str(tmp_path / "mine"))
+    assert code == 0, errors
+    assert "verified" in output and str(tmp_path / "mine") in output
+
+
+async def test_failures_are_one_line_and_an_honest_exit_code(
+    plane: DataPlane,
+    made: Made,
+    tmp_path: Path,
+) -> None:
+    shell = Shell(tmp_path, plane.url)
+    await shell.run("pull", NAME, "--into", str(tmp_path / "mine"))
+    (tmp_path / "mine" / README_FILE).write_text("changed")
+    for arguments, expected, words in (
+        (["info", "No Such Name"], 2, "expected namespace/name"),
+        (["info", NAME, "--bandwidth", "-1"], 2, "--bandwidth: expected a number above 0"),
+        (["verify", str(tmp_path / "mine"), "--key", "xyz"], 2, "--key: expected 64 hex digits"),
+        (["pull", NAME, "--into", str(tmp_path / "mine")], 2, "is there already"),
+        (["pull", "docs/nothing"], 1, "docs/nothing"),
+        (["verify", str(tmp_path / "mine")], 1, "README.md: "),
+        (["rm", "docs/nothing"], 1, "not on this machine"),
+        (["--grid", "http://127.0.0.1:9", "search"], 1, "does not answer"),
+        (["--grid", "ftp://x", "search"], 2, "expected https"),
+    ):
+        code, output, errors = await shell.run(*arguments)
+        assert (code, output) == (expected, ""), (arguments, errors)
+        assert words in errors and errors.startswith("memgrid: ") and errors.count("\n") == 1, errors
+
+
+async def test_without_a_grid_the_command_says_how_to_name_one(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, None)
+    code, _, errors = await shell.run("search")
+    assert code == 2 and "--grid" in errors and "MEMGRID_GRID" in errors
+    assert await shell.json("ls") == []
+
+
+def test_front_door_is_light() -> None:
+    import subprocess
+
+    program = (
+        "import sys, memgrid; from memgrid import Pool, MemCube, MemgridError;"
+        " heavy = {'torch', 'transformers', 'sqlalchemy', 'ray', 'aiohttp'} & set(sys.modules);"
+        " assert not heavy, heavy; assert Pool and MemCube and MemgridError"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
