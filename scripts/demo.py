@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from demonstration.table import summary_table
 from rich.console import Console
 
 from memgrid import MemCube, MemgridError, Pool
+from memgrid.text import bytes_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CAMPAIGN = Path(__file__).resolve().parent / "demonstration" / "campaign.yaml"
@@ -30,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the facts here, for machines")
     arguments = parser.parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     # The libraries' own progress bars would draw over ours.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     try:
@@ -49,35 +52,44 @@ def main() -> int:
 
 def demonstrate(folder: Path, console: Console) -> dict[str, Any]:
     step = Steps(console)
-    step("a coordinator and three volunteers, each a process of its own; mallory rounds the model to 8 bits")
+    step(f"a grid: a coordinator and three volunteers, all processes of their own; {CHEAT} will cheat")
     with running_grid(folder) as grid:
-        step("the operator brings a model and submits the project's documentation")
-        console.print(grid.operator("model", "push", str(MODEL), MODEL.name).rstrip())
+        with ThreadPoolExecutor(1) as background:
+            arriving = background.submit(grid.bring_volunteers)
+            console.print(grid.operator("model", "push", str(MODEL), MODEL.name).rstrip(), soft_wrap=True)
+            arriving.result()
+        step("the operator submits the project's documentation as a campaign")
         campaign = submit(grid, folder)
         rejections = check_outcome(grid, campaign)
-        console.print(f"caught: {len(rejections)} reports of {CHEAT}, none of the others; for one:")
-        console.print(f"  [red]{rejections[0]['text']}[/red]")
+        console.print(f"caught: {len(rejections)} reports of {CHEAT}, none of the others. The first:")
+        console.print(f"  [red]{rejections[0]['text']}[/red]", soft_wrap=True)
         # A reader has a machine of its own: ours should not be busy computing for others.
         grid.send_volunteers_home()
         step("a consumer searches, pulls, verifies, attaches and asks")
         cube = fetch_cube(grid, console)
         reading = ask(cube, console)
-    facts = facts_of(campaign, rejections, cube, reading)
+    facts = facts_of(campaign, rejections, cube, reading) | {"took_s": step.took_s()}
     console.print()
     console.print(summary_table(facts))
     return facts
 
 
 class Steps:
-    """Numbered headings."""
+    """Numbered headings, and how long it has been."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._number = 0
+        self._began_s = time.monotonic()
 
     def __call__(self, text: str) -> None:
         self._number += 1
-        self._console.print(f"\n[bold]{self._number}  {text}[/bold]")
+        self._console.print(
+            f"\n[bold]{self._number}  {text}[/bold] [dim]({self.took_s():.0f} s)[/dim]", soft_wrap=True
+        )
+
+    def took_s(self) -> float:
+        return time.monotonic() - self._began_s
 
 
 def submit(grid: Grid, folder: Path) -> dict[str, Any]:
@@ -112,16 +124,19 @@ def check_outcome(grid: Grid, campaign: dict[str, Any]) -> list[dict[str, str]]:
 def fetch_cube(grid: Grid, console: Console) -> MemCube:
     os.environ["MEMGRID_HOME"] = str(grid.consumer_home)
     pool = Pool(grid.url, cache=grid.folder / "consumer-cache")
-    found = pool.search("memgrid")
-    console.print(f"found {len(found)} cubes; pulling {SHOWN_CUBE}")
-    pool.verify(SHOWN_CUBE)
-    return pool.pull(SHOWN_CUBE)
+    console.print(grid.consumer("search", "memgrid").rstrip(), soft_wrap=True)
+    cube = pool.pull(SHOWN_CUBE)
+    checked = pool.verify(SHOWN_CUBE)
+    size = bytes_text(checked.size_bytes)
+    console.print(f"pulled and verified {SHOWN_CUBE}: {checked.files} files, {size}, signed by the grid's key")
+    return cube
 
 
 def ask(cube: MemCube, console: Console) -> Reading:
     model, tokenizer = load(MODEL)
     reading = read_both_ways(model, tokenizer, cube, QUESTION)
-    console.print(f"[bold]Q[/bold] {QUESTION}\n[bold]A[/bold] {reading.answer}")
+    console.print(f"[bold]Q[/bold] {QUESTION}")
+    console.print(f"[bold]A[/bold] {reading.answer}")
     return reading
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ MEMGRID = str(Path(sys.executable).with_name("memgrid"))
 HONEST = ("alice", "bob")
 CHEAT = "mallory"
 START_LIMIT_S = 90.0
-COMMAND_LIMIT_S = 600.0
+COMMAND_LIMIT_S = 420.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Grid:
         return self._run("operator", arguments, {"MEMGRID_TOKEN": f"@{self.token_file}"}, show)
 
     def consumer(self, *arguments: str) -> str:
-        return self._run("consumer", arguments, {}, False)
+        return self._run("consumer", arguments, {"COLUMNS": "120"}, False)
 
     @property
     def consumer_home(self) -> Path:
@@ -53,44 +54,58 @@ class Grid:
         environment = {**os.environ, "MEMGRID_HOME": str(self.folder / who), "MEMGRID_GRID": self.url, **more}
         return run([MEMGRID, *arguments], environment, show)
 
+    def bring_volunteers(self) -> None:
+        """Let all three join and begin; returns when they have."""
+        names = (*HONEST, CHEAT)
+        with ThreadPoolExecutor(len(names)) as pool:
+            ids = pool.map(lambda name: join(self.folder, self.url, name), names)
+            self.hosts.update(zip(ids, names, strict=True))
+        for name in names:
+            start_volunteer(self.processes, self.folder, name)
+
     def send_volunteers_home(self) -> None:
         self.processes.end(*HONEST, CHEAT)
 
 
 @contextmanager
 def running_grid(folder: Path) -> Iterator[Grid]:
-    """The coordinator and three volunteers, who have joined and wait for work; gone when this ends."""
+    """A coordinator that waits for volunteers; everything that runs is gone when this ends."""
     with Processes() as processes:
         data = folder / "grid"
         serve = ["coordinator", "serve", "--data", str(data), "--http-port", "0", "--grpc-port", "0"]
         processes.start("coordinator", [MEMGRID, *serve], log=folder / "coordinator.log")
         processes.wait_for(data / "endpoint.json", START_LIMIT_S)
         url = json.loads((data / "endpoint.json").read_text())["url"]
-        hosts = {start_volunteer(processes, folder, url, name): name for name in (*HONEST, CHEAT)}
         yield Grid(
             folder=folder,
             url=url,
             token_file=data / "keys" / "operator.token",
             processes=processes,
-            hosts=hosts,
+            hosts={},
         )
 
 
-def start_volunteer(processes: Processes, folder: Path, url: str, name: str) -> str:
-    """Join the grid and start working; the host's id."""
-    home = folder / name
-    # One thread each: three volunteers on a small machine would otherwise fight over its cores.
-    environment = {"MEMGRID_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    here = ["--home", str(home)]
-    run([MEMGRID, "volunteer", "join", url, *here, "--label", name], {**os.environ, **environment}, False)
-    command = [MEMGRID, "volunteer", "run", *here]
+def join(folder: Path, url: str, name: str) -> str:
+    """Make a volunteer known to the grid; its host's id."""
+    command = [MEMGRID, "volunteer", "join", url, "--home", str(folder / name), "--label", name, "--json"]
+    host_id: str = json.loads(run(command, volunteer_environment(folder, name), False))["host_id"]
+    return host_id
+
+
+def start_volunteer(processes: Processes, folder: Path, name: str) -> None:
+    """Let it work, in the background."""
+    command = [MEMGRID, "volunteer", "run", "--home", str(folder / name)]
     if name == CHEAT:
         command += ["--worker-module", "cheating_worker"]
-        environment["PYTHONPATH"] = str(SCRIPTS)
+    environment = volunteer_environment(folder, name)
     processes.start(name, command, log=folder / f"{name}.log", environment=environment)
-    status = run([MEMGRID, "volunteer", "status", *here, "--json"], {**os.environ, **environment}, False)
-    host_id: str = json.loads(status)["host_id"]
-    return host_id
+
+
+def volunteer_environment(folder: Path, name: str) -> dict[str, str]:
+    # One thread each: three volunteers on a small machine would otherwise fight over its cores.
+    own = {"MEMGRID_HOME": str(folder / name), "OMP_NUM_THREADS": "1"}
+    # Where the module of a cheat is found; nobody else needs it.
+    return {**os.environ, **own, **({"PYTHONPATH": str(SCRIPTS)} if name == CHEAT else {})}
 
 
 def run(command: list[str], environment: dict[str, str], show: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from memgrid import MemCube
 
@@ -36,6 +37,7 @@ class Reading:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """The model in float32, as the volunteers computed it, and its tokenizer."""
+    disable_progress_bar()  # it would draw over our own lines
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return model.eval(), tokenizer

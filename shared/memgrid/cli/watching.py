@@ -96,7 +96,7 @@ def summary_of(status: CampaignStatus) -> str:
     if status.rejections:
         parts.append(f"{status.rejections} reports rejected")
     if status.eta_s is not None and not status.is_over:
-        parts.append(f"about {seconds_text(max(1, round(status.eta_s)))} to go")
+        parts.append(f"about {_rough(status.eta_s)} to go")
     return f"{status.name} {status.state}: {', '.join(parts)}"
 
 
@@ -126,6 +126,11 @@ def shown(documents: Iterable[DocumentStatus]) -> list[DocumentStatus]:
     order = {"running": 0, "failed": 1}
     ranked = sorted(everything, key=lambda each: (order.get(each.state, 2), each.units_accepted == 0))
     return ranked[:DOCUMENTS_SHOWN_MAX]
+
+
+def _rough(seconds: float) -> str:
+    """No estimate is good to a tenth of a second."""
+    return f"{max(1, round(seconds))} s" if seconds < 60 else seconds_text(seconds)
 
 
 def _units(status: CampaignStatus) -> str:
