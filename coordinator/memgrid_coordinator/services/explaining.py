@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from memgrid.errors import AmbiguousIdError, InvalidError, UnknownIdError
+from memgrid.units import HostId
 from memgrid_coordinator.records import Campaign, Event, Host, Lease, Unit
 from memgrid_coordinator.store import campaigns, events, hosts, leases, pool, units
 from memgrid_coordinator.store.engine import Store
@@ -70,7 +71,7 @@ def _campaign(connection: Connection, campaign: Campaign) -> Story:
         f"{rejected} reports rejected, {sum(1 for d in campaign.documents if d.cube)} cubes published."
     )
     happened = events.of_campaign(connection, campaign.campaign_id)
-    return Story(kind="campaign", id=campaign.campaign_id, summary=summary, lines=_tell(happened))
+    return Story(kind="campaign", id=campaign.campaign_id, summary=summary, lines=_tell(connection, happened))
 
 
 def _unit(connection: Connection, unit: Unit) -> Story:
@@ -80,7 +81,9 @@ def _unit(connection: Connection, unit: Unit) -> Story:
         f"Unit {unit.key[:12]} ({unit.kind}, {unit.token_count} tokens) is {unit.state}; "
         f"it needs {unit.min_replicas} agreeing reports. Leases: {states}."
     )
-    return Story(kind="unit", id=unit.key, summary=summary, lines=_tell(events.of_unit(connection, unit.unit_id)))
+    return Story(
+        kind="unit", id=unit.key, summary=summary, lines=_tell(connection, events.of_unit(connection, unit.unit_id))
+    )
 
 
 def _lease(connection: Connection, lease: Lease) -> Story:
@@ -90,7 +93,7 @@ def _lease(connection: Connection, lease: Lease) -> Story:
         f"is {lease.state}{why}; its deadline was {lease.deadline_at:%Y-%m-%d %H:%M:%S} UTC."
     )
     happened = [event for event in events.of_unit(connection, lease.unit_id) if event.lease_id == lease.lease_id]
-    return Story(kind="lease", id=lease.lease_id, summary=summary, lines=_tell(happened))
+    return Story(kind="lease", id=lease.lease_id, summary=summary, lines=_tell(connection, happened))
 
 
 def _host(connection: Connection, host: Host | None) -> Story:
@@ -100,7 +103,12 @@ def _host(connection: Connection, host: Host | None) -> Story:
         f"Host {host.label} of account {host.account_id[:12]}: {host.flops_per_s / 1e9:.1f} GFLOP/s observed, "
         f"{host.recent_faults} rejected reports in a row{resting}."
     )
-    return Story(kind="host", id=host.host_id, summary=summary, lines=_tell(events.of_host(connection, host.host_id)))
+    return Story(
+        kind="host",
+        id=host.host_id,
+        summary=summary,
+        lines=_tell(connection, events.of_host(connection, host.host_id)),
+    )
 
 
 def _cube(connection: Connection, digest: str, title: str) -> Story:
@@ -108,18 +116,28 @@ def _cube(connection: Connection, digest: str, title: str) -> Story:
         kind="cube",
         id=digest,
         summary=f"Cube {title}.",
-        lines=_tell(events.of_cube(connection, digest)),
+        lines=_tell(connection, events.of_cube(connection, digest)),
     )
 
 
-def _tell(happened: list[Event]) -> tuple[Line, ...]:
-    return tuple(Line(event=event, text=_in_words(event)) for event in happened)
+def _tell(connection: Connection, happened: list[Event]) -> tuple[Line, ...]:
+    found = units.by_id(connection, {event.unit_id for event in happened if event.unit_id is not None})
+    names = {unit_id: f"unit {unit.key[:8]}" for unit_id, unit in found.items()}
+    labels = {host_id: _host_name(connection, host_id) for host_id in {event.host_id for event in happened}}
+    return tuple(
+        Line(event=event, text=_in_words(event, names.get(event.unit_id or 0, ""), labels[event.host_id]))
+        for event in happened
+    )
 
 
-def _in_words(event: Event) -> str:
+def _host_name(connection: Connection, host_id: str | None) -> str:
+    host = hosts.get_host(connection, HostId(host_id)) if host_id else None
+    return f"host {host.label} ({host.host_id[:8]})" if host else ""
+
+
+def _in_words(event: Event, unit: str, host: str) -> str:
     lease = f"lease {event.lease_id[:8]}" if event.lease_id else ""
-    host = f"host {event.host_id[:8]}" if event.host_id else ""
-    words = _WORDS.get(event.name, event.name.replace("_", " ")).format(lease=lease, host=host)
+    words = _WORDS.get(event.name, event.name.replace("_", " ")).format(lease=lease, host=host, unit=unit)
     if event.detail:
         words += f" ({event.detail})"
     if event.reason is not None and event.reason.text:
@@ -136,17 +154,17 @@ _WORDS = {
     "unit_opened": "the unit was opened to volunteers",
     "unit_agreed": "enough reports agree; now one of them has to upload its output",
     "unit_accepted": "the uploaded output is what was reported; the unit is accepted and credit is written",
-    "unit_reopened": "the agreement fell through; the unit is open again",
-    "unit_failed": "the unit is given up",
+    "unit_reopened": "the agreement on {unit} fell through; it is open again",
+    "unit_failed": "{unit} is given up",
     "unit_cancelled": "the unit was withdrawn",
     "lease_granted": "{lease} was granted to {host}",
     "lease_released": "{host} gave {lease} back",
     "lease_expired": "{lease} of {host} ran out",
     "lease_cancelled": "{lease} of {host} was withdrawn",
     "report_received": "{host} reported {lease}",
-    "report_refused": "the report of {host} on {lease} was turned down at the door",
+    "report_refused": "the report of {host} on {unit}, {lease}, was turned down at the door",
     "report_agreed": "the report of {host} agrees",
-    "report_rejected": "the report of {host} was rejected",
+    "report_rejected": "the report of {host} on {unit} was rejected",
     "report_undecided": "the report of {host} counts again, but no longer for a result",
     "upload_ordered": "{host} was asked to upload its output",
     "upload_received": "the output of {host} arrived",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, insert, or_, select
 
 from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.records import Event
-from memgrid_coordinator.store.tables import events
+from memgrid_coordinator.store.tables import document_units, documents, events
 
 
 def append(connection: Connection, happened: Sequence[Event]) -> None:
@@ -33,7 +33,14 @@ def of_host(connection: Connection, host_id: str, limit: int = 1000) -> list[Eve
 
 
 def of_campaign(connection: Connection, campaign_id: str, limit: int = 1000) -> list[Event]:
-    return of(connection, events.c.campaign_id == campaign_id, limit)
+    """What happened to the campaign, and what went wrong with its units."""
+    its_units = (
+        select(document_units.c.unit_id)
+        .join(documents, documents.c.document_id == document_units.c.document_id)
+        .where(documents.c.campaign_id == campaign_id)
+    )
+    trouble = events.c.unit_id.in_(its_units) & events.c.name.in_(_TROUBLE)
+    return of(connection, or_(events.c.campaign_id == campaign_id, trouble), limit)
 
 
 def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list[Event]:
@@ -41,6 +48,7 @@ def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list
 
 
 _APPEND = insert(events)
+_TROUBLE = ("report_rejected", "report_refused", "upload_refused", "upload_failed", "unit_reopened", "unit_failed")
 
 
 def _to_row(event: Event) -> dict[str, Any]:
