@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from memgrid.cli import campaign, model, pool
-from memgrid.cli.explain import explain
+from memgrid.cli import pool
 from memgrid.cli.options import remember_globally
 from memgrid.errors import InvalidError, MemgridError
 from memgrid.log import get_logger
@@ -22,8 +21,11 @@ FAILURE = 1
 INTERRUPTED = 130
 
 
-def build_app() -> typer.Typer:
-    """All commands; an extra that is not installed brings none."""
+def build_app(word: str | None = None) -> typer.Typer:
+    """All commands, or only those that a first word like `pull` or `volunteer` can mean.
+
+    Each part brings libraries that the others do without: a volunteer's supervisor has no use for a database.
+    """
     app = typer.Typer(
         name="memgrid",
         help="Memory for language models, computed by volunteers, checked, and shared.",
@@ -31,24 +33,21 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_globally)
-    pool.mount(app)
-    app.add_typer(campaign.app, name="campaign")
-    app.add_typer(model.app, name="model")
-    app.command(name="explain")(explain)
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        try:
-            app.add_typer(entry.load(), name=entry.name)
-        except ModuleNotFoundError as error:
-            app.command(name=entry.name, help=f"Needs: pip install {escape(f'memgrid[{entry.name}]')}")(
-                _missing(entry.name, error.name or "a library")
-            )
+    extras = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if word not in extras:
+        pool.mount(app)
+        if word not in pool.COMMANDS:
+            _mount_operator_commands(app)
+    for name, entry in sorted(extras.items()):
+        if word == name or (word not in extras and word not in pool.COMMANDS):
+            _mount_extra(app, entry)
     return app
 
 
 def main() -> None:
     """Run the command line. Ends with 2 for bad input, 1 for a failure that has one clear line, 130 for Ctrl-C."""
     try:
-        build_app()()
+        build_app(_first_word(sys.argv[1:]))()
     except InvalidError as error:
         _fail(error, BAD_INPUT)
     except MemgridError as error:
@@ -66,6 +65,43 @@ def main() -> None:
         raise SystemExit(FAILURE) from None
 
 
+def _first_word(arguments: list[str]) -> str | None:
+    """The command, behind the options that all commands share; None when only the parser can tell."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--grid", "--token"):
+            next(rest, None)
+        elif not argument.startswith(("--grid=", "--token=")):
+            return argument
+    return None
+
+
+def _mount_operator_commands(app: typer.Typer) -> None:
+    from memgrid.cli import campaign, model
+    from memgrid.cli.explain import explain
+
+    app.add_typer(campaign.app, name="campaign")
+    app.add_typer(model.app, name="model")
+    app.command(name="explain")(explain)
+
+
+def _mount_extra(app: typer.Typer, entry: EntryPoint) -> None:
+    """An extra that is not installed leaves a command that says how to install it."""
+    try:
+        app.add_typer(entry.load(), name=entry.name)
+    except ModuleNotFoundError as error:
+        hint = f"Needs: pip install {escape(f'memgrid[{entry.name}]')}"
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+        command = _missing(entry.name, error.name or "a library")
+        app.command(name=entry.name, help=hint, context_settings=settings)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("memgrid"))
+        raise typer.Exit
+
+
 def _globally(
     grid: Annotated[
         str | None, typer.Option("--grid", help="The grid: https://host:port", show_default=False)
@@ -73,11 +109,10 @@ def _globally(
     token: Annotated[
         str | None, typer.Option("--token", help="An operator's token, or @FILE.", show_default=False)
     ] = None,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
 ) -> None:
-    if show_version:
-        typer.echo(version("memgrid"))
-        raise typer.Exit
     remember_globally(grid, token)
 
 

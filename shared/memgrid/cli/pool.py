@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -18,7 +19,7 @@ from memgrid.cli.pricing import Rates, measured_flops_per_s, price_json, price_t
 from memgrid.cube.cube import MemCube, Verification
 from memgrid.cube.manifest import MANIFEST_FILE
 from memgrid.endpoint import GridUrl
-from memgrid.errors import InvalidError
+from memgrid.errors import InvalidError, UnavailableError
 from memgrid.grids import GridTrust, memgrid_home
 from memgrid.pool.cache import CachedCube
 from memgrid.pool.client import Pool
@@ -26,8 +27,11 @@ from memgrid.pool.registry import Progress as Moved
 from memgrid.text import bytes_text, flops_text
 
 ReferenceArgument = Annotated[
-    str, typer.Argument(metavar="CUBE", help="namespace/name[:tag][@sha256:…]", show_default=False)
+    str, typer.Argument(metavar="CUBE", help=escape("namespace/name[:tag][@sha256:…]"), show_default=False)
 ]
+
+
+COMMANDS = frozenset({"search", "info", "pull", "verify", "ls", "rm"})
 
 
 def mount(app: typer.Typer) -> None:
@@ -94,7 +98,9 @@ def pull(
 ) -> None:
     """Fetch a cube, verified; a cut download goes on where it was cut."""
     with Pool(grid, token_of(token)) as pool, _progress(cube, shown=not as_json) as (start, moved):
-        start(pool.info(cube).download_bytes)
+        # Without the grid there may still be a copy on this machine.
+        with suppress(UnavailableError):
+            start(pool.info(cube).download_bytes)
         pulled = pool.pull(cube, into, progress=moved)
     if as_json:
         print_json({**pulled.info().to_json(), "folder": str(pulled.folder)})
