@@ -41,7 +41,7 @@ from memgrid_coordinator.web.grid import GridFacts
 from memgrid_coordinator.web.server import WebServer, WebServices
 
 log = get_logger(__name__)
-GAUGES_EVERY = timedelta(seconds=5)
+GAUGES_EVERY = timedelta(seconds=10)
 
 
 def new_id() -> str:
@@ -153,7 +153,7 @@ class Coordinator:
         gauging = Gauging(store=store, clock=clock, metrics=metrics)
         self.sweeps = Sweeps(metrics)
         self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
-        self.sweeps.add("judging", self.judging.catch_up, settings.sweep_every)
+        self.sweeps.add("judging", self.judging.catch_up, settings.recover_every)
         self.sweeps.add("assembly", self.assembling.assemble_complete, settings.sweep_every)
         self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))
         self.sweeps.add("gauges", gauging.refresh, GAUGES_EVERY)

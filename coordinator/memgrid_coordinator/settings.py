@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     upload_shortest: timedelta = timedelta(seconds=60)
     upload_slowest_bytes_per_s: int = 50_000
     sweep_every: timedelta = timedelta(seconds=1)
+    """How soon expired leases and finished documents are noticed."""
+    recover_every: timedelta = timedelta(seconds=10)
+    """How soon is taken up again what a crash or a lost upload left behind."""
     drain_max: timedelta = timedelta(seconds=30)
     blob_bytes_max: int = 64 << 30
     source_bytes_max: int = 1 << 30

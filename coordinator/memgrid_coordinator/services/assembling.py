@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy import Connection
 
@@ -37,6 +38,7 @@ from memgrid_coordinator.store.engine import Store
 log = get_logger(__name__)
 DOCUMENTS_AT_ONCE = 16
 """Documents one run of the sweep takes up: the next run comes soon."""
+LOOK_EVERY = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,20 @@ class Assembling:
         self._publishing = publishing
         self._judging = judging
         self._grid_key = grid_key
+        self._look_at = clock.now()
         self._builder = f"memgrid:{settings.name}"
         self._rule = UploadRule(
             shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
         )
 
     async def assemble_complete(self) -> int:
-        """Publish what is complete, give up what is hopeless, end what has ended; returns how many moves."""
+        """Publish what is complete, give up what is hopeless, end what has ended; returns how many moves.
+
+        It looks when a unit has ended since, and now and then all the same: a run may have been cut off.
+        """
+        if not self._judging.take_progress() and self._clock.now() < self._look_at:
+            return 0
+        self._look_at = self._clock.now() + LOOK_EVERY
         complete, hopeless = await self._store.read(
             lambda connection: (
                 campaigns.complete_documents(connection, DOCUMENTS_AT_ONCE),
@@ -94,6 +103,8 @@ class Assembling:
             await self._publish(document_id)
         if hopeless:
             self._judging.announce(await self._store.write(lambda connection: self._give_up(connection, hopeless)))
+        if len(complete) == DOCUMENTS_AT_ONCE:
+            self._judging.note_progress()
         ended = await self._end_campaigns()
         return len(complete) + len(hopeless) + ended
 

@@ -108,6 +108,7 @@ class Campaigns:
             partial(self._create, request_id, wanted, documents, identity, model)
         )
         self._bell.ring_for_work()
+        self._judging.note_progress()
         log.info("campaign submitted", campaign_id=campaign_id, documents=len(documents), units_reused=reused)
         return Submission(campaign=await self._get(campaign_id), units_reused=reused)
 

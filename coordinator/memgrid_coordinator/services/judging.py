@@ -58,6 +58,7 @@ class Judging:
             shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
         )
         self._busy: dict[object, asyncio.Task[None]] = {}
+        self._progressed = True
 
     def announce(self, settlement: Settlement) -> None:
         """Tell everybody whom a step concerns, now that it is on disk."""
@@ -70,6 +71,8 @@ class Judging:
             log.debug("unit accepted", unit_key=unit.key)
         for unit in settlement.ended:
             log.info("unit ended without a result", unit_key=unit.key)
+        if settlement.accepted or settlement.ended:
+            self.note_progress()
         self._bell.ring_hosts(settlement.news_for)
         if settlement.work_opened:
             self._bell.ring_for_work()
@@ -80,6 +83,15 @@ class Judging:
                 # Somebody made the very same bytes before: nothing has to travel.
                 order = (lease.host_id, lease.lease_id, lease.outputs[0].digest)
                 self._start(("receive", lease.lease_id), self._receive(*order))
+
+    def note_progress(self) -> None:
+        """A document may be complete now, or never: whoever assembles should look."""
+        self._progressed = True
+
+    def take_progress(self) -> bool:
+        """Whether anything was noted since this was last asked."""
+        progressed, self._progressed = self._progressed, False
+        return progressed
 
     async def wanted_uploads(self, host_id: HostId, lease_id: LeaseId) -> tuple[UploadOrder, ...]:
         """What this host may upload for this lease, now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
@@ -32,6 +32,7 @@ class Sweeps:
         self._scheduler.add_job(
             self._run,
             IntervalTrigger(seconds=every.total_seconds()),
+            next_run_time=datetime.now(UTC),  # at once: a restart has something to take up
             args=(name, sweep),
             id=name,
             max_instances=1,
