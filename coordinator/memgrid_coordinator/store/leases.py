@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -43,7 +43,7 @@ def grant(connection: Connection, granted: Sequence[Lease]) -> None:
                 "state": lease.state,
                 "granted_at": lease.granted_at,
                 "deadline_at": lease.deadline_at,
-                "outputs": "[]",
+                "outputs": NO_OUTPUTS,
                 "sketch": b"",
                 "facts": "",
                 "reason_text": "",
@@ -115,9 +115,9 @@ def report(
     rows = [
         {
             "reported": claim.lease_id,
-            "new_outputs": json.dumps([asdict(output) for output in claim.outputs]),
+            "new_outputs": _outputs_to_json(claim.outputs),
             "new_sketch": sketch,
-            "new_facts": json.dumps(asdict(claim.facts)),
+            "new_facts": _facts_to_json(claim.facts),
             "new_statement": statement_id,
             "new_time": now,
         }
@@ -202,16 +202,36 @@ def _lease(row: Any) -> Lease:
         granted_at=row.granted_at,
         deadline_at=row.deadline_at,
         reported_at=row.reported_at,
-        outputs=tuple(_output(entry) for entry in json.loads(row.outputs)),
+        outputs=_outputs_from_json(row.outputs),
         sketch=row.sketch,
-        facts=_facts(json.loads(row.facts)) if row.facts else None,
+        facts=_facts_from_json(row.facts),
         reason=reason_from(row.reason_code, row.reason_text),
     )
 
 
-def _output(entry: dict[str, Any]) -> Output:
-    return Output(name=entry["name"], digest=Digest(entry["digest"]), size_bytes=entry["size_bytes"])
+def _outputs_to_json(outputs: tuple[Output, ...]) -> str:
+    return json.dumps([(output.name, output.digest, output.size_bytes) for output in outputs])
 
 
-def _facts(entry: dict[str, Any]) -> WorkFacts:
+def _outputs_from_json(text: str) -> tuple[Output, ...]:
+    if text == NO_OUTPUTS:
+        return ()
+    return tuple(
+        Output(name=name, digest=Digest(digest), size_bytes=size_bytes)
+        for name, digest, size_bytes in json.loads(text)
+    )
+
+
+def _facts_to_json(facts: WorkFacts) -> str:
+    return json.dumps([getattr(facts, name) for name in _FACTS])
+
+
+def _facts_from_json(text: str) -> WorkFacts | None:
+    if not text:
+        return None
+    entry = dict(zip(_FACTS, json.loads(text), strict=True))
     return WorkFacts(**{**entry, "compute_dtype": ComputeDtype(entry["compute_dtype"])})
+
+
+NO_OUTPUTS = "[]"
+_FACTS = tuple(field.name for field in fields(WorkFacts))
