@@ -110,7 +110,7 @@ def check_outcome(grid: Grid, campaign: dict[str, Any]) -> list[dict[str, str]]:
     if unpublished:
         raise DemoError(f"no cube for: {', '.join(unpublished)}")
     rejections = [
-        {"volunteer": name, "host": host, "reason": event["reason"], "text": f"{name}: {event['text']}"}
+        {"volunteer": name, "host": host, "reason": event["reason"], "text": event["text"]}
         for host, name in grid.hosts.items()
         for event in grid.story(host)["events"]
         if event["name"] == "report_rejected"

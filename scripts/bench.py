@@ -1,0 +1,45 @@
+"""Measure memgrid on this machine: tables for people, JSON for machines, no verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
+
+NAMES = ("lifecycle", "attach", "worker")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run; all by default: {', '.join(NAMES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see whether it runs")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]!r}: expected {', '.join(NAMES)}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    from benchmarks.report import machine
+
+    figures: dict[str, Any] = {"machine": machine()}
+    for name in arguments.names or NAMES:
+        report = import_module(f"benchmarks.{name}").run(console, arguments.quick)
+        console.print(report.table())
+        console.print()
+        figures[name] = report.to_json()
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
