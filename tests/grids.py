@@ -35,7 +35,7 @@ def shared_engine() -> Engine:
 async def running_coordinator(data: Path, **changed: Any) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     """A coordinator on free ports; sweeps run fast, everything else is as in life."""
     quick = {"sweep_every": timedelta(milliseconds=50), "drain_max": timedelta(seconds=5)}
-    settings = Settings(data=data, http_port=0, grpc_port=0, **{**quick, **changed})
+    settings = Settings(data=data, **{"http_port": 0, "grpc_port": 0, **quick, **changed})
     async with Coordinator(settings, engine=shared_engine()) as coordinator:
         endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
         yield coordinator, endpoint

@@ -260,9 +260,11 @@ class Agent:
 
     async def _rest(self, answer: SyncAnswer, learned: bool, began_s: float) -> None:
         """Not sooner than the coordinator likes, unless there is news; and never in circles over the same answer."""
+        if learned:
+            return
         took_s = self._clock.monotonic_s() - began_s
-        pause_s = answer.call_again_in.total_seconds() if not learned else 0.0
-        pause_s = max(pause_s - took_s, 0.0 if learned else _REPEATED_ANSWER_PAUSE_S)
+        wish_s = answer.call_again_in.total_seconds() if answer.is_empty else 0.0
+        pause_s = max(wish_s, _REPEATED_ANSWER_PAUSE_S) - took_s
         if pause_s > 0:
             try:
                 async with asyncio.timeout(pause_s):

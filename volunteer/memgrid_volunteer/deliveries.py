@@ -19,10 +19,11 @@ log = get_logger(__name__)
 class Deliveries:
     """An order stays until the coordinator has the bytes; it is repeated by every Sync, so failing is no loss."""
 
-    def __init__(self, outbox: Outbox, transfers: Transfers, diary: Diary) -> None:
+    def __init__(self, outbox: Outbox, transfers: Transfers, diary: Diary, news: asyncio.Event) -> None:
         self._outbox = outbox
         self._transfers = transfers
         self._diary = diary
+        self._news = news
         self._orders: asyncio.Queue[UploadOrder] = asyncio.Queue()
         self._open: set[LeaseId] = set()
 
@@ -47,6 +48,8 @@ class Deliveries:
                 if finished is not None:
                     await self._transfers.upload(order, finished.output)
                     self._diary.uploaded(finished.claim.unit_key, order.size_bytes)
+                    # The verdict may be there by the time we ask.
+                    self._news.set()
             except (MemgridError, FileNotFoundError) as error:
                 # The verdict may have come, and the file gone, in the middle of it.
                 log.warning("upload failed", lease_id=order.lease_id, error=str(error))

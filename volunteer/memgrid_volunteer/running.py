@@ -212,7 +212,7 @@ def _build(
         home=home,
         session=session,
         workbench=workbench,
-        deliveries=Deliveries(outbox, transfers, diary),
+        deliveries=Deliveries(outbox, transfers, diary, news),
         desk=desk,
         outbox=outbox,
         cache=cache,

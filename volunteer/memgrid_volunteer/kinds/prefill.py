@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModel, DynamicCache
 
 from memgrid.clock import Clock
 from memgrid.digest import digest_of, token_ids
@@ -33,6 +32,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: Device) -> Any:
 
     `dtype` is given at loading, not by `.to(dtype)` later: that would round RoPE's inverse frequencies too.
     """
+    from transformers import AutoModel  # takes a second: the worker greets its supervisor first
+
     model = AutoModel.from_pretrained(
         folder,
         dtype=dtype,
@@ -95,6 +96,8 @@ def prefill(
     model: Any, tokens: list[int], past: list[Pair], dtype: torch.dtype, device: torch.device
 ) -> Iterator[Pair]:
     """(K, V) [h, n, d] of each layer, for `tokens` that follow `past`, a (K, V) [h, p, d] a layer."""
+    from transformers import DynamicCache
+
     # A plain cache, without the model's config: one that knows sliding windows would drop what left them.
     cache = DynamicCache()
     for layer, (k, v) in enumerate(past):
