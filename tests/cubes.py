@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def make_cube(
     version: str = "1.0.0",
 ) -> CubeManifest:
     """Compute, write and sign a whole cube folder."""
-    identity = identity_of_folder(model_folder, "tiny")
+    identity = _identity(model_folder)
     ids = document_ids(tokenizer, text, wrap)
     sink = sink_tokens if layout is LayoutKind.INDEPENDENT else 0
     chunks = tuple(_chunks(folder, model, identity, ids, layout, sink, chunk_tokens, store_dtype))
@@ -114,6 +115,12 @@ def make_cube(
         ),
     )
     return write_cube(folder, manifest, key)
+
+
+@cache
+def _identity(model_folder: Path) -> ModelIdentity:
+    """Hashed once a session: nobody writes to the models that tests share."""
+    return identity_of_folder(model_folder, "tiny")
 
 
 def write_cube(folder: Path, manifest: CubeManifest, key: SigningKey) -> CubeManifest:
