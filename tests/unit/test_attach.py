@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from memgrid.cube.cube import MemCube
 from memgrid.cube.manifest import LayoutKind, Wrap
@@ -15,6 +22,7 @@ from memgrid.errors import DoesNotFitError, InvalidError, NotVerifiedError
 from memgrid.signing import SigningKey
 from memgrid.units import StoreDtype
 from tests.cubes import make_cube
+from tests.models import make_tiny_model, make_tokenizer
 
 KEY = SigningKey.generate()
 TEXT = "The manual says that the valve opens at three bar and closes at two. " * 12
@@ -170,12 +178,49 @@ def test_model_with_another_configuration_is_refused_by_the_name_of_the_field(
 def test_model_of_another_size_is_refused_by_the_name_of_the_size(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path
 ) -> None:
-    from tests.models import make_tiny_model
-
     cube = cube_of(tmp_path / "cube", model, tokenizer, tiny_model_folder)
     deeper = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path / "deeper", layers=3))
     with pytest.raises(DoesNotFitError, match=r"^layers: .* 2, this model has 3"):
         cube.attach(deeper)
+
+
+def local_layers_model(folder: Path, kind: str) -> Any:
+    """A tiny model with layers that see only the last 16 tokens; Gemma's have a rotary embedding of their own."""
+    tokenizer = make_tokenizer()
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 16,
+    }
+    torch.manual_seed(3)
+    if kind == "mistral":
+        model: Any = MistralForCausalLM(MistralConfig(**sizes))
+    else:
+        layer_types = ["sliding_attention", "full_attention"]
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=layer_types))
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_layers_with_a_window_keep_what_lies_outside_it(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    model = local_layers_model(tmp_path / "model", kind)
+    cube = cube_of(tmp_path / "cube", model, tokenizer, tmp_path / "model")
+    ids, own = cube.prompt(tokenizer, QUESTION)["input_ids"], cube.manifest.token_count
+    assert own > 5 * 16
+    assert (logits(model, ids)[own:] - logits(model, ids[:, own:], cube.attach(model))).abs().max() < 1e-4
+    independent = cube_of(tmp_path / "other", model, tokenizer, tmp_path / "model", layout=LayoutKind.INDEPENDENT)
+    with pytest.raises(DoesNotFitError, match=r"^re-rotation: "):
+        independent.attach(model)
 
 
 def test_rounded_rotary_frequencies_are_refused(

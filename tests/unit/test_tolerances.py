@@ -23,7 +23,7 @@ def row(*values: float) -> Distances:
 # As measured on SmolLM2-135M-Instruct with 128 tokens and more, stored in bfloat16: the largest of the honest, the
 # smallest of the cheat.
 HONEST = {
-    (F32, F32): row(3.3e-5, 5.1e-5, 1.5e-4, 1.4e-4, 0, 0, 5.5e-4, 4.1e-4),
+    (F32, F32): row(3.6e-5, 6.2e-5, 1.5e-4, 1.4e-4, 6.1e-5, 6.1e-6, 5.5e-4, 4.1e-4),
     (F32, F16): row(2.2e-3, 3.3e-3, 3.0e-3, 5.4e-3, 1.7e-3, 1.9e-3, 5.5e-3, 1.7e-2),
     (F32, B16): row(1.0e-2, 2.0e-2, 2.0e-2, 4.2e-2, 4.1e-3, 3.2e-3, 5.3e-2, 0.15),
     (B16, B16): row(9.0e-3, 1.8e-2, 1.6e-2, 3.6e-2, 3.6e-3, 2.9e-3, 5.2e-2, 0.13),

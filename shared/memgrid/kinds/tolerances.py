@@ -4,8 +4,8 @@ Measured on SmolLM2-135M-Instruct, English text, chunks of 1 to 512 tokens at po
 (largest honest value; smallest of int8 weights; both over all chunks of 128 tokens and more):
 
     stored in bfloat16             K median  V median  K layer  V layer  K layer 0  V layer 0  K block  V block
-    fp32: chunks of 17 or 64,
-      eager attention, threads      3.3e-5    5.1e-5   1.5e-4   1.4e-4   0          0          5.5e-4   4.1e-4
+    fp32: chunks of 17 or 64, eager
+      attention, threads, SSE, AVX2 3.6e-5    6.2e-5   1.5e-4   1.4e-4   6.1e-5     6.1e-6     5.5e-4   4.1e-4
     fp16 against fp32               2.2e-3    3.3e-3   3.0e-3   5.4e-3   1.7e-3     1.9e-3     5.5e-3   1.7e-2
     bf16 against fp32, fp16, bf16   1.0e-2    2.0e-2   2.0e-2   4.2e-2   4.1e-3     3.2e-3     5.3e-2   1.5e-1
     int8 weights against fp32       1.4e-2    3.3e-2   2.2e-2   4.8e-2   3.1e-3     8.3e-3     3.0e-2   6.8e-2
@@ -13,7 +13,7 @@ Measured on SmolLM2-135M-Instruct, English text, chunks of 1 to 512 tokens at po
     one token of 256 changed        1.1e-2    3.3e-2   4.2e-2   8.8e-2   1.5e-2     3.4e-2     1.7e-1   3.1e-1
 
     fp32 stored in fp16             1.3e-5    2.0e-5   2.8e-5   3.7e-5   0          2e-7       8.3e-5   1.1e-4
-    fp32 stored in fp32             5e-7      1.0e-6   8e-7     1.4e-6   2e-8       2e-8       1.5e-6   2.5e-6
+    fp32 stored in fp32             6e-7      1.2e-6   9e-7     1.7e-6   1.9e-7     2.6e-7     1.5e-6   2.6e-6
     fp16 stored in fp16             1.2e-3    2.5e-3   2.5e-3   4.8e-3   5.0e-4     4.4e-4     5.2e-3   1.6e-2
 
 Rounding to the store dtype widens tiny differences: numbers near the edge of a rounding step fall on either side.

@@ -93,11 +93,9 @@ class Puller:
         with self._cache.staging() as staged:
             self._cache.make_folder(staged, {MANIFEST_FILE: oci.config.digest, **files})
             self._verify_staged(MemCube.open(staged), manifest)
-            self._cache.put_cube(staged, manifest_digest, oci, name)
-        cube = self.cached(manifest_digest, name)
-        if cube is None:
-            raise NotVerifiedError(f"{manifest.name}: changed on this disk right after it was verified")
-        return cube
+            placed = self._cache.put_cube(staged, manifest_digest, oci, name)
+        # Every byte has just been verified, under the name it had before the move.
+        return MemCube.open(placed.folder, trusted=True)
 
     def _verify_staged(self, staged: MemCube, manifest: CubeManifest) -> None:
         try:
