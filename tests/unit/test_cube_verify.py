@@ -154,6 +154,8 @@ def edited(folder: Path, edit: Callable[[dict[str, Any]], None]) -> bytes:
         lambda value: value.pop("licence"),
         lambda value: value.update(title=7),
         lambda value: value.update(kind="memory"),
+        lambda value: value.update(name="docs/x\n```\nevil"),
+        lambda value: value.update(version="1.0.0 beta"),
         lambda value: value.update(chunks=[]),
         lambda value: value.update(token_count=value["token_count"] + 1),
         lambda value: value.update(token_count=float(value["token_count"]) + 0.5),

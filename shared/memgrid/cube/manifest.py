@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
-from memgrid.cube.oci import KV_TYPE, PROVENANCE_TYPE, README_TYPE, Descriptor, safe_path
+from memgrid.cube.oci import KV_TYPE, PROVENANCE_TYPE, README_TYPE, Descriptor, is_repository, is_tag, safe_path
 from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
 from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
@@ -265,6 +265,8 @@ def _check(manifest: CubeManifest) -> None:
     texts = [manifest.name, manifest.version, manifest.title, manifest.licence]
     if not all(isinstance(text, str) for text in texts):
         raise InvalidError(f"{MANIFEST_FILE}: expected text for name, version, title and licence")
+    if not (is_repository(manifest.name) and is_tag(manifest.version)):
+        raise InvalidError(f"{MANIFEST_FILE}: expected name namespace/name and a version that can be a tag")
     sizes = [
         manifest.cost.flops,
         manifest.cost.units,

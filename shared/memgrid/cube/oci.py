@@ -28,6 +28,9 @@ MANIFEST_BYTES_MAX = 4 << 20
 """What OCI registries promise to take."""
 _LAYERS_MAX = 10_000
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+")
+_REPOSITORY_CHARACTERS_MAX = 255
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
@@ -126,6 +129,20 @@ class OciManifest:
             layers=_without_doubles(tuple(Descriptor.from_json(layer) for layer in layers)),
             annotations=annotations,
         )
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text is a repository's name as OCI allows it, with a namespace before it.
+
+    >>> is_repository("peps/pep-0008"), is_repository("../etc")
+    (True, False)
+    """
+    return len(text) <= _REPOSITORY_CHARACTERS_MAX and _REPOSITORY.fullmatch(text) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text is a tag as OCI allows it."""
+    return _TAG.fullmatch(text) is not None
 
 
 def safe_path(title: object) -> str:

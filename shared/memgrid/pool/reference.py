@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from memgrid.cube.oci import is_repository, is_tag
 from memgrid.digest import Digest, parse_digest
 from memgrid.errors import InvalidError
 
 DEFAULT_TAG = "latest"
-_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})+")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ class Reference:
         name, at, digest = text.partition("@")
         repository, colon, tag = name.partition(":")
         tag = tag if colon else DEFAULT_TAG
-        if len(repository) > 255 or not _REPOSITORY.fullmatch(repository) or not _TAG.fullmatch(tag):
+        if not (is_repository(repository) and is_tag(tag)):
             raise InvalidError(f"expected namespace/name[:tag][@sha256:…] in lower case, found {text[:120]!r}")
         return Reference(repository=repository, tag=tag, digest=parse_digest(digest) if at else None)
 
