@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 
+from memgrid.digest import token_ids
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, check_kv_file
 from memgrid.kinds.refusal import RefusedError
@@ -15,6 +16,39 @@ from memgrid.kinds.tolerances import exceeded, limits
 from memgrid.units import PrefillSpec, Reason, ReasonCode, unit_key_of
 from memgrid_coordinator.policy.quorum import Difference, Pair
 from memgrid_coordinator.records import ReplicaClaim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The reports on one unit, and what is needed to compare them; `spec` is the unit's canonical spec."""
+
+    claims: tuple[ReplicaClaim, ...]
+    layers: int
+    spec: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedOutput:
+    """A file that came from a host, and what it has to be; `tokens` is the file of the unit's token ids."""
+
+    path: Path
+    spec: bytes
+    tokens: Path
+    sketch: bytes
+    geometry: ModelGeometry
+
+
+def compare_all(comparisons: Sequence[Comparison]) -> list[dict[Pair, Difference]]:
+    """`compare` for many units in one call."""
+    return [compare(one.claims, one.layers, PrefillSpec.from_bytes(one.spec)) for one in comparisons]
+
+
+def check_outputs(uploaded: Sequence[UploadedOutput]) -> list[Reason | None]:
+    """`check_output` for many files in one call."""
+    return [
+        check_output(one.path, one.spec, token_ids(one.tokens.read_bytes()), one.sketch, one.geometry)
+        for one in uploaded
+    ]
 
 
 def compare(claims: Sequence[ReplicaClaim], layers: int, spec: PrefillSpec) -> dict[Pair, Difference]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection
 
 from memgrid.clock import Clock
-from memgrid.digest import Digest, token_ids
+from memgrid.digest import Digest
 from memgrid.log import get_logger
-from memgrid.units import HostId, LeaseId, PrefillSpec, Reason, ReasonCode, UploadOrder
+from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.lifecycle import LeaseState, UploadState
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.life import Changed, UnitEvent, UploadFailed, UploadVerified, claim_of
 from memgrid_coordinator.policy.quorum import Difference, Pair
-from memgrid_coordinator.records import Event, Lease, Unit
+from memgrid_coordinator.records import Event, Lease
+from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
@@ -30,6 +29,8 @@ from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
 SWEPT_AT_ONCE = 500
+BATCH_MAX = 64
+"""Units compared or checked in one call of the engine and settled in one step."""
 
 
 class Judging:
@@ -57,8 +58,10 @@ class Judging:
         self._rule = UploadRule(
             shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
         )
-        self._busy: dict[object, asyncio.Task[None]] = {}
         self._progressed = True
+        self._uncompared = Backlog("compare", self._compare, batch_max=BATCH_MAX)
+        self._present = Backlog("receive", self._receive, batch_max=BATCH_MAX)
+        self._unchecked = Backlog("check", self._check, batch_max=BATCH_MAX)
 
     def announce(self, settlement: Settlement) -> None:
         """Tell everybody whom a step concerns, now that it is on disk."""
@@ -76,13 +79,13 @@ class Judging:
         self._bell.ring_hosts(settlement.news_for)
         if settlement.work_opened:
             self._bell.ring_for_work()
-        for unit_id in settlement.compare:
-            self._start(("compare", unit_id), self._compare(unit_id))
-        for lease in settlement.ordered:
-            if self._blobs.has(lease.outputs[0].digest):
-                # Somebody made the very same bytes before: nothing has to travel.
-                order = (lease.host_id, lease.lease_id, lease.outputs[0].digest)
-                self._start(("receive", lease.lease_id), self._receive(*order))
+        self._uncompared.add(settlement.compare)
+        # Where somebody made the very same bytes before, nothing has to travel.
+        self._present.add(
+            (lease.host_id, lease.lease_id)
+            for lease in settlement.ordered
+            if self._blobs.has(lease.outputs[0].digest)
+        )
 
     def note_progress(self) -> None:
         """A document may be complete now, or never: whoever assembles should look."""
@@ -100,7 +103,9 @@ class Judging:
 
     async def receive_upload(self, *, host_id: HostId, lease_id: LeaseId, digest: Digest) -> None:
         """An ordered output has arrived whole and is in the content store; check it in the background."""
-        await self._receive(host_id, lease_id, digest)
+        orders = await self.wanted_uploads(host_id, lease_id)
+        if any(order.digest == digest for order in orders):
+            await self._receive([(host_id, lease_id)])
 
     async def refuse_upload(self, *, host_id: HostId, lease_id: LeaseId, reason: Reason) -> None:
         """Note that an upload was turned down at the door; the order stands until it is due."""
@@ -125,10 +130,8 @@ class Judging:
                 uploads.in_state(connection, UploadState.ORDERED, SWEPT_AT_ONCE, due_by=now),
             )
         )
-        for unit_id in undecided:
-            self._start(("compare", unit_id), self._compare(unit_id))
-        for lease_id in received:
-            self._start(("check", lease_id), self._check(lease_id))
+        self._uncompared.add(undecided)
+        self._unchecked.add(received)
         if overdue:
             reason = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
             await self._end_uploads(
@@ -138,85 +141,87 @@ class Judging:
 
     async def close(self) -> None:
         """Wait for what is in hand."""
-        while self._busy:
-            await asyncio.wait(list(self._busy.values()))
+        for backlog in (self._present, self._uncompared, self._unchecked):
+            await backlog.drained()
 
-    def _start(self, key: object, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside everything else, unless the same is under way."""
-        if key in self._busy:
-            work.close()
-            return
-        task = asyncio.create_task(self._guarded(key, work))
-        self._busy[key] = task
-        task.add_done_callback(lambda done: self._finished(key, done))
-
-    def _finished(self, key: object, task: asyncio.Task[None]) -> None:
-        if self._busy.get(key) is task:
-            del self._busy[key]
-
-    async def _guarded(self, key: object, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except Exception:  # the top of a task: the next sweep tries again
-            log.exception("judging failed; the next sweep takes it up again", work=str(key))
-
-    async def _compare(self, unit_id: int) -> None:
-        """Find out how the reports on a unit differ, then settle it by that."""
+    async def _compare(self, unit_ids: list[int]) -> None:
+        """Find out how the reports on some units differ, then settle them by that."""
         now = self._clock.now()
-
-        def read(connection: Connection) -> tuple[Unit, list[Lease]]:
-            return units.by_id(connection, [unit_id])[unit_id], leases.of_units(connection, [unit_id])[unit_id]
-
-        unit, found = await self._store.read(read)
-        reported = [lease for lease in found if lease.state in (LeaseState.REPORTED, LeaseState.AGREED)]
-        geometry = await self._store.read(lambda connection: self._catalogue.geometry(connection, unit.model))
-        spec = PrefillSpec.from_bytes(unit.spec)
-        known: dict[Pair, Difference] = await self._engine.run(
-            check.compare, tuple(claim_of(lease) for lease in reported), geometry.layers, spec
-        )
+        questions = await self._store.read(lambda connection: self._comparisons(connection, unit_ids))
+        answers = await self._engine.run(check.compare_all, questions)
+        known: dict[Pair, Difference] = {pair: found for answer in answers for pair, found in answer.items()}
+        happened = dict.fromkeys(unit_ids, Changed())
         settlement = await self._store.write(
-            lambda connection: settle(connection, {unit_id: Changed()}, known=known, rule=self._rule, now=now)
+            lambda connection: settle(connection, happened, known=known, rule=self._rule, now=now)
         )
-        # A report that came in between has not been compared: announcing starts the next round.
-        self._busy.pop(("compare", unit_id), None)
+        # Reports that came in between have not been compared: announcing starts the next round.
         self.announce(settlement)
 
-    async def _receive(self, host_id: HostId, lease_id: LeaseId, digest: Digest) -> None:
+    def _comparisons(self, connection: Connection, unit_ids: list[int]) -> list[check.Comparison]:
+        found = units.by_id(connection, unit_ids)
+        of_unit = leases.of_units(connection, unit_ids)
+        return [
+            check.Comparison(
+                claims=tuple(
+                    claim_of(lease)
+                    for lease in of_unit[unit.unit_id]
+                    if lease.state in (LeaseState.REPORTED, LeaseState.AGREED)
+                ),
+                layers=self._catalogue.geometry(connection, unit.model).layers,
+                spec=unit.spec,
+            )
+            for unit in found.values()
+        ]
+
+    async def _receive(self, arrived: list[tuple[HostId, LeaseId]]) -> None:
+        """The ordered outputs of these leases are in the content store."""
         now = self._clock.now()
 
-        def step(connection: Connection) -> bool:
-            lease = leases.by_id(connection, [lease_id]).get(lease_id)
-            if lease is None or lease.host_id != host_id or lease.outputs[0].digest != digest:
-                return False
-            if not uploads.move(connection, [lease_id], "receive"):
-                return False
-            events.append(connection, [_event("upload_received", lease, now)])
-            return True
+        def step(connection: Connection) -> list[LeaseId]:
+            found = leases.by_id(connection, [lease_id for _, lease_id in arrived])
+            moved = [
+                found[lease_id]
+                for host_id, lease_id in arrived
+                if found[lease_id].host_id == host_id and uploads.move(connection, [lease_id], "receive")
+            ]
+            events.append(connection, [_event("upload_received", lease, now) for lease in moved])
+            return [lease.lease_id for lease in moved]
 
-        if await self._store.write(step):
-            self._start(("check", lease_id), self._check(lease_id))
+        self._unchecked.add(await self._store.write(step))
 
-    async def _check(self, lease_id: LeaseId) -> None:
-        """Whether the bytes are what the report said: their form, their tokens, and their sketch."""
-
-        def read(connection: Connection) -> tuple[Lease, Unit]:
-            lease = leases.by_id(connection, [lease_id])[lease_id]
-            return lease, units.by_id(connection, [lease.unit_id])[lease.unit_id]
-
-        lease, unit = await self._store.read(read)
-        geometry = await self._store.read(lambda connection: self._catalogue.geometry(connection, unit.model))
-        tokens = token_ids(self._blobs.path_of(unit.tokens_digest).read_bytes())
-        path = self._blobs.path_of(lease.outputs[0].digest)
-        reason: Reason | None = await self._engine.run(
-            check.check_output, path, unit.spec, tokens, lease.sketch, geometry
-        )
-        if reason is None:
-            await self._end_uploads([lease_id], "verify", lambda lease: UploadVerified(lease_id=lease.lease_id))
-        else:
-            failed = reason
+    async def _check(self, lease_ids: list[LeaseId]) -> None:
+        """Whether the bytes are what the reports said: their form, their tokens, and their sketches."""
+        uploaded = await self._store.read(lambda connection: self._uploaded(connection, lease_ids))
+        reasons = await self._engine.run(check.check_outputs, [one for _, one in uploaded])
+        verdicts = {lease_id: reason for (lease_id, _), reason in zip(uploaded, reasons, strict=True)}
+        if good := [lease_id for lease_id, reason in verdicts.items() if reason is None]:
+            await self._end_uploads(good, "verify", lambda lease: UploadVerified(lease_id=lease.lease_id))
+        bad = {lease_id: reason for lease_id, reason in verdicts.items() if reason is not None}
+        if bad:
             await self._end_uploads(
-                [lease_id], "refuse", lambda lease: UploadFailed(lease_id=lease.lease_id, reason=failed)
+                list(bad),
+                "refuse",
+                lambda lease: UploadFailed(lease_id=lease.lease_id, reason=bad[lease.lease_id]),
             )
+
+    def _uploaded(
+        self, connection: Connection, lease_ids: list[LeaseId]
+    ) -> list[tuple[LeaseId, check.UploadedOutput]]:
+        found = leases.by_id(connection, lease_ids)
+        of_unit = units.by_id(connection, {lease.unit_id for lease in found.values()})
+        return [
+            (
+                lease.lease_id,
+                check.UploadedOutput(
+                    path=self._blobs.path_of(lease.outputs[0].digest),
+                    spec=of_unit[lease.unit_id].spec,
+                    tokens=self._blobs.path_of(of_unit[lease.unit_id].tokens_digest),
+                    sketch=lease.sketch,
+                    geometry=self._catalogue.geometry(connection, of_unit[lease.unit_id].model),
+                ),
+            )
+            for lease in found.values()
+        ]
 
     async def _end_uploads(self, lease_ids: list[LeaseId], verb: str, event_of: Callable[[Lease], UnitEvent]) -> None:
         """Move orders to their end and settle their units by it."""
@@ -227,16 +232,14 @@ class Judging:
             moved = [lease for lease in found.values() if uploads.move(connection, [lease.lease_id], verb)]
             happened = {lease.unit_id: event_of(lease) for lease in moved}
             settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
-            log_lines = [
-                _event(f"upload_{_PAST[verb]}", lease, now, _reason(happened[lease.unit_id])) for lease in moved
-            ]
-            events.append(connection, log_lines)
+            told = [_event(_ENDS[verb], lease, now, _reason(happened[lease.unit_id])) for lease in moved]
+            events.append(connection, told)
             return settlement
 
         self.announce(await self._store.write(step))
 
 
-_PAST = {"verify": "verified", "refuse": "failed"}
+_ENDS = {"verify": "upload_verified", "refuse": "upload_failed"}
 
 
 def _reason(event: UnitEvent) -> Reason | None:
