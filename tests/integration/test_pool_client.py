@@ -256,6 +256,8 @@ async def test_cube_of_another_signer_is_refused_before_its_payload_is_fetched(
         await with_pool(plane, tmp_path, lambda pool: pool.pull(NAME))
     used_bytes = await with_pool(plane, tmp_path, lambda pool: pool.cache.used_bytes())
     assert used_bytes == 0
+    with pytest.raises(NotVerifiedError, match="trusted keys are"):
+        await with_pool(plane, tmp_path, lambda pool: pool.info(NAME))
 
 
 async def test_oci_manifest_that_swaps_a_file_is_refused(plane: DataPlane, made: Made, tmp_path: Path) -> None:

@@ -7,113 +7,49 @@ computed. What happened on the way is told by the signed provenance.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.oci import KV_TYPE, PROVENANCE_TYPE, README_TYPE, Descriptor, is_repository, is_tag, safe_path
+from memgrid.cube.parts import (
+    Chunk,
+    Cost,
+    CubeKind,
+    Layout,
+    LayoutKind,
+    Numerics,
+    Parent,
+    SourceText,
+    Validation,
+    Wrap,
+    read_part,
+    text,
+    whole_number,
+)
 from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
 from memgrid.errors import InvalidError
-from memgrid.units import ComputeDtype, StoreDtype, UnitKey
+
+__all__ = [
+    "Chunk",
+    "Cost",
+    "CubeKind",
+    "CubeManifest",
+    "Layout",
+    "LayoutKind",
+    "Numerics",
+    "Parent",
+    "SourceText",
+    "Validation",
+    "Wrap",
+]
 
 CUBE_FORMAT = "memgrid.cube.v1"
 MANIFEST_FILE = "memcube.json"
 PROVENANCE_FILE = "memcube.intoto.jsonl"
 README_FILE = "README.md"
 MANIFEST_BYTES_MAX = 16 << 20
-
-
-class CubeKind(StrEnum):
-    PLAINTEXT = "plaintext"
-    ACTIVATION = "activation"
-    PARAMETER = "parameter"
-
-
-class LayoutKind(StrEnum):
-    """`chained`: chunks follow one another exactly. `independent`: each from position 0, behind a shared sink."""
-
-    CHAINED = "chained"
-    INDEPENDENT = "independent"
-
-
-class Wrap(StrEnum):
-    """`chat`: the document is the system message of the chat template. `plain`: the document as it is."""
-
-    CHAT = "chat"
-    PLAIN = "plain"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How chunk files make one cache. K is rotated for the positions the chunk was computed at."""
-
-    kind: LayoutKind
-    wrap: Wrap
-    chunk_tokens: int
-    sink_tokens: int
-    """Independent layout: every chunk file begins with these first tokens of the document. Chained: 0."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numerics:
-    """What the units asked for; `compute_dtype` AUTO left it to each host."""
-
-    compute_dtype: ComputeDtype
-    store_dtype: StoreDtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """One KV file: the output of one unit. `start` is the position of its first token as computed."""
-
-    path: str
-    digest: Digest
-    size_bytes: int
-    unit: UnitKey
-    start: int
-    token_count: int
-    tokens: Digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceText:
-    """Where the text came from; `digest` is that of the document's bytes."""
-
-    uri: str
-    digest: Digest
-    licence: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parent:
-    """A cube this one was derived from, and how."""
-
-    cube: Digest
-    operation: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What the result takes to compute once; `flops` is also what each consumer saves.
-
-    In JSON `flops` is text: numbers of JSON are exact up to 2**53 only, which large models pass.
-    """
-
-    flops: int
-    units: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """How results were checked before they were accepted; limits by statistic, relative L2."""
-
-    policy: str
-    min_replicas: int
-    limits: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,70 +150,36 @@ def _parse(value: dict[str, Any]) -> CubeManifest:
     return CubeManifest(
         base=identity,
         kind=CubeKind(value.pop("kind")),
-        layout=_layout(value.pop("layout")),
-        numerics=_numerics(value.pop("numerics")),
-        tokens=parse_digest(value.pop("tokens")),
-        chunks=tuple(_chunk(chunk) for chunk in value.pop("chunks")),
+        name=text(value.pop("name")),
+        version=text(value.pop("version")),
+        title=text(value.pop("title")),
+        licence=text(value.pop("licence")),
+        layout=read_part(Layout, value.pop("layout")),
+        numerics=read_part(Numerics, value.pop("numerics")),
+        token_count=whole_number(value.pop("token_count")),
+        tokens=parse_digest(text(value.pop("tokens"))),
+        chunks=tuple(read_part(Chunk, chunk) for chunk in value.pop("chunks")),
         files=tuple(Descriptor.from_json(file) for file in value.pop("files")),
-        sources=tuple(_source(source) for source in value.pop("sources")),
-        lineage=tuple(_parent(parent) for parent in value.pop("lineage")),
+        sources=tuple(read_part(SourceText, source) for source in value.pop("sources")),
+        lineage=tuple(read_part(Parent, parent) for parent in value.pop("lineage")),
         cost=_cost(value.pop("cost")),
-        validation=Validation(**value.pop("validation")),
-        **value,
+        validation=read_part(Validation, value.pop("validation")),
     )
 
 
-def _layout(value: dict[str, Any]) -> Layout:
-    return Layout(**{**value, "kind": LayoutKind(value["kind"]), "wrap": Wrap(value["wrap"])})
-
-
-def _numerics(value: dict[str, Any]) -> Numerics:
-    return Numerics(compute_dtype=ComputeDtype(value["compute_dtype"]), store_dtype=StoreDtype(value["store_dtype"]))
-
-
-def _cost(value: dict[str, Any]) -> Cost:
-    return Cost(**{**value, "flops": int(value["flops"])})
-
-
-def _chunk(value: dict[str, Any]) -> Chunk:
-    return Chunk(**{**value, "path": safe_path(value["path"]), **_digests(value, "digest", "tokens")})
-
-
-def _source(value: dict[str, Any]) -> SourceText:
-    return SourceText(**{**value, **_digests(value, "digest")})
-
-
-def _parent(value: dict[str, Any]) -> Parent:
-    return Parent(**{**value, **_digests(value, "cube")})
-
-
-def _digests(value: dict[str, Any], *names: str) -> dict[str, Digest]:
-    return {name: parse_digest(value[name]) for name in names}
+def _cost(value: Any) -> Cost:
+    return read_part(Cost, {**value, "flops": int(text(value["flops"]))})
 
 
 def _check(manifest: CubeManifest) -> None:
     """What the parts must have to do with each other."""
-    paths = [chunk.path for chunk in manifest.chunks] + [file.title or "" for file in manifest.files]
+    paths = [safe_path(chunk.path) for chunk in manifest.chunks] + [file.title or "" for file in manifest.files]
     lowered = [path.lower() for path in paths]
     # On some systems case does not tell two files apart.
     if len(set(lowered)) != len(lowered) or {MANIFEST_FILE, PROVENANCE_FILE, ""} & set(lowered):
         raise InvalidError(f"{MANIFEST_FILE}: a file is listed twice, has no path, or is the manifest itself")
-    texts = [manifest.name, manifest.version, manifest.title, manifest.licence]
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidError(f"{MANIFEST_FILE}: expected text for name, version, title and licence")
     if not (is_repository(manifest.name) and is_tag(manifest.version)):
         raise InvalidError(f"{MANIFEST_FILE}: expected name namespace/name and a version that can be a tag")
-    sizes = [
-        manifest.cost.flops,
-        manifest.cost.units,
-        manifest.token_count,
-        manifest.layout.chunk_tokens,
-        manifest.layout.sink_tokens,
-    ]
-    for chunk in manifest.chunks:
-        sizes += [chunk.size_bytes, chunk.start, chunk.token_count]
-    if not all(type(size) is int and size >= 0 for size in sizes):
-        raise InvalidError(f"{MANIFEST_FILE}: expected whole numbers from 0 for sizes and positions")
     if not manifest.chunks:
         raise InvalidError(f"{MANIFEST_FILE}: chunks: an {manifest.kind} cube needs at least one")
     if manifest.layout.kind is LayoutKind.CHAINED:

@@ -15,7 +15,6 @@ import httpx
 from memgrid.clock import Clock, SystemClock
 from memgrid.cube.cube import MemCube, Verification
 from memgrid.cube.info import CubeInfo
-from memgrid.cube.manifest import MANIFEST_BYTES_MAX, CubeManifest
 from memgrid.cube.oci import EMPTY_CONTENT, EMPTY_TYPE, OciManifest
 from memgrid.digest import Digest
 from memgrid.endpoint import GridUrl, discover, http_client
@@ -102,16 +101,18 @@ class Pool:
         return listings_from_json(self._connect().client.read(path, _SEARCH_BYTES_MAX))
 
     def info(self, reference: str) -> Offer:
-        """A cube's price tag, for a few kilobytes; raises UnknownCubeError, InvalidError for what is no cube."""
+        """A cube's price tag, for a few kilobytes and with its signature checked.
+
+        Raises UnknownCubeError, NotVerifiedError, InvalidError for what is no cube.
+        """
         wanted = Reference.parse(reference)
         manifest_digest, oci = self._manifest(wanted)
-        line = self._connect()
-        content = line.registry.read_blob(wanted.repository, oci.config.digest, MANIFEST_BYTES_MAX)
+        manifest = self._puller(_unwatched).signed_manifest(wanted.repository, oci)
         blobs = (oci.config, *oci.layers)
         return Offer(
             reference=str(wanted),
             manifest_digest=manifest_digest,
-            info=CubeInfo.of(CubeManifest.from_bytes(content)),
+            info=CubeInfo.of(manifest),
             download_bytes=oci.total_bytes,
             missing_bytes=sum(blob.size_bytes for blob in blobs if not self.cache.has(blob.digest, blob.size_bytes)),
         )
@@ -190,9 +191,11 @@ class Pool:
             if self._find_cached(wanted) is None:
                 raise
             return self._from_cache(wanted)
+        return self._puller(progress).pull(wanted.repository, manifest_digest, oci, self._full_name(wanted))
+
+    def _puller(self, progress: Progress) -> Puller:
         line = self._connect()
-        puller = Puller(line.registry, self.cache, [line.grid_key], progress)
-        return puller.pull(wanted.repository, manifest_digest, oci, self._full_name(wanted))
+        return Puller(line.registry, self.cache, [line.grid_key], progress)
 
     def _from_cache(self, wanted: Reference) -> MemCube:
         found = self._cached(wanted)

@@ -34,7 +34,7 @@ class Puller:
         if (cube := self.cached(manifest_digest, name)) is not None:
             self._progress(oci.total_bytes)
             return cube
-        manifest = self._signed_manifest(repository, oci)
+        manifest = self.signed_manifest(repository, oci)
         descriptors = (oci.config, *oci.layers)
         missing_bytes = sum(each.size_bytes for each in descriptors if not self._has(each))
         self._cache.make_room(missing_bytes, keep=frozenset(each.digest for each in descriptors))
@@ -57,8 +57,11 @@ class Puller:
         self._cache.touch(manifest_digest, name)
         return cube
 
-    def _signed_manifest(self, repository: str, oci: OciManifest) -> CubeManifest:
-        """memcube.json, once a trusted key vouches for it and the OCI manifest lists what it lists."""
+    def signed_manifest(self, repository: str, oci: OciManifest) -> CubeManifest:
+        """memcube.json, once a trusted key vouches for it and the OCI manifest lists what it lists.
+
+        Raises NotVerifiedError, TooLargeError; costs a few kilobytes.
+        """
         provenance = next((layer for layer in oci.layers if layer.title == PROVENANCE_FILE), None)
         if provenance is None:
             raise NotVerifiedError(f"{repository}: no {PROVENANCE_FILE}: nobody has signed this cube")
