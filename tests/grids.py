@@ -15,9 +15,11 @@ from memgrid.cube.identity import model_files
 from memgrid.cube.oci import FILE_TYPE, MODEL_ARTIFACT_TYPE, OCI_MANIFEST_TYPE, Descriptor, OciManifest
 from memgrid.digest import digest_of
 from memgrid.endpoint import GridEndpoint, discover
-from memgrid.testing import SimulatedHost
+from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
+from memgrid.units import LeaseId, LeaseOffer
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
+from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.records import Caller, Campaign, Role, Submission, SubmittedSource
 from memgrid_coordinator.settings import Settings
 
@@ -111,3 +113,41 @@ async def eventually(check: Callable[[], Awaitable[Any]], *, limit_s: float = 60
 
 async def campaign_of(coordinator: Coordinator, submission: Submission) -> Campaign:
     return await coordinator.campaigns.get(OPERATOR, submission.campaign.campaign_id)
+
+
+async def tokens_of(coordinator: Coordinator, offer: LeaseOffer) -> bytes:
+    return coordinator.blobs.read_bytes(offer.inputs[0].digest)
+
+
+async def work_on(coordinator: Coordinator, gpu: SimulatedGpu, offer: LeaseOffer) -> SimulatedWork:
+    return gpu.work(offer, await tokens_of(coordinator, offer))
+
+
+async def run_until_ended(
+    coordinator: Coordinator, submission: Submission, hosts: dict[SimulatedHost, SimulatedGpu]
+) -> None:
+    """Let hosts do everything they are asked until the campaign is over."""
+
+    async def volunteer(host: SimulatedHost, gpu: SimulatedGpu) -> None:
+        kept: dict[LeaseId, SimulatedWork] = {}
+        work: list[SimulatedWork] = []
+        while True:
+            answer = await host.sync(want=4, awaiting=list(kept), work=work, wait=timedelta(seconds=0.2))
+            for order in answer.uploads:
+                assert (await host.upload(order, kept[order.lease_id].content)).status_code == 201
+            for verdict in answer.verdicts:
+                kept.pop(verdict.lease_id, None)
+            work = [await work_on(coordinator, gpu, offer) for offer in answer.leases]
+            kept |= {one.claim.lease_id: one for one in work}
+
+    async def is_over() -> bool:
+        return (await campaign_of(coordinator, submission)).state is not CampaignState.RUNNING
+
+    tasks = [asyncio.create_task(volunteer(host, gpu)) for host, gpu in hosts.items()]
+    try:
+        await eventually(is_over)
+    finally:
+        for task in tasks:
+            task.cancel()
+        failures = [one for one in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(one, Exception)]
+        assert not failures

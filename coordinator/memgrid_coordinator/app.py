@@ -16,6 +16,7 @@ from memgrid.clock import Clock, SystemClock
 from memgrid.log import get_logger
 from memgrid.signing import SigningKey
 from memgrid_coordinator.certificates import Certificate, certificate_for
+from memgrid_coordinator.heavy.measured import MeasuredEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.rpc.server import RpcServer, RpcServices
@@ -76,8 +77,8 @@ class Coordinator:
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
         self.blobs = BlobStore(settings.blobs)
         self.blobs.clear_temporary()
-        self.engine = engine or self._engine()
         self._owns_engine = engine is None
+        self.engine: Engine = MeasuredEngine(engine or self._engine(), self.metrics.observe_engine)
         self._build_services()
         self._stopped = asyncio.Event()
 
@@ -150,7 +151,7 @@ class Coordinator:
             limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max),
         )
         expiring = Expiring(store=store, settings=settings, clock=clock, metrics=metrics, judging=self.judging)
-        gauging = Gauging(store=store, clock=clock, metrics=metrics)
+        gauging = Gauging(store=store, clock=clock, metrics=metrics, blobs=self.blobs)
         self.sweeps = Sweeps(metrics)
         self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
         self.sweeps.add("judging", self.judging.catch_up, settings.recover_every)

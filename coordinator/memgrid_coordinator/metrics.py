@@ -61,7 +61,9 @@ class Metrics:
             ["direction", "repository_kind"],
             registry=self.registry,
         )
-        self.blob_bytes = Gauge("memgrid_blob_bytes", "Bytes in the content store.", registry=self.registry)
+        self.disk_free_bytes = Gauge(
+            "memgrid_disk_free_bytes", "Room left where the content store lies.", registry=self.registry
+        )
         self.store_batch_steps = Histogram(
             "memgrid_store_batch_steps",
             "Steps in one transaction of the writer.",
@@ -103,3 +105,7 @@ class Metrics:
         """What the store's writer calls after every transaction."""
         self.store_batch_steps.observe(steps)
         self.store_batch_s.observe(seconds)
+
+    def observe_engine(self, function: str, seconds: float) -> None:
+        """What the engine calls after every function it ran."""
+        self.engine_s.labels(function).observe(seconds)

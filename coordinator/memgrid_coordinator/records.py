@@ -84,6 +84,7 @@ class Unit:
     output_digest: Digest | None
     output_bytes: int
     accepted_lease_id: LeaseId | None
+    opened_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,17 @@ from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, Sync
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.store import credits, leases
-from tests.grids import campaign_of, eventually, push_model, running_coordinator, simulated_hosts, submit
+from tests.grids import (
+    OPERATOR,
+    campaign_of,
+    eventually,
+    push_model,
+    run_until_ended,
+    running_coordinator,
+    simulated_hosts,
+    submit,
+    work_on,
+)
 
 TEXT = "The valve opens at three bar and closes at two. " * 8
 
@@ -38,44 +48,6 @@ async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[C
 @pytest.fixture(scope="module")
 def geometry(tiny_model_folder: Path) -> ModelGeometry:
     return identity_of_folder(tiny_model_folder).geometry
-
-
-async def tokens_of(coordinator: Coordinator, offer: LeaseOffer) -> bytes:
-    return coordinator.blobs.read_bytes(offer.inputs[0].digest)
-
-
-async def work_on(coordinator: Coordinator, gpu: SimulatedGpu, offer: LeaseOffer) -> SimulatedWork:
-    return gpu.work(offer, await tokens_of(coordinator, offer))
-
-
-async def run_until_ended(
-    coordinator: Coordinator, submission: object, hosts: dict[SimulatedHost, SimulatedGpu]
-) -> None:
-    """Let hosts do everything they are asked until the campaign is over."""
-
-    async def volunteer(host: SimulatedHost, gpu: SimulatedGpu) -> None:
-        kept: dict[LeaseId, SimulatedWork] = {}
-        work: list[SimulatedWork] = []
-        while True:
-            answer = await host.sync(want=4, awaiting=list(kept), work=work, wait=timedelta(seconds=0.2))
-            for order in answer.uploads:
-                assert (await host.upload(order, kept[order.lease_id].content)).status_code == 201
-            for verdict in answer.verdicts:
-                kept.pop(verdict.lease_id, None)
-            work = [await work_on(coordinator, gpu, offer) for offer in answer.leases]
-            kept |= {one.claim.lease_id: one for one in work}
-
-    async def is_over() -> bool:
-        return (await campaign_of(coordinator, submission)).state is not CampaignState.RUNNING  # type: ignore[arg-type]
-
-    tasks = [asyncio.create_task(volunteer(host, gpu)) for host, gpu in hosts.items()]
-    try:
-        await eventually(is_over)
-    finally:
-        for task in tasks:
-            task.cancel()
-        failures = [one for one in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(one, Exception)]
-        assert not failures
 
 
 async def test_a_campaign_becomes_a_cube_and_everybody_is_paid(
@@ -109,6 +81,7 @@ async def test_a_wrong_model_is_caught_and_the_cube_is_made_of_the_others(
     async with simulated_hosts(endpoint, 3) as hosts:
         gpus = [SimulatedGpu(geometry, noise=1e-5, seed=1), SimulatedGpu(geometry, noise=1e-5, seed=2)]
         gpus.append(SimulatedGpu(geometry, bias=0.04))
+        assert (await hosts[2].sync(want=1)).leases, "the cheat has its hands in before the others begin"
         await run_until_ended(coordinator, submission, dict(zip(hosts, gpus, strict=True)))
         cheat = hosts[2].host_id
     campaign = await campaign_of(coordinator, submission)
@@ -299,8 +272,6 @@ async def test_cancelling_withdraws_leases_and_wakes_nobody(grid: tuple[Coordina
     submission = await submit(coordinator, {"manual.txt": TEXT})
     async with simulated_hosts(endpoint, 1) as (host,):
         (offer,) = (await host.sync(want=1)).leases
-        from tests.grids import OPERATOR
-
         cancelled = await coordinator.campaigns.cancel(OPERATOR, submission.campaign.campaign_id[:8])
         assert cancelled.state is CampaignState.CANCELLED
         told = await host.sync(held=[offer], want=1)

@@ -37,6 +37,7 @@ UNIT = Unit(
     output_digest=None,
     output_bytes=0,
     accepted_lease_id=None,
+    opened_at=NOW,
 )
 
 

@@ -10,6 +10,7 @@ from memgrid.clock import Clock
 from memgrid_coordinator.lifecycle import CampaignState, LeaseState, UnitState
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.store import campaigns, hosts, leases, units
+from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
 ALIVE = timedelta(minutes=2)
@@ -19,7 +20,8 @@ ALIVE = timedelta(minutes=2)
 class Gauging:
     """Counts by state, hosts alive, and how long the queue has been waiting."""
 
-    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics, blobs: BlobStore) -> None:
+        self._blobs = blobs
         self._store = store
         self._clock = clock
         self._metrics = metrics
@@ -27,6 +29,7 @@ class Gauging:
     async def refresh(self) -> int:
         """Read everything in one snapshot; returns how many hosts are alive."""
         now = self._clock.now()
+        self._metrics.disk_free_bytes.set(self._blobs.free_bytes())
         return await self._store.read(lambda connection: self._read(connection, now))
 
     def _read(self, connection: Connection, now: datetime) -> int:

@@ -70,6 +70,8 @@ class Judging:
             if move.move == "reject":
                 log.warning("report rejected", lease_id=move.lease_id, reason=move.reason.code, text=move.reason.text)
         self._metrics.credited_flops.inc(settlement.credited_flops)
+        for stage, length in settlement.stages:
+            self._metrics.unit_stage_s.labels(stage).observe(length.total_seconds())
         for unit in settlement.accepted:
             log.debug("unit accepted", unit_key=unit.key)
         for unit in settlement.ended:

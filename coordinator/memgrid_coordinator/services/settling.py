@@ -41,6 +41,8 @@ class Settlement:
     accepted: list[Unit] = field(default_factory=list)
     ended: list[Unit] = field(default_factory=list)
     credited_flops: int = 0
+    stages: list[tuple[str, timedelta]] = field(default_factory=list)
+    """How long accepted units had been in each stage of their life."""
 
     def merge(self, other: Settlement) -> None:
         self.verdicts += other.verdicts
@@ -51,6 +53,7 @@ class Settlement:
         self.accepted += other.accepted
         self.ended += other.ended
         self.credited_flops += other.credited_flops
+        self.stages += other.stages
 
 
 def settle(
@@ -166,8 +169,13 @@ class _Carrying:
         units.set_results(self.connection, results)
         for unit_id in happened:
             unit = self.units[unit_id]
-            self._pay(unit, [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED])
+            agreed = [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED]
+            self._pay(unit, agreed)
             self.done.accepted.append(unit)
+            reported = max(lease.reported_at for lease in agreed if lease.reported_at is not None)
+            self.done.stages.append(("checking", self.now - reported))
+            if unit.opened_at is not None:
+                self.done.stages.append(("open_to_accepted", self.now - unit.opened_at))
         children = units.children(self.connection, list(happened))
         if children and units.open_units(self.connection, units.openable(self.connection, children), self.now):
             self.done.work_opened = True

@@ -278,4 +278,5 @@ def _unit(row: Any) -> Unit:
         output_digest=None if row.output_digest is None else Digest(row.output_digest),
         output_bytes=row.output_bytes,
         accepted_lease_id=None if row.accepted_lease_id is None else LeaseId(row.accepted_lease_id),
+        opened_at=row.opened_at,
     )

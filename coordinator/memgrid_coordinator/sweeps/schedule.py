@@ -23,17 +23,19 @@ class Sweeps:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._sweeps: dict[str, Sweep] = {}
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         # A sweep that takes longer than its interval skips a run by design; that is nothing to warn of.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
     def add(self, name: str, sweep: Sweep, every: timedelta) -> None:
         """Run `sweep` so often; a run that takes longer than that delays the next, it never overlaps it."""
+        self._sweeps[name] = sweep
         self._scheduler.add_job(
             self._run,
             IntervalTrigger(seconds=every.total_seconds()),
             next_run_time=datetime.now(UTC),  # at once: a restart has something to take up
-            args=(name, sweep),
+            args=(name,),
             id=name,
             max_instances=1,
             coalesce=True,
@@ -47,10 +49,14 @@ class Sweeps:
         """Start nothing more; what runs finishes."""
         self._scheduler.shutdown(wait=False)
 
-    async def _run(self, name: str, sweep: Sweep) -> None:
+    async def run_now(self, name: str) -> int:
+        """One run of a sweep, between its own."""
+        return await self._sweeps[name]()
+
+    async def _run(self, name: str) -> None:
         started = time.perf_counter()
         try:
-            done = await sweep()
+            done = await self._sweeps[name]()
         except Exception:
             log.exception("sweep failed; the next run is the retry", sweep=name)
             return
