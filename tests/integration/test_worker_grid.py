@@ -19,6 +19,7 @@ from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.store import leases, units
 from memgrid_volunteer import running
 from memgrid_volunteer.home import Home
+from memgrid_volunteer.stopping import Stopping
 from tests.grids import campaign_of, eventually, push_model, running_coordinator, submit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +41,12 @@ async def volunteers(
 ) -> AsyncIterator[dict[str, Home]]:
     """Join and run a volunteer for each name, with that worker module."""
     homes = {name: Home(folder / name) for name in modules}
-    stoppings: list[running.Stopping] = []
+    stoppings: list[Stopping] = []
 
     async def run(name: str) -> None:
         options = running.Options(threads=1, worker_module=modules[name], backoff=quickly)
         await running.join(coordinator.address.url, homes[name], label=name, invite_code="", options=options)
-        stopping = running.Stopping()
+        stopping = Stopping()
         stoppings.append(stopping)
         await running.run(homes[name], options, lambda line: None, stopping)
 

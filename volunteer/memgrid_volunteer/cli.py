@@ -13,9 +13,10 @@ import typer
 from memgrid.errors import InvalidError
 from memgrid.log import configure_logging
 from memgrid_volunteer import running
-from memgrid_volunteer.agent import Limits
 from memgrid_volunteer.home import Home, default_home
+from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.sandbox import WORKER_MODULE
+from memgrid_volunteer.stopping import Stopping
 
 app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
 
@@ -122,7 +123,7 @@ def leave(home: HomeOption = None) -> None:
 
 
 async def _run(home: Home, options: running.Options) -> None:
-    stopping = running.Stopping()
+    stopping = Stopping()
     with stopping.on_signals():
         await running.run(home, options, typer.echo, stopping)
 

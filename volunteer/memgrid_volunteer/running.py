@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import random
 import shutil
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -17,18 +16,21 @@ from memgrid.clock import Clock, SystemClock
 from memgrid.endpoint import GridEndpoint, async_http_client, discover
 from memgrid.errors import UnavailableError
 from memgrid.units import HostFacts
-from memgrid_volunteer.agent import Agent, Limits
+from memgrid_volunteer.agent import Agent
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
 from memgrid_volunteer.isolation import Folders, Isolation
+from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
 from memgrid_volunteer.session import CoordinatorSession, enrol
+from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.transfers import Transfers
 from memgrid_volunteer.workbench import Workbench
 
@@ -112,39 +114,6 @@ _NOTHING_TO_SHOW = HostFacts(
 )
 
 
-class Stopping:
-    """How a run is ended: the first request is polite, the second insists. Made inside the task that runs."""
-
-    def __init__(self) -> None:
-        self._agent: Agent | None = None
-        self._asked = False
-        self._task = asyncio.current_task()
-
-    def attach(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def stop(self) -> None:
-        if self._agent is not None and not self._asked:
-            self._agent.stop()
-        elif self._task is not None:
-            self._task.cancel()
-        self._asked = True
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM mean `stop`; where a system knows no such handlers, Ctrl-C cancels by itself."""
-        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        with contextlib.suppress(NotImplementedError):
-            for number in numbers:
-                loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(NotImplementedError):
-                for number in numbers:
-                    loop.remove_signal_handler(number)
-
-
 @contextlib.asynccontextmanager
 async def _worker(home: Home, options: Options) -> AsyncIterator[Sandbox]:
     folders = Folders(cache=home.cache, work=home.work)
@@ -208,11 +177,11 @@ def _build(
         clock=clock,
         news=news,
     )
-    return Agent(
-        home=home,
+    deliveries = Deliveries(outbox, transfers, diary, news)
+    correspondence = Correspondence(
         session=session,
         workbench=workbench,
-        deliveries=Deliveries(outbox, transfers, diary, news),
+        deliveries=deliveries,
         desk=desk,
         outbox=outbox,
         cache=cache,
@@ -222,6 +191,18 @@ def _build(
         news=news,
         limits=options.limits,
         backoff=options.backoff,
+    )
+    return Agent(
+        home=home,
+        correspondence=correspondence,
+        workbench=workbench,
+        deliveries=deliveries,
+        desk=desk,
+        outbox=outbox,
+        diary=diary,
+        clock=clock,
+        news=news,
+        limits=options.limits,
     )
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer import running
-from memgrid_volunteer.agent import Limits
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.isolation import Isolation
+from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.stopping import Stopping
 from tests.scripted_grid import ScriptedGrid
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +44,7 @@ class Volunteer:
             await asyncio.gather(task, return_exceptions=True)
 
     async def run(self, **limits: float | None) -> None:
-        self.stopping = running.Stopping()
+        self.stopping = Stopping()
         options = running.Options(
             limits=Limits(**limits),  # type: ignore[arg-type]
             threads=1,

@@ -1,0 +1,237 @@
+"""One Sync after another: what the coordinator is told, and what is done about its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import timedelta
+
+from memgrid.clock import Clock
+from memgrid.errors import BadSignatureError, MemgridError, UnknownHostError, UntrustedGridError
+from memgrid.log import get_logger
+from memgrid.units import HeldLease, LeaseOffer, ModelFiles, Reason, ReasonCode, ReportClaim, SyncAnswer
+from memgrid.wire import REPORTS_MAX
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.deliveries import Deliveries
+from memgrid_volunteer.desk import Desk
+from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.patience import Backoff
+from memgrid_volunteer.session import CoordinatorSession, Parcel
+from memgrid_volunteer.workbench import Workbench
+
+LONG_POLL = timedelta(seconds=20)
+_SKETCHES_BYTES_MAX = 4 << 20
+_REPEATED_ANSWER_PAUSE_S = 0.5
+# No later answer will be another one: the owner has to do something.
+_FINAL = (UnknownHostError, UntrustedGridError, BadSignatureError)
+
+log = get_logger(__name__)
+
+
+class Correspondence:
+    """Tells the coordinator everything until it has confirmed it; `news` says that there is more to tell."""
+
+    def __init__(
+        self,
+        *,
+        session: CoordinatorSession,
+        workbench: Workbench,
+        deliveries: Deliveries,
+        desk: Desk,
+        outbox: Outbox,
+        cache: BlobCache,
+        diary: Diary,
+        clock: Clock,
+        rng: random.Random,
+        news: asyncio.Event,
+        limits: Limits,
+        backoff: Backoff,
+    ) -> None:
+        self._session = session
+        self._workbench = workbench
+        self._deliveries = deliveries
+        self._desk = desk
+        self._outbox = outbox
+        self._cache = cache
+        self._diary = diary
+        self._clock = clock
+        self._rng = rng
+        self._news = news
+        self._limits = limits
+        self._backoff = backoff
+        self.paused: Reason | None = None
+        """Why nothing new is to be taken; set by who watches the owner."""
+
+    async def correspond(self) -> None:
+        """Loop: one Sync after another; the coordinator's absence is waited out, however long it lasts."""
+        failures, wait = 0, timedelta(0)
+        while True:
+            if self._has_nothing_to_say():
+                await self._news.wait()
+            self._news.clear()
+            parcel, began_s = self._parcel(wait), self._clock.monotonic_s()
+            try:
+                answer = await self._exchange(parcel)
+            except _FINAL:
+                raise
+            except MemgridError as error:
+                failures += 1
+                pause_s = self._backoff(failures, self._rng)
+                log.info("sync failed", error=str(error), failures=failures, pause_s=round(pause_s, 1))
+                self._diary.away(error, pause_s)
+                await asyncio.sleep(pause_s)
+                wait = timedelta(0)
+                continue
+            if answer is not None:
+                learned = await self._apply(parcel, answer)
+                if wait:
+                    await self._rest(answer, learned, began_s)
+            # The first call after a silence is answered at once: the owner sees how things stand.
+            failures, wait = 0, LONG_POLL
+
+    async def say_goodbye(self, limit_s: float) -> None:
+        """Tell, briefly, what is finished and what is given back: others wait for these units."""
+        reports, _ = self._reports()
+        released = self._desk.released()
+        if reports or released:
+            try:
+                async with asyncio.timeout(limit_s):
+                    self._take_acks(await self._session.sync(Parcel(reports=reports, released=released)))
+            except (MemgridError, TimeoutError) as error:
+                log.info("left without goodbye", error=str(error) or "no answer in time")
+        await self._session.close()
+
+    def _has_nothing_to_say(self) -> bool:
+        return self.paused is not None and self._outbox.is_empty and not self._desk.released()
+
+    def _parcel(self, wait: timedelta) -> Parcel:
+        reports, held_back = self._reports()
+        released = self._desk.released()
+        return Parcel(
+            held=(*self._desk.held(self._clock.monotonic_s()), *held_back),
+            awaiting=self._outbox.awaiting(),
+            reports=reports,
+            released=released,
+            want=self._want(),
+            # What is told should be answered at once; the line is held open only to listen.
+            wait=timedelta(0) if reports or released else wait,
+        )
+
+    def _reports(self) -> tuple[tuple[tuple[ReportClaim, bytes], ...], list[HeldLease]]:
+        """As many reports as one Sync carries; the others are still held, as far as the coordinator knows."""
+        reports: list[tuple[ReportClaim, bytes]] = []
+        held_back: list[HeldLease] = []
+        size_bytes = 0
+        for entry in self._outbox.to_report():
+            sketch = entry.sketch()
+            size_bytes += len(sketch)
+            if len(reports) < REPORTS_MAX and size_bytes <= _SKETCHES_BYTES_MAX:
+                reports.append((entry.claim, sketch))
+            else:
+                held_back.append(HeldLease(lease_id=entry.claim.lease_id, fence=entry.claim.fence, progress=1.0))
+        return tuple(reports), held_back
+
+    def _want(self) -> int:
+        if self.paused is not None or self._workbench.is_resting:
+            return 0
+        if self._outbox.size_bytes() > self._limits.outbox_bytes:
+            return 0
+        more = self._desk.wanted()
+        if self._limits.max_units is not None:
+            left = self._limits.max_units - self._workbench.units_finished - len(self._desk)
+            more = min(more, max(0, left))
+        return more
+
+    async def _exchange(self, parcel: Parcel) -> SyncAnswer | None:
+        """The answer; None when there was news to tell before one came."""
+        call = asyncio.create_task(self._session.sync(parcel))
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait({call, news}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done() and parcel.wait:
+                call.cancel()
+                await asyncio.wait({call})
+                if call.cancelled():
+                    return None
+            return await call
+        finally:
+            news.cancel()
+            call.cancel()
+            await asyncio.gather(call, news, return_exceptions=True)
+
+    async def _apply(self, parcel: Parcel, answer: SyncAnswer) -> bool:
+        """Do what the answer says; False when it said nothing new."""
+        self._desk.told(parcel.released)
+        self._take_acks(answer)
+        await self._take_verdicts(answer)
+        for cancelled in answer.cancelled:
+            held = self._desk.remove(cancelled.lease_id)
+            if held is not None:
+                log.info("lease withdrawn", lease_id=cancelled.lease_id, reason=cancelled.reason.code.value)
+                await self._workbench.stop(cancelled.lease_id)
+        taken = self._take_offers(answer)
+        ordered = [self._deliveries.put(order) for order in answer.uploads]
+        self._diary.awaiting = len(self._outbox)
+        if self.paused is not None:
+            self._diary.stands("paused")
+        elif len(self._desk) == 0:
+            self._diary.stands("idle", answer.idle_reason)
+        else:
+            self._diary.stands("running")
+        return bool(taken or any(ordered) or answer.acks or answer.verdicts or answer.cancelled)
+
+    def _take_acks(self, answer: SyncAnswer) -> None:
+        for ack in answer.acks:
+            entry = self._outbox.find(ack.lease_id)
+            if entry is None:
+                continue
+            if ack.accepted:
+                self._outbox.acknowledge(ack.lease_id)
+                continue
+            reason = ack.reason or Reason(code=ReasonCode.LEASE_ENDED)
+            log.warning("report refused", lease_id=ack.lease_id, reason=reason.code.value, text=reason.text)
+            self._diary.report_refused(entry.claim.unit_key, reason)
+            self._outbox.drop(ack.lease_id)
+
+    async def _take_verdicts(self, answer: SyncAnswer) -> None:
+        for notice in answer.verdicts:
+            entry = self._outbox.find(notice.lease_id)
+            if entry is None:
+                continue
+            if notice.verdict == "accepted":
+                # The next chunk of the same text may be ours too, and would start by fetching this one.
+                await asyncio.to_thread(self._cache.keep, entry.output, entry.claim.outputs[0].digest)
+            self._diary.judged(entry.claim.unit_key, notice)
+            self._outbox.drop(notice.lease_id)
+
+    def _take_offers(self, answer: SyncAnswer) -> int:
+        models = {model.digest: model for model in answer.models}
+        return sum(self._take_offer(offer, models.get(offer.model)) for offer in answer.leases)
+
+    def _take_offer(self, offer: LeaseOffer, model: ModelFiles | None) -> bool:
+        if self._outbox.find(offer.lease_id) is not None:
+            return False
+        known = model or ModelFiles(digest=offer.model, files=())
+        if not self._desk.take(offer, known):
+            return False
+        if self.paused is not None:
+            self._desk.give_back(offer.lease_id, self.paused)
+        else:
+            self._workbench.put(offer.lease_id)
+        return True
+
+    async def _rest(self, answer: SyncAnswer, learned: bool, began_s: float) -> None:
+        """Not sooner than the coordinator likes, unless there is news; and never in circles over the same answer."""
+        if learned:
+            return
+        took_s = self._clock.monotonic_s() - began_s
+        wish_s = answer.call_again_in.total_seconds() if answer.is_empty else 0.0
+        pause_s = max(wish_s, _REPEATED_ANSWER_PAUSE_S) - took_s
+        if pause_s > 0:
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return
