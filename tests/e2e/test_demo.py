@@ -1,0 +1,101 @@
+"""The demonstration shows what it promises, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
+LIMIT_S = 540
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not MODEL.is_dir(), reason="the small model is not there; scripts/prepare_model.py makes it"),
+]
+
+
+def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The demo in a process group of its own; all its processes carry `folder` in their command line."""
+    environment = {**os.environ, "TMPDIR": str(folder), "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Processes that still work for a demo in this folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(folder) in line and process.info["pid"] != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("demo")
+    demo = start_demo(folder, "--json", str(folder / "facts.json"))
+    output, _ = demo.communicate(timeout=LIMIT_S)
+    assert demo.returncode == 0, output
+    assert left_behind(folder) == []
+    read: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    return read
+
+
+def test_every_document_becomes_a_cube(facts: dict[str, Any]) -> None:
+    assert facts["cubes_published"] == len(facts["documents"]) >= 3
+    assert facts["tokens"] >= 4000
+
+
+def test_the_cheat_alone_is_caught_and_told_why(facts: dict[str, Any]) -> None:
+    assert {rejection["volunteer"] for rejection in facts["reports_rejected"]} == {"mallory"}
+    assert all(rejection["reason"] == "disagrees" for rejection in facts["reports_rejected"])
+    assert all("allowed" in rejection["text"] for rejection in facts["reports_rejected"])
+
+
+def test_the_cube_stands_for_having_read_the_text(facts: dict[str, Any]) -> None:
+    assert facts["top1_agrees"]
+    assert facts["kl_to_full_text"] < 1e-3 < facts["kl_without_text"]
+    assert facts["answer"]
+
+
+def test_checking_costs_what_replicas_cost(facts: dict[str, Any]) -> None:
+    assert 2 * facts["produced_flops"] <= facts["spent_flops"] <= 3.5 * facts["produced_flops"]
+    assert 0 < facts["saved_flops"] < facts["produced_flops"]
+    assert facts["cube_bytes"] > 23_000 * facts["cube_tokens"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    demo = start_demo(tmp_path)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("2 "):
+            break
+    demo.send_signal(number)
+    assert demo.wait(timeout=60) != 0
+    demo.stdout.close()
+    deadline_s = time.monotonic() + 10
+    # A worker behind walls ends with its supervisor, but the system may take a moment to say so.
+    while left_behind(tmp_path) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert left_behind(tmp_path) == []
+    assert not list(tmp_path.glob("memgrid-demo-*"))
