@@ -1,7 +1,7 @@
 """A volunteer's worker against a bare prefill loop: the same chunks, in turns, on as many threads.
 
 The worker is the real one: a child process behind the walls this machine allows, that reads a unit's folder,
-computes, writes the chunk file and its sketch, and answers. The loop is a few lines of transformers that keep nothing.
+computes, writes the chunk file and its sketch, and answers. The loop is a few lines that keep nothing.
 """
 
 from __future__ import annotations
