@@ -31,7 +31,8 @@ def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def memgrid_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's own settings."""
+    """No test reads or writes the user's own settings and cubes."""
     home = tmp_path / "memgrid-home"
     monkeypatch.setenv("MEMGRID_HOME", str(home))
+    monkeypatch.setenv("MEMGRID_CACHE", str(tmp_path / "memgrid-cache"))
     return home
