@@ -149,7 +149,7 @@ def write_campaign(folder: Path, setting: Setting, units: int) -> Path:
     """A campaign of so many units, all open at once, over random letters."""
     rng = random.Random(setting.quorum * 100 + setting.batch)
     with (folder / "letters.jsonl").open("w") as file:
-        for _ in range(max(1, units // _UNITS_A_DOCUMENT)):
+        for _ in range(-(-units // _UNITS_A_DOCUMENT)):
             text = "".join(rng.choices(string.ascii_lowercase, k=_DOCUMENT_CHARACTERS))
             file.write(json.dumps({"text": text}) + "\n")
     path = folder / "campaign.yaml"
