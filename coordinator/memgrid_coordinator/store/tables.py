@@ -110,7 +110,16 @@ class UnitRow(SQLModel, table=True):
             sqlite_where=text("state = 'open' AND vacancies > 0"),
             postgresql_where=text("state = 'open' AND vacancies > 0"),
         ),
-        Index("units_by_state", "state"),
+        # Units whose reports nobody compares yet: what the recovery sweep looks for.
+        Index(
+            "units_undecided",
+            "unit_id",
+            sqlite_where=text("state = 'open' AND vacancies = 0"),
+            postgresql_where=text("state = 'open' AND vacancies = 0"),
+        ),
+        # For counting by state. Were the state its first column, SQLite would prefer it to the two above and sort
+        # all that is open at every Sync.
+        Index("units_by_kind", "kind", "state"),
         Index("units_by_parent", "parent_id"),
     )
 

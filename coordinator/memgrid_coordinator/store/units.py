@@ -184,15 +184,13 @@ def ancestors(connection: Connection, unit_id: int) -> list[Unit]:
 def undecided(connection: Connection, limit: int) -> list[int]:
     """Open units that nobody is working on or could be: their reports still have to be compared."""
     working = exists().where(leases.c.unit_id == units.c.unit_id, leases.c.state == LeaseState.LEASED)
-    query = (
-        select(units.c.unit_id).where(units.c.state == UnitState.OPEN, units.c.vacancies == 0, ~working).limit(limit)
-    )
+    query = select(units.c.unit_id).where(text("units.state = 'open' AND units.vacancies = 0"), ~working).limit(limit)
     return list(connection.execute(query).scalars())
 
 
 def oldest_opening(connection: Connection) -> datetime | None:
     """Since when the oldest open unit with a vacancy has been waiting."""
-    query = select(func.min(units.c.opened_at)).where(units.c.state == UnitState.OPEN, units.c.vacancies > 0)
+    query = select(func.min(units.c.opened_at)).where(_HAS_VACANCY)
     opened_at: datetime | None = connection.execute(query).scalar()
     return opened_at
 
@@ -223,8 +221,6 @@ _HAS_PART = exists().where(
 _HAS_VACANCY = text("units.state = 'open' AND units.vacancies > 0")
 _CANDIDATES = (
     select(units)
-    # Without statistics SQLite would take the index on the state and sort everything that is open.
-    .with_hint(units, "INDEXED BY units_to_lease", "sqlite")
     .where(_HAS_VACANCY, ~_HAS_PART)
     .order_by(units.c.priority.desc(), units.c.unit_id)
     .limit(bindparam("most"))

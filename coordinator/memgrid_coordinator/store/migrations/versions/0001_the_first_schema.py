@@ -161,8 +161,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("key"),
     )
     with op.batch_alter_table("units", schema=None) as batch_op:
+        batch_op.create_index("units_by_kind", ["kind", "state"], unique=False)
         batch_op.create_index("units_by_parent", ["parent_id"], unique=False)
-        batch_op.create_index("units_by_state", ["state"], unique=False)
+        batch_op.create_index(
+            "units_undecided",
+            ["unit_id"],
+            unique=False,
+            sqlite_where=sa.text("state = 'open' AND vacancies = 0"),
+            postgresql_where=sa.text("state = 'open' AND vacancies = 0"),
+        )
 
     op.create_table(
         "documents",
@@ -377,8 +384,13 @@ def downgrade() -> None:
 
     op.drop_table("documents")
     with op.batch_alter_table("units", schema=None) as batch_op:
-        batch_op.drop_index("units_by_state")
+        batch_op.drop_index(
+            "units_undecided",
+            sqlite_where=sa.text("state = 'open' AND vacancies = 0"),
+            postgresql_where=sa.text("state = 'open' AND vacancies = 0"),
+        )
         batch_op.drop_index("units_by_parent")
+        batch_op.drop_index("units_by_kind")
 
     op.drop_table("units")
     op.drop_table("pool_tags")
