@@ -65,6 +65,8 @@ class ReasonCode(StrEnum):
     HOST_SUSPENDED = "host_suspended"
     ALL_SEEN = "all_seen"
     DRAINING = "draining"
+    # a code of a newer release, whose text still tells
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
