@@ -51,6 +51,18 @@ async def test_a_step_that_raises_leaves_nothing_and_takes_no_neighbour_along(st
     assert await store.read(count) == 10
 
 
+async def test_a_lone_step_that_raises_leaves_nothing(store: Store) -> None:
+    def bad(connection: Connection) -> None:
+        add_invite(connection, "bad", 1, NOW)
+        raise LookupError("half done")
+
+    with pytest.raises(LookupError):
+        await store.write(bad)
+    assert await store.read(count) == 0
+    await store.write(lambda connection: add_invite(connection, "good", 1, NOW))
+    assert await store.read(count) == 1
+
+
 async def test_steps_that_wait_share_a_transaction(tmp_path: Path) -> None:
     batches: list[int] = []
     store = Store(f"sqlite:///{tmp_path / 'memgrid.db'}", observer=lambda *, steps, seconds: batches.append(steps))

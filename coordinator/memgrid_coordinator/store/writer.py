@@ -81,21 +81,27 @@ class Writer:
         return batch
 
     def _apply(self, connection: Connection, batch: list[_Queued]) -> None:
+        # Whoever has gone meanwhile was promised nothing.
+        wanted = [queued for queued in batch if queued.answer.set_running_or_notify_cancel()]
         outcomes: list[tuple[_Queued, Any, BaseException | None]] = []
         try:
             with connection.begin():
-                for queued in batch:
-                    if not queued.answer.set_running_or_notify_cancel():
-                        continue  # its caller has gone; nothing was promised
-                    try:
-                        with connection.begin_nested():
-                            outcomes.append((queued, queued.step(connection), None))
-                    except Exception as error:  # noqa: BLE001 - it belongs to whoever queued the step
-                        outcomes.append((queued, None, error))
-        except Exception as error:  # noqa: BLE001 - the commit failed: nobody's step happened
-            outcomes = [(queued, None, error) for queued in batch if queued.answer.running()]
+                if len(wanted) == 1:  # the transaction itself is its savepoint
+                    outcomes = [(wanted[0], wanted[0].step(connection), None)]
+                else:
+                    outcomes = [self._apart(connection, queued) for queued in wanted]
+        except Exception as error:  # noqa: BLE001 - a lone step raised, or the commit failed: nothing happened
+            outcomes = [(queued, None, error) for queued in wanted]
         for queued, value, failure in outcomes:
             if failure is None:
                 queued.answer.set_result(value)
             else:
                 queued.answer.set_exception(failure)
+
+    def _apart(self, connection: Connection, queued: _Queued) -> tuple[_Queued, Any, BaseException | None]:
+        """One step among others, behind a savepoint."""
+        try:
+            with connection.begin_nested():
+                return queued, queued.step(connection), None
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever queued the step
+            return queued, None, error
