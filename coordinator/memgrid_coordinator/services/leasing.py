@@ -9,12 +9,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from memgrid.clock import Clock
-from memgrid.digest import Digest
 from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
 from memgrid.log import get_logger
 from memgrid.signing import REPORTS_TYPE, SignedBody
 from memgrid.units import (
-    BlobRef,
     Cancellation,
     HostId,
     LeaseId,
@@ -28,16 +26,16 @@ from memgrid.units import (
     VerdictNotice,
 )
 from memgrid.wire import reports_from_body
-from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy import dispatch
 from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
 from memgrid_coordinator.policy.life import Changed
-from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
+from memgrid_coordinator.records import Caller, Event, Host, Lease, Role
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.intake import Taken, take_reports
 from memgrid_coordinator.services.judging import Judging
+from memgrid_coordinator.services.offers import cancellation_of, new_lease, offer_of, verdict_of
 from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import events, hosts, leases, units, uploads
@@ -213,21 +211,19 @@ class Leasing:
         granted = []
         for unit in chosen:
             own_s = estimate_s(unit.flops, host.flops_per_s)
-            granted.append(
-                _new_lease(unit, host, self._new_id(), now, deadline(now, ahead_s, own_s, self._deadlines))
-            )
+            granted.append(new_lease(unit, host, self._new_id(), now, deadline(now, ahead_s, own_s, self._deadlines)))
             ahead_s += own_s
         leases.grant(connection, granted)
         units.take_vacancies(connection, [unit.unit_id for unit in chosen])
         events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
         pairs = zip(granted, chosen, strict=True)
-        return [_offer(lease, unit, host, _inputs(connection, unit)) for lease, unit in pairs], reason
+        return [offer_of(connection, lease, unit, host) for lease, unit in pairs], reason
 
     def _resend(self, connection: Connection, host: Host, lost: Sequence[Lease]) -> list[LeaseOffer]:
         """Leases that the host does not know of: the answer that carried them never arrived."""
         found = units.by_id(connection, {lease.unit_id for lease in lost})
         pairs = [(lease, found[lease.unit_id]) for lease in lost]
-        return [_offer(lease, unit, host, _inputs(connection, unit)) for lease, unit in pairs]
+        return [offer_of(connection, lease, unit, host) for lease, unit in pairs]
 
     def _verdicts(
         self, connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
@@ -235,7 +231,7 @@ class Leasing:
         if not awaiting:
             return ()
         settled = {one.lease_id: one for one in leases.settled(connection, host_id, awaiting)}
-        notices = [_verdict(lease_id, settled.get(lease_id)) for lease_id in awaiting]
+        notices = [verdict_of(lease_id, settled.get(lease_id)) for lease_id in awaiting]
         return tuple(notice for notice in notices if notice is not None)
 
     def _orders(self, connection: Connection, host_id: HostId) -> tuple[UploadOrder, ...]:
@@ -246,7 +242,7 @@ class Leasing:
     ) -> tuple[Cancellation, ...]:
         """Why leases that a host believes to hold are not its any more."""
         found = leases.by_id(connection, gone) if gone else {}
-        return tuple(_cancellation(lease_id, found.get(lease_id), host_id) for lease_id in gone)
+        return tuple(cancellation_of(lease_id, found.get(lease_id), host_id) for lease_id in gone)
 
     def _call_again_in(self, host: Host, idle: Reason | None, now: datetime) -> timedelta:
         if idle is None:
@@ -288,92 +284,6 @@ def _with_reports(caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> Sy
     if (batch.host_id, batch.session_id, batch.sequence) != (caller.host_id, caller.session_id, ask.sequence):
         raise BadSignatureError("the reports were signed for another host, another log-in or another sync")
     return replace(ask, reports=batch.reports)
-
-
-def _new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at: datetime) -> Lease:
-    return Lease(
-        lease_id=LeaseId(lease_id),
-        unit_id=unit.unit_id,
-        unit_key=unit.key,
-        host_id=host.host_id,
-        account_id=host.account_id,
-        fence=unit.fence + 1,
-        state=LeaseState.LEASED,
-        granted_at=now,
-        deadline_at=deadline_at,
-        reported_at=None,
-        outputs=(),
-        sketch=b"",
-        facts=None,
-        reason=None,
-    )
-
-
-def _offer(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) -> LeaseOffer:
-    return LeaseOffer(
-        lease_id=lease.lease_id,
-        fence=lease.fence,
-        unit_key=lease.unit_key,
-        spec=unit.spec,
-        model=unit.model,
-        inputs=inputs,
-        deadline_at=lease.deadline_at,
-        estimate_s=estimate_s(unit.flops, host.flops_per_s),
-    )
-
-
-def _inputs(connection: Connection, unit: Unit) -> tuple[BlobRef, ...]:
-    """The files a unit reads: its tokens, and the accepted caches it continues."""
-    tokens = BlobRef(
-        name="tokens.bin",
-        digest=unit.tokens_digest,
-        size_bytes=4 * unit.token_count,
-        path=input_path(unit.tokens_digest),
-    )
-    if unit.parent_id is None:
-        return (tokens,)
-    past = []
-    for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
-        assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
-        past.append(
-            BlobRef(
-                name=f"past/{index:04d}.safetensors",
-                digest=ancestor.output_digest,
-                size_bytes=ancestor.output_bytes,
-                path=input_path(ancestor.output_digest),
-            )
-        )
-    return (tokens, *past)
-
-
-def input_path(digest: Digest) -> str:
-    """Where the data plane serves the inputs of units."""
-    return f"/v2/grid/inputs/blobs/{digest}"
-
-
-def _verdict(lease_id: LeaseId, settled: leases.Settled | None) -> VerdictNotice | None:
-    """What a host is told of a report it awaits; None while it is undecided."""
-    if settled is None:
-        gone = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
-        return VerdictNotice(lease_id=lease_id, verdict="cancelled", reason=gone, credit_flops=0)
-    if settled.state is LeaseState.AGREED and settled.unit_state is UnitState.ACCEPTED:
-        agrees = Reason(code=ReasonCode.AGREES)
-        return VerdictNotice(lease_id=lease_id, verdict="accepted", reason=agrees, credit_flops=settled.flops)
-    if settled.state in (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED):
-        return None
-    verdict = "rejected" if settled.state is LeaseState.REJECTED else "cancelled"
-    reason = settled.reason or Reason(code=ReasonCode.LEASE_ENDED)
-    return VerdictNotice(lease_id=lease_id, verdict=verdict, reason=reason, credit_flops=0)
-
-
-def _cancellation(lease_id: LeaseId, lease: Lease | None, host_id: HostId) -> Cancellation:
-    if lease is None or lease.host_id != host_id:
-        reason = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
-    elif lease.state is LeaseState.EXPIRED:
-        reason = Reason(code=ReasonCode.LEASE_EXPIRED, text=f"it ran out at {lease.deadline_at:%H:%M:%S} UTC")
-    else:
-        reason = lease.reason or Reason(code=ReasonCode.LEASE_ENDED, text=f"it is {lease.state}")
-    return Cancellation(lease_id=lease_id, reason=reason)
 
 
 def _event(name: str, lease: Lease, now: datetime, reason: Reason | None = None) -> Event:

@@ -1,0 +1,101 @@
+"""What a host is told: its leases and their inputs, how its reports ended, which leases are gone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from memgrid.digest import Digest
+from memgrid.units import BlobRef, Cancellation, HostId, LeaseId, LeaseOffer, Reason, ReasonCode, VerdictNotice
+from memgrid_coordinator.lifecycle import LeaseState, UnitState
+from memgrid_coordinator.policy.deadlines import estimate_s
+from memgrid_coordinator.records import Host, Lease, Unit
+from memgrid_coordinator.store import leases, units
+
+
+def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at: datetime) -> Lease:
+    return Lease(
+        lease_id=LeaseId(lease_id),
+        unit_id=unit.unit_id,
+        unit_key=unit.key,
+        host_id=host.host_id,
+        account_id=host.account_id,
+        fence=unit.fence + 1,
+        state=LeaseState.LEASED,
+        granted_at=now,
+        deadline_at=deadline_at,
+        reported_at=None,
+        outputs=(),
+        sketch=b"",
+        facts=None,
+        reason=None,
+    )
+
+
+def offer_of(connection: Connection, lease: Lease, unit: Unit, host: Host) -> LeaseOffer:
+    """A lease as its host is told of it."""
+    return LeaseOffer(
+        lease_id=lease.lease_id,
+        fence=lease.fence,
+        unit_key=lease.unit_key,
+        spec=unit.spec,
+        model=unit.model,
+        inputs=_inputs(connection, unit),
+        deadline_at=lease.deadline_at,
+        estimate_s=estimate_s(unit.flops, host.flops_per_s),
+    )
+
+
+def _inputs(connection: Connection, unit: Unit) -> tuple[BlobRef, ...]:
+    """The files a unit reads: its tokens, and the accepted caches it continues."""
+    tokens = BlobRef(
+        name="tokens.bin",
+        digest=unit.tokens_digest,
+        size_bytes=4 * unit.token_count,
+        path=input_path(unit.tokens_digest),
+    )
+    if unit.parent_id is None:
+        return (tokens,)
+    past = []
+    for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
+        assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
+        past.append(
+            BlobRef(
+                name=f"past/{index:04d}.safetensors",
+                digest=ancestor.output_digest,
+                size_bytes=ancestor.output_bytes,
+                path=input_path(ancestor.output_digest),
+            )
+        )
+    return (tokens, *past)
+
+
+def input_path(digest: Digest) -> str:
+    """Where the data plane serves the inputs of units."""
+    return f"/v2/grid/inputs/blobs/{digest}"
+
+
+def verdict_of(lease_id: LeaseId, settled: leases.Settled | None) -> VerdictNotice | None:
+    """What a host is told of a report it awaits; None while it is undecided."""
+    if settled is None:
+        gone = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
+        return VerdictNotice(lease_id=lease_id, verdict="cancelled", reason=gone, credit_flops=0)
+    if settled.state is LeaseState.AGREED and settled.unit_state is UnitState.ACCEPTED:
+        agrees = Reason(code=ReasonCode.AGREES)
+        return VerdictNotice(lease_id=lease_id, verdict="accepted", reason=agrees, credit_flops=settled.flops)
+    if settled.state in (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED):
+        return None
+    verdict = "rejected" if settled.state is LeaseState.REJECTED else "cancelled"
+    reason = settled.reason or Reason(code=ReasonCode.LEASE_ENDED)
+    return VerdictNotice(lease_id=lease_id, verdict=verdict, reason=reason, credit_flops=0)
+
+
+def cancellation_of(lease_id: LeaseId, lease: Lease | None, host_id: HostId) -> Cancellation:
+    if lease is None or lease.host_id != host_id:
+        reason = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
+    elif lease.state is LeaseState.EXPIRED:
+        reason = Reason(code=ReasonCode.LEASE_EXPIRED, text=f"it ran out at {lease.deadline_at:%H:%M:%S} UTC")
+    else:
+        reason = lease.reason or Reason(code=ReasonCode.LEASE_ENDED, text=f"it is {lease.state}")
+    return Cancellation(lease_id=lease_id, reason=reason)
