@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CAMPAIGN = Path(__file__).resolve().parent / "demonstration" / "campaign.yaml"
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 SHOWN_CUBE = "memgrid-docs/why"
-QUESTION = "In one sentence: why do two volunteers compute the same unit?"
+QUESTION = "How many kilobytes does a token of SmolLM2-135M take in bfloat16?"
 
 
 def main() -> int:
@@ -135,8 +135,9 @@ def fetch_cube(grid: Grid, console: Console) -> MemCube:
 def ask(cube: MemCube, console: Console) -> Reading:
     model, tokenizer = load(MODEL)
     reading = read_both_ways(model, tokenizer, cube, QUESTION)
-    console.print(f"[bold]Q[/bold] {QUESTION}")
-    console.print(f"[bold]A[/bold] {reading.answer}")
+    console.print(f"[bold]question        [/bold] {QUESTION}")
+    console.print(f"[bold]with the cube   [/bold] {reading.answer}")
+    console.print(f"[bold]without the text[/bold] {reading.answer_without_text}")
     return reading
 
 
@@ -155,6 +156,7 @@ def facts_of(
         "cube_bytes": info.bytes,
         "question": QUESTION,
         "answer": reading.answer,
+        "answer_without_text": reading.answer_without_text,
         "ttft_prefill_s": reading.ttft_prefill_s,
         "ttft_cube_s": reading.ttft_cube_s,
         "kl_to_full_text": reading.kl_to_full_text,

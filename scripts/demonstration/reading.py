@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from memgrid import MemCube
 
 REPEATS = 3
-ANSWER_TOKENS = 48
+GREEDY = {"max_new_tokens": 48, "do_sample": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Reading:
     """The same for the model that has neither."""
     top1_agrees: bool
     answer: str
+    answer_without_text: str
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -60,9 +61,8 @@ def read_both_ways(model: Any, tokenizer: Any, cube: MemCube, question: str) -> 
     cube.attach(model)  # compares the model with the cube's, once; not part of an answer
     ttft_prefill_s, ttft_cube_s, full, attached = _in_turns(from_text, from_cube)
     alone = model(input_ids=question_ids, logits_to_keep=1).logits[0, -1]
-    answer = model.generate(
-        **prompt, past_key_values=cube.attach(model), max_new_tokens=ANSWER_TOKENS, do_sample=False
-    )
+    answer = model.generate(**prompt, past_key_values=cube.attach(model), **GREEDY)
+    guess = model.generate(question_ids, attention_mask=torch.ones_like(question_ids), **GREEDY)
     return Reading(
         tokens=held,
         question_tokens=question_ids.shape[1],
@@ -71,7 +71,8 @@ def read_both_ways(model: Any, tokenizer: Any, cube: MemCube, question: str) -> 
         kl_to_full_text=kl(full, attached),
         kl_without_text=kl(full, alone),
         top1_agrees=bool(full.argmax() == attached.argmax()),
-        answer=tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).strip(),
+        answer=_text(tokenizer, answer[0, ids.shape[1] :]),
+        answer_without_text=_text(tokenizer, guess[0, question_ids.shape[1] :]),
     )
 
 
@@ -79,6 +80,11 @@ def kl(reference: torch.Tensor, other: torch.Tensor) -> float:
     """KL(reference ‖ other) of two rows of logits [vocabulary], in nats."""
     p, q = (logits.double().log_softmax(-1) for logits in (reference, other))
     return max(0.0, float((p.exp() * (p - q)).sum()))
+
+
+def _text(tokenizer: Any, ids: torch.Tensor) -> str:
+    """On one line."""
+    return " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
 
 
 def _in_turns(

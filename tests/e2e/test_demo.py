@@ -74,7 +74,8 @@ def test_the_cheat_alone_is_caught_and_told_why(facts: dict[str, Any]) -> None:
 def test_the_cube_stands_for_having_read_the_text(facts: dict[str, Any]) -> None:
     assert facts["top1_agrees"]
     assert facts["kl_to_full_text"] < 1e-3 < facts["kl_without_text"]
-    assert facts["answer"]
+    assert "23 kilobytes" in facts["answer"]
+    assert "23 kilobytes" not in facts["answer_without_text"]
 
 
 def test_checking_costs_what_replicas_cost(facts: dict[str, Any]) -> None:
