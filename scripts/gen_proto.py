@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ COMMITTED = ROOT / "shared" / "memgrid" / "v1"
 
 def generate(target: Path) -> None:
     """Write the stubs below `target`, as memgrid/v1/*_pb2*.py[i]."""
+    # The plugins are programs beside this Python, found even where its environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     well_known = Path(protoc.__file__).parent / "_proto"
     protos = sorted(str(path) for path in (ROOT / "proto").rglob("*.proto"))
     out = ["python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out"]
