@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from memgrid import MemCube
 
 REPEATS = 3
-GREEDY = {"max_new_tokens": 48, "do_sample": False}
+GREEDY = {"max_new_tokens": 32, "do_sample": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
