@@ -123,10 +123,10 @@ def check_outcome(grid: Grid, campaign: dict[str, Any]) -> list[dict[str, str]]:
 
 def fetch_cube(grid: Grid, console: Console) -> MemCube:
     os.environ["MEMGRID_HOME"] = str(grid.consumer_home)
-    pool = Pool(grid.url, cache=grid.folder / "consumer-cache")
     console.print(grid.consumer("search", "memgrid").rstrip(), soft_wrap=True)
-    cube = pool.pull(SHOWN_CUBE)
-    checked = pool.verify(SHOWN_CUBE)
+    with Pool(grid.url, cache=grid.folder / "consumer-cache") as pool:
+        cube = pool.pull(SHOWN_CUBE)
+        checked = pool.verify(SHOWN_CUBE)
     size = bytes_text(checked.size_bytes)
     console.print(f"pulled and verified {SHOWN_CUBE}: {checked.files} files, {size}, signed by the grid's key")
     return cube

@@ -31,7 +31,7 @@ class Shell:
     """Runs `memgrid` as a process of its own, with this grid and a home and cache of its own."""
 
     def __init__(self, folder: Path, grid: str | None) -> None:
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMGRID_")} | {
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMGRID_")} | {
             "MEMGRID_HOME": str(folder / "home"),
             "MEMGRID_CACHE": str(folder / "cache"),
             "COLUMNS": "200",
@@ -48,7 +48,7 @@ class Shell:
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
+            env=self.environment,
         )
         output, errors = await process.communicate()
         assert process.returncode is not None

@@ -21,6 +21,7 @@ from memgrid.cli.watching import display_for, picture, summary_of
 from memgrid.clock import SystemClock
 from memgrid.cube.identity import identity_of_folder
 from memgrid.endpoint import GridEndpoint
+from memgrid.errors import InvalidError, UnknownModelError
 from memgrid.v1 import campaigns_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Submit work to a grid and follow it.")
@@ -52,7 +53,11 @@ def submit(
     campaign, sources = read_campaign(file)
     endpoint, secret = find_grid(grid_of(grid)), token_of(token)
     console = Console(stderr=as_json)
-    submitted = asyncio.run(submit_campaign(endpoint, secret, campaign, sources, file.parent, console))
+    try:
+        submitted = asyncio.run(submit_campaign(endpoint, secret, campaign, sources, file.parent, console))
+    except UnknownModelError as error:
+        # To the grid something it does not have; to who wrote the file, a mistake in it.
+        raise InvalidError(f"{file.name}: model: {error}") from None
     status = submitted.status
     if not as_json:
         console.print(_submission_line(submitted), highlight=False)

@@ -50,8 +50,8 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Push a model's weights, configuration and tokenizer; code and pickles never travel."""
-    pool = Pool(find_grid(grid_of(grid)).url, token=token_of(token))
-    pushed = push_model(pool, folder, name or folder.resolve().name, tag)
+    with Pool(find_grid(grid_of(grid)).url, token=token_of(token)) as pool:
+        pushed = push_model(pool, folder, name or folder.resolve().name, tag)
     if as_json:
         print_json(
             {

@@ -40,12 +40,12 @@ async def submit_campaign(
     console: Console,
 ) -> Submitted:
     """Nothing is created before all blobs are there; blobs without a campaign are swept away by the grid."""
-    pool = Pool(endpoint.url, token=token)
-    if campaign.model_is_folder:
-        model = await asyncio.to_thread(bring_model, pool, campaign, folder, console)
-        campaign = campaign.model_copy(update={"model": model})
-    with console.status(f"bringing {len(sources)} sources"):
-        brought = [await asyncio.to_thread(bring_source, pool, campaign.name, source) for source in sources]
+    with Pool(endpoint.url, token=token) as pool:
+        if campaign.model_is_folder:
+            model = await asyncio.to_thread(bring_model, pool, campaign, folder, console)
+            campaign = campaign.model_copy(update={"model": model})
+        with console.status(f"bringing {len(sources)} sources"):
+            brought = [await asyncio.to_thread(bring_source, pool, campaign.name, source) for source in sources]
     request = pb.SubmitRequest(request_id=uuid.uuid4().hex, campaign=campaign.to_bytes(), sources=brought)
     with console.status("planning"):
         async with control_plane(endpoint, token) as plane:
