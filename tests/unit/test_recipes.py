@@ -107,6 +107,7 @@ def accepted(unit: NewUnit, number: int) -> Unit:
         output_digest=digest_of(b"output %d" % number),
         output_bytes=1000 + number,
         accepted_lease_id=None,
+        opened_at=None,
     )
 
 
