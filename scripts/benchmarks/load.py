@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import httpx
+
 from memgrid.cli.control import control_plane
-from memgrid.endpoint import GridEndpoint
+from memgrid.endpoint import GridEndpoint, async_http_client
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
-from memgrid.units import LeaseId, LeaseOffer, SyncAnswer, UnitKey
+from memgrid.units import LeaseId, LeaseOffer, SyncAnswer, UnitKey, UploadOrder
 from memgrid.v1 import campaigns_pb2 as pb
 from memgrid_coordinator.heavy.plan import ActivationPlan
 
@@ -82,30 +84,34 @@ class Load:
         """Report what was leased, ask for more, until everything is accepted."""
         awaiting: dict[LeaseId, SimulatedWork] = {}
         finished: list[SimulatedWork] = []
-        while not self._accepted.is_set():
-            began_s = time.perf_counter()
-            answer = await host.sync(
-                want=self._batch,
-                awaiting=list(awaiting),
-                work=finished,
-                wait=timedelta(0) if finished else IDLE_WAIT,
-            )
-            if finished:
-                self.sync_s.append(time.perf_counter() - began_s)
-            for verdict in answer.verdicts:
-                awaiting.pop(verdict.lease_id, None)
-            if self._uploads:
-                await self._upload(host, answer, awaiting)
-            finished = [self._finished(offer) for offer in answer.leases]
-            awaiting |= {done.claim.lease_id: done for done in finished}
+        async with async_http_client(self._endpoint, host.token) as http:
+            while not self._accepted.is_set():
+                answer = await self._sync(host, awaiting, finished)
+                for verdict in answer.verdicts:
+                    awaiting.pop(verdict.lease_id, None)
+                for order in answer.uploads if self._uploads else ():
+                    if order.lease_id in awaiting:
+                        await upload(http, order, awaiting[order.lease_id].content)
+                finished = [self._finished(offer) for offer in answer.leases]
+                awaiting |= {done.claim.lease_id: done for done in finished}
 
-    async def _upload(
-        self, host: SimulatedHost, answer: SyncAnswer, reported: Mapping[LeaseId, SimulatedWork]
-    ) -> None:
-        for order in answer.uploads:
-            if order.lease_id in reported:
-                (await host.upload(order, reported[order.lease_id].content)).raise_for_status()
+    async def _sync(
+        self, host: SimulatedHost, awaiting: Mapping[LeaseId, SimulatedWork], finished: list[SimulatedWork]
+    ) -> SyncAnswer:
+        began_s = time.perf_counter()
+        wait = timedelta(0) if finished else IDLE_WAIT
+        answer = await host.sync(want=self._batch, awaiting=list(awaiting), work=finished, wait=wait)
+        if finished:
+            self.sync_s.append(time.perf_counter() - began_s)
+        return answer
 
     def _finished(self, offer: LeaseOffer) -> SimulatedWork:
         done = self._work[offer.unit_key]
         return replace(done, claim=replace(done.claim, lease_id=offer.lease_id, fence=offer.fence))
+
+
+async def upload(http: httpx.AsyncClient, order: UploadOrder, content: bytes) -> None:
+    """Send an ordered output in one piece, over a connection that stays open as a volunteer's does."""
+    location = (await http.post(order.path)).raise_for_status().headers["location"]
+    joiner = "&" if "?" in location else "?"
+    (await http.put(f"{location}{joiner}digest={order.digest}", content=content)).raise_for_status()
