@@ -181,13 +181,10 @@ class Judging:
 
         def step(connection: Connection) -> list[LeaseId]:
             found = leases.by_id(connection, [lease_id for _, lease_id in arrived])
-            moved = [
-                found[lease_id]
-                for host_id, lease_id in arrived
-                if found[lease_id].host_id == host_id and uploads.move(connection, [lease_id], "receive")
-            ]
-            events.append(connection, [_event("upload_received", lease, now) for lease in moved])
-            return [lease.lease_id for lease in moved]
+            theirs = [lease_id for host_id, lease_id in arrived if found[lease_id].host_id == host_id]
+            moved = sorted(uploads.move(connection, theirs, "receive"))
+            events.append(connection, [_event("upload_received", found[lease_id], now) for lease_id in moved])
+            return moved
 
         self._unchecked.add(await self._store.write(step))
 
@@ -231,7 +228,8 @@ class Judging:
 
         def step(connection: Connection) -> Settlement:
             found = leases.by_id(connection, lease_ids)
-            moved = [lease for lease in found.values() if uploads.move(connection, [lease.lease_id], verb)]
+            ended = uploads.move(connection, lease_ids, verb)
+            moved = [lease for lease in found.values() if lease.lease_id in ended]
             happened = {lease.unit_id: event_of(lease) for lease in moved}
             settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
             told = [_event(_ENDS[verb], lease, now, _reason(happened[lease.unit_id])) for lease in moved]

@@ -34,15 +34,14 @@ def tried(connection: Connection, unit_ids: Sequence[int]) -> frozenset[LeaseId]
     return frozenset(LeaseId(lease_id) for lease_id in connection.execute(query).scalars())
 
 
-def move(connection: Connection, lease_ids: Sequence[LeaseId], verb: str) -> int:
-    """The guarded move of some orders; returns how many moved."""
-    sources, target = UPLOAD_MOVES[verb]
-    moved = connection.execute(
-        update(uploads)
-        .where(uploads.c.lease_id.in_(list(lease_ids)), uploads.c.state.in_(list(sources)))
-        .values(state=target)
-    )
-    return moved.rowcount
+def move(connection: Connection, lease_ids: Sequence[LeaseId], verb: str) -> frozenset[LeaseId]:
+    """The guarded move of some orders; returns those that moved: the others were in no state it starts from."""
+    wanted = list(lease_ids)
+    movable = frozenset(LeaseId(found) for found in connection.execute(_MOVABLE[verb], {"wanted": wanted}).scalars())
+    if movable:
+        moved = connection.execute(_MOVES[verb], {"wanted": sorted(movable)})
+        assert moved.rowcount == len(movable), f"{verb} moved {moved.rowcount} of {len(movable)} orders just read"
+    return movable
 
 
 def in_state(connection: Connection, state: UploadState, limit: int, due_by: datetime | None = None) -> list[LeaseId]:
@@ -59,6 +58,15 @@ def upload_path(lease_id: LeaseId) -> str:
 
 
 _ORDER = insert(uploads)
+_WANTED = uploads.c.lease_id.in_(bindparam("wanted", expanding=True))
+_MOVABLE = {
+    verb: select(uploads.c.lease_id).where(_WANTED, uploads.c.state.in_(sorted(sources)))
+    for verb, (sources, _) in UPLOAD_MOVES.items()
+}
+_MOVES = {
+    verb: update(uploads).where(_WANTED, uploads.c.state.in_(sorted(sources))).values(state=target)
+    for verb, (sources, target) in UPLOAD_MOVES.items()
+}
 ORDERS_MAX = 32
 _ORDERED_FROM = (
     select(uploads)
