@@ -26,7 +26,7 @@ from memgrid.text import bytes_text, seconds_text
 
 SIZES = (512, 1024, 2048, 4096)
 QUESTION = "What does a volunteer's worker see of the machine it runs on?"
-REPEATS = 5
+REPEATS = 3
 
 
 def run(console: Console, quick: bool) -> Report:
