@@ -119,7 +119,7 @@ async def test_the_dispatcher_walks_its_own_index(store: Store) -> None:
             seen.append((statement, parameters))
 
         event.listen(connection, "before_cursor_execute", note)
-        units.lease_candidates(connection, AccountId("somebody"), 5)
+        units.lease_candidates(connection, AccountId("somebody"), 5, NOW)
         event.remove(connection, "before_cursor_execute", note)
         statement, parameters = seen[-1]
         driver = connection.connection.dbapi_connection

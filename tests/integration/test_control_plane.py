@@ -22,7 +22,7 @@ from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, SyncAsk
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState
-from memgrid_coordinator.store import credits, leases
+from memgrid_coordinator.store import credits, leases, units
 from tests.grids import (
     OPERATOR,
     campaign_of,
@@ -304,6 +304,21 @@ async def test_a_released_lease_is_given_to_another_at_once(grid: tuple[Coordina
         await owner.sync(released=[paused])
         (taken,) = (await other.sync(want=1)).leases
         assert taken.unit_key == offer.unit_key
+
+
+async def test_a_unit_that_failed_everywhere_is_tried_again(
+    grid: tuple[Coordinator, GridEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, endpoint = grid
+    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
+    async with simulated_hosts(endpoint, 1) as (host,):
+        (offer,) = (await host.sync(want=1)).leases
+        failed = Release(lease_id=offer.lease_id, fence=offer.fence, reason=Reason(code=ReasonCode.UNIT_FAILED))
+        at_once = await host.sync(released=[failed], want=1)
+        assert not at_once.leases, "others come first"
+        monkeypatch.setattr(units, "RETRY_AFTER", timedelta(0))
+        (again,) = (await host.sync(want=1)).leases
+        assert again.unit_key == offer.unit_key
 
 
 async def test_an_upload_nobody_ordered_is_refused(

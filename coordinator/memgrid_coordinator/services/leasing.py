@@ -201,7 +201,7 @@ class Leasing:
         )
         if not allowed:
             return [], reason
-        chosen = units.lease_candidates(connection, host.account_id, allowed)
+        chosen = units.lease_candidates(connection, host.account_id, allowed, now)
         if len(chosen) < allowed and reason is None:
             reason = dispatch.idle_reason(open_units=bool(chosen) or units.has_vacancies(connection))
         if not chosen:

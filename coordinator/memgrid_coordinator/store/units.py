@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, text, update
@@ -114,13 +114,19 @@ def open_units(connection: Connection, unit_ids: Sequence[int], now: datetime) -
     return moved.rowcount
 
 
-def lease_candidates(connection: Connection, account_id: AccountId, limit: int) -> list[Unit]:
+def lease_candidates(connection: Connection, account_id: AccountId, limit: int, now: datetime) -> list[Unit]:
     """Open units with a vacancy that this account has no part in, most urgent and oldest first.
 
-    One account is one voice, so it gets no second lease beside one that counts or was rejected; nor one of a unit
-    that failed on it. What merely ran out or was given back it may try again.
+    One account is one voice, so it gets no second lease beside one that counts or was rejected. What ran out or was
+    given back it may try again; a unit that failed on it only after a while, so that others come first and yet a
+    unit that failed everywhere is not stuck.
     """
-    return [_unit(row) for row in connection.execute(_CANDIDATES, {"account": account_id, "most": limit})]
+    return [
+        _unit(row)
+        for row in connection.execute(
+            _CANDIDATES, {"account": account_id, "most": limit, "failed_since": now - RETRY_AFTER}
+        )
+    ]
 
 
 def has_vacancies(connection: Connection) -> bool:
@@ -206,6 +212,9 @@ def beginning_with(connection: Connection, prefix: str) -> list[Unit]:
     return [_unit(row) for row in connection.execute(query)]
 
 
+RETRY_AFTER = timedelta(minutes=10)
+"""How long a unit that failed on an account is kept for others."""
+
 # The statements of the hot path are built once: building one costs more than running it.
 _BY_ID = select(units).where(units.c.unit_id.in_(bindparam("wanted", expanding=True)))
 _HAS_PART = exists().where(
@@ -215,6 +224,7 @@ _HAS_PART = exists().where(
     | (
         (leases.c.state == LeaseState.RELEASED)
         & leases.c.reason_code.in_([ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY])
+        & (leases.c.granted_at > bindparam("failed_since"))
     ),
 )
 # Written out, not bound: a partial index serves only a condition that the planner can see.
