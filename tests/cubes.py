@@ -36,7 +36,8 @@ from memgrid.digest import digest_of, digest_of_file, token_bytes
 from memgrid.kinds.prefill import KV_FORMAT, flops
 from memgrid.kinds.tolerances import limits
 from memgrid.signing import SigningKey
-from memgrid.units import ComputeDtype, PrefillSpec, StoreDtype, UnitKey
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 
 TORCH_DTYPE = {
     StoreDtype.FLOAT32: torch.float32,

@@ -20,6 +20,7 @@ from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.enrolment import Challenge, Enrolment, Session
 from memgrid.errors import MemgridError, TokenExpiredError
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE
+from memgrid.specs import PrefillSpec
 from memgrid.units import (
     AccountId,
     BlobRef,
@@ -29,7 +30,6 @@ from memgrid.units import (
     LeaseId,
     LeaseOffer,
     ModelFiles,
-    PrefillSpec,
     Reason,
     ReasonCode,
     Release,

@@ -24,6 +24,7 @@ from memgrid.enrolment import EnrolAsk, LogInAsk
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
+from memgrid.specs import PrefillSpec
 from memgrid.units import (
     ComputeDtype,
     DeviceFacts,
@@ -33,7 +34,6 @@ from memgrid.units import (
     LeaseId,
     LeaseOffer,
     Output,
-    PrefillSpec,
     Release,
     ReportClaim,
     SessionId,

@@ -1,15 +1,13 @@
-"""What a work unit asks, what a host reports about it, and every reason either can be turned down."""
+"""What grid and host say to each other about units, and every reason why either can be turned down."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType
 
-from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
-from memgrid.errors import InvalidError
+from memgrid.digest import Digest
 
 UnitKey = NewType("UnitKey", str)
 """64 hex digits: the sha256 of a unit's canonical spec."""
@@ -49,16 +47,27 @@ class ReasonCode(StrEnum):
     UPLOAD_TRUNCATED = "upload_truncated"
     DIGEST_MISMATCH = "digest_mismatch"
     SKETCH_MISMATCH = "sketch_mismatch"
+    REPLAY_DIFFERS = "replay_differs"
     NOT_ORDERED = "not_ordered"
     # a lease given back
     OWNER_PAUSED = "owner_paused"
     UNIT_FAILED = "unit_failed"
     OUT_OF_MEMORY = "out_of_memory"
     INPUT_UNAVAILABLE = "input_unavailable"
+    DIVERGED = "diverged"
+    VOCABULARY_MISMATCH = "vocabulary_mismatch"
     LEAVING = "leaving"
     # a lease withdrawn
     CAMPAIGN_CANCELLED = "campaign_cancelled"
+    CAMPAIGN_PAUSED = "campaign_paused"
+    STALE_ROUND = "stale_round"
     UNIT_SETTLED = "unit_settled"
+    # a document that became no cube
+    BELOW_QUALITY = "below_quality"
+    HELD_OUT_LEAKED = "held_out_leaked"
+    STATE_MISSING = "state_missing"
+    ROUND_UNANSWERED = "round_unanswered"
+    BUDGET_SPENT = "budget_spent"
     # no new lease
     NO_WORK = "no_work"
     QUOTA_REACHED = "quota_reached"
@@ -92,65 +101,6 @@ class StoreDtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefillSpec:
-    """Everything that determines the KV cache of one chunk of tokens.
-
-    `parent` is the unit whose cache this one continues (chained layout); None starts at position 0. `start` is
-    the position of the first token, `tokens` the digest of the ids as little-endian u32.
-
-    >>> spec = PrefillSpec(model=digest_of(b"m"), tokens=digest_of(b"t"), token_count=256, start=0, parent=None,
-    ...     compute_dtype=ComputeDtype.AUTO, store_dtype=StoreDtype.BFLOAT16)
-    >>> PrefillSpec.from_bytes(spec.to_bytes()) == spec
-    True
-    """
-
-    model: Digest
-    tokens: Digest
-    token_count: int
-    start: int
-    parent: UnitKey | None
-    compute_dtype: ComputeDtype
-    store_dtype: StoreDtype
-
-    kind = "prefill"
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON; its sha256 is the unit's key."""
-        return canonical_json({"kind": self.kind, "version": 1, **asdict(self)})
-
-    @property
-    def key(self) -> UnitKey:
-        return unit_key_of(self.to_bytes())
-
-    @staticmethod
-    def from_bytes(content: bytes) -> PrefillSpec:
-        """Parse a spec; raises InvalidError naming the field."""
-        try:
-            value = json.loads(content)
-            if (value.pop("kind"), value.pop("version")) != ("prefill", 1):
-                raise InvalidError("unit spec: expected kind prefill, version 1")
-            spec = PrefillSpec(
-                model=parse_digest(value.pop("model")),
-                tokens=parse_digest(value.pop("tokens")),
-                token_count=int(value.pop("token_count")),
-                start=int(value.pop("start")),
-                parent=UnitKey(parent) if (parent := value.pop("parent")) is not None else None,
-                compute_dtype=ComputeDtype(value.pop("compute_dtype")),
-                store_dtype=StoreDtype(value.pop("store_dtype")),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidError(f"unit spec: {type(error).__name__}: {error}") from None
-        if value:
-            raise InvalidError(f"unit spec: unknown field {sorted(value)[0]!r}")
-        return spec
-
-
-def unit_key_of(spec: bytes) -> UnitKey:
-    """The key of a unit from its canonical spec."""
-    return UnitKey(digest_of(spec).removeprefix("sha256:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,8 @@ from memgrid.cube.identity import identity_of_folder
 from memgrid.digest import digest_of, digest_of_file, token_bytes
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
-from memgrid.units import AccountId, ComputeDtype, LeaseId, PrefillSpec, ReasonCode, StoreDtype
+from memgrid.specs import PrefillSpec
+from memgrid.units import AccountId, ComputeDtype, LeaseId, ReasonCode, StoreDtype
 from memgrid_coordinator.heavy.check import check_output, compare
 from memgrid_coordinator.records import ReplicaClaim
 from tests.cubes import prefill, write_kv

@@ -21,7 +21,8 @@ from memgrid.digest import digest_of, token_bytes, token_ids
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.sketch import sketch_bytes
-from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, PrefillSpec, StoreDtype
+from memgrid.specs import PrefillSpec
+from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.chunks import (
     PlannedChunk,
     PlanParameters,

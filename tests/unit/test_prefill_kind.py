@@ -13,7 +13,8 @@ from memgrid.digest import digest_of, token_bytes
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry, check_kv_file, flops, read_kv
 from memgrid.kinds.refusal import RefusedError
-from memgrid.units import ComputeDtype, PrefillSpec, ReasonCode, StoreDtype
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, ReasonCode, StoreDtype
 
 GEOMETRY = ModelGeometry(
     layers=2, heads=4, kv_heads=2, head_dim=8, hidden=32, vocab=100, parameters=20_000, tied_embeddings=True

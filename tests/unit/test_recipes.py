@@ -15,7 +15,8 @@ from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.signing import SigningKey
-from memgrid.units import ComputeDtype, PrefillSpec, StoreDtype
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.assemble import Making, assemble_cube
 from memgrid_coordinator.heavy.chunks import as_tokens, cut
 from memgrid_coordinator.heavy.plan import ActivationPlan, PlannedDocument

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.errors import InvalidError
-from memgrid.units import LeaseOffer, ModelFiles, PrefillSpec, unit_key_of
+from memgrid.specs import PrefillSpec, unit_key_of
+from memgrid.units import LeaseOffer, ModelFiles
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name

@@ -8,7 +8,8 @@ from pathlib import Path
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError
 from memgrid.log import get_logger
-from memgrid.units import LeaseId, LeaseOffer, PrefillSpec, Reason, ReasonCode, WorkFacts
+from memgrid.specs import PrefillSpec
+from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.desk import Desk, Stage
 from memgrid_volunteer.diary import Diary

@@ -27,7 +27,8 @@ from memgrid.cube.readme import render_readme
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.tolerances import limits
 from memgrid.signing import SigningKey
-from memgrid.units import ComputeDtype, PrefillSpec
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from memgrid.kinds.prefill import ModelGeometry, check_kv_file
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.sketch import Distances, distances, is_recomputed, parse_sketch, sketch_file
 from memgrid.kinds.tolerances import exceeded, limits
-from memgrid.units import PrefillSpec, Reason, ReasonCode, unit_key_of
+from memgrid.specs import PrefillSpec, unit_key_of
+from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.policy.quorum import Difference, Pair
 from memgrid_coordinator.records import ReplicaClaim
 

@@ -15,7 +15,8 @@ from memgrid.digest import Digest, digest_of
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.sketch import sketch_bytes
-from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, PrefillSpec, StoreDtype, UnitKey, unit_key_of
+from memgrid.specs import PrefillSpec, unit_key_of
+from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, StoreDtype, UnitKey
 
 CHUNK_TOKENS_LEAST = 64
 CHUNK_TOKENS_MOST = 2048

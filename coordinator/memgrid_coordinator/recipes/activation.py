@@ -8,7 +8,7 @@ from memgrid.campaign import CampaignFile
 from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.manifest import CubeManifest, Layout, LayoutKind, Numerics, SourceText, Wrap
 from memgrid.digest import Digest
-from memgrid.units import PrefillSpec
+from memgrid.specs import PrefillSpec
 from memgrid_coordinator.heavy.assemble import AssemblyOrder, Making, OrderedChunk
 from memgrid_coordinator.heavy.chunks import PlannedChunk, PlanParameters, sink_tokens_of
 from memgrid_coordinator.heavy.plan import ActivationPlan

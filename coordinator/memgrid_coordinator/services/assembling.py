@@ -17,7 +17,8 @@ from memgrid.digest import Digest
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.log import get_logger
 from memgrid.signing import SigningKey
-from memgrid.units import PrefillSpec, Reason, ReasonCode
+from memgrid.specs import PrefillSpec
+from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.assemble import AssembledCube, Making, assemble_cube
 from memgrid_coordinator.heavy.runner import Engine

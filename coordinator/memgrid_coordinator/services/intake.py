@@ -13,7 +13,8 @@ from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.sketch import parse_sketch
 from memgrid.signing import SignedBody
-from memgrid.units import ComputeDtype, LeaseId, PrefillSpec, Reason, ReasonCode, ReportAck, ReportClaim
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, LeaseId, Reason, ReasonCode, ReportAck, ReportClaim
 from memgrid_coordinator.lifecycle import LeaseState
 from memgrid_coordinator.policy.deadlines import corrected_speed
 from memgrid_coordinator.records import Event, Host, Lease, Unit

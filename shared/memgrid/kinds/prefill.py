@@ -17,7 +17,8 @@ import numpy.typing as npt
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.tensorfile import TensorFile
-from memgrid.units import PrefillSpec, ReasonCode, StoreDtype
+from memgrid.specs import PrefillSpec
+from memgrid.units import ReasonCode, StoreDtype
 
 KV_FILE = "kv.safetensors"
 KV_FORMAT = "memgrid.kv.v1"

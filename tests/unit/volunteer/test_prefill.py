@@ -16,7 +16,8 @@ from memgrid.digest import digest_of, token_bytes
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, check_kv_file
 from memgrid.kinds.sketch import parse_sketch
-from memgrid.units import ComputeDtype, PrefillSpec, StoreDtype, UnitKey
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.kinds.prefill import Prefill
 from memgrid_volunteer.numerics import find_devices, make_deterministic

@@ -20,7 +20,8 @@ from memgrid.digest import digest_of, token_ids
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
 from memgrid.kinds.sketch import sketch_file
-from memgrid.units import ComputeDtype, PrefillSpec, WorkFacts
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, WorkFacts
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job
 from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve, torch_version
 
