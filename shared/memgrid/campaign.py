@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
+    AwareDatetime,
     Field,
     StrictInt,
     StrictStr,
@@ -21,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from memgrid.campaign_distill import DistillParameters
+from memgrid.campaign_parts import Part
 from memgrid.campaign_problems import problems_of
 from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import canonical_json
@@ -61,13 +62,7 @@ _NAME_FORM = "a name of small letters, digits, '.', '_' and '-'"
 _LICENCE_FORM = "an SPDX licence such as CC-BY-4.0"
 
 
-class _Part(BaseModel):
-    """A mapping of the file. The description of a field is what its errors say they expected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SourcePattern(_Part):
+class SourcePattern(Part):
     """Files to read: one path or a pattern, relative to the campaign file."""
 
     path: StrictStr = Field(min_length=1, description="a path or a pattern such as docs/**/*.md")
@@ -76,7 +71,7 @@ class SourcePattern(_Part):
     id_column: StrictStr = Field(default="", description="the name of a column or key")
 
 
-class ActivationParameters(_Part):
+class ActivationParameters(Part):
     """How documents become KV caches.
 
     Chained chunks continue one another, so the cube is what reading the whole text gives; independent ones can all
@@ -94,7 +89,7 @@ class ActivationParameters(_Part):
     sink_tokens: StrictInt = Field(default=1, ge=0, le=64, description="a whole number from 0 to 64")
 
 
-class Publication(_Part):
+class Publication(Part):
     """Where the cubes go, and under which licence."""
 
     namespace: Name = Field(description=_NAME_FORM)
@@ -103,15 +98,20 @@ class Publication(_Part):
     title: StrictStr | None = Field(default=None, min_length=1, max_length=200, description="a line of text")
 
 
-class Trust(_Part):
+class Trust(Part):
     """How much agreement a result needs."""
 
-    min_replicas: StrictInt = Field(default=2, ge=1, le=9, description="a whole number from 1 to 9")
+    min_replicas: StrictInt | None = Field(default=None, ge=1, le=9, description="a whole number from 1 to 9")
+    """None: 2, but 1 for units that the grid replays in part (study and train)."""
     max_replicas: StrictInt = Field(default=5, ge=1, le=25, description="a whole number from 1 to 25")
+
+    def replicas(self, *, audited: bool) -> int:
+        """How many agreeing reports a unit needs; `audited` units are replayed in part by the grid itself."""
+        return self.min_replicas or (1 if audited else 2)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.min_replicas > self.max_replicas:
+        if (self.min_replicas or 1) > self.max_replicas:
             raise PydanticCustomError(
                 "order",
                 "expected min_replicas not above max_replicas, found {low} and {high}",
@@ -120,7 +120,16 @@ class Trust(_Part):
         return self
 
 
-class CampaignFile(_Part):
+class Budget(Part):
+    """What a campaign may cost; when either is spent, training ends where it is."""
+
+    device_hours: float | None = Field(default=None, gt=0, description="hours above 0")
+    deadline: AwareDatetime | None = Field(
+        default=None, description="a moment with its time zone such as 2027-01-31T18:00:00Z"
+    )
+
+
+class CampaignFile(Part):
     """A campaign as its operator wrote it.
 
     >>> campaign = CampaignFile.parse(b'''
@@ -130,21 +139,23 @@ class CampaignFile(_Part):
     ... sources: [{path: "docs/*.md"}]
     ... publish: {namespace: handbook, version: "1.0.0", licence: CC-BY-4.0}
     ... ''', where="campaign.yaml")
-    >>> campaign.activation.layout, campaign.trust.min_replicas
-    (<LayoutKind.CHAINED: 'chained'>, 2)
+    >>> campaign.activation.layout, campaign.distill.train.total_steps
+    (<LayoutKind.CHAINED: 'chained'>, 64)
     >>> CampaignFile.from_bytes(campaign.to_bytes()) == campaign
     True
     """
 
     name: Name = Field(description=_NAME_FORM)
     model: Model = Field(description="a model of the pool (models/<name>[:<tag>]) or a folder (./… or /…)")
-    recipe: Literal["activation"] = Field(description="activation")
+    recipe: Literal["activation", "distill"] = Field(description="activation or distill")
     sources: tuple[SourcePattern, ...] = Field(
         min_length=1, max_length=1000, description="a list of at least one source"
     )
     activation: ActivationParameters = Field(default=ActivationParameters(), description="a mapping")
+    distill: DistillParameters = Field(default=DistillParameters(), description="a mapping")
     publish: Publication = Field(description="a mapping with namespace, version and licence")
     trust: Trust = Field(default=Trust(), description="a mapping")
+    budget: Budget = Field(default=Budget(), description="a mapping")
     priority: StrictInt = Field(default=0, ge=-100, le=100, description="a whole number from -100 to 100")
 
     @property

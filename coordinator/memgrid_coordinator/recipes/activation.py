@@ -93,7 +93,7 @@ def assembly_order(
                 size_bytes=source_bytes,
             ),
         ),
-        min_replicas=campaign.trust.min_replicas,
+        min_replicas=campaign.trust.replicas(audited=False),
         making=making,
     )
 

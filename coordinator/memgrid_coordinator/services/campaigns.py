@@ -233,13 +233,13 @@ class Campaigns:
             connection,
             new,
             priority=priority,
-            min_replicas=trust.min_replicas,
+            min_replicas=trust.replicas(audited=False),
             max_replicas=trust.max_replicas,
         )
         lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
         units.revive(connection, lost)
         running = [unit.unit_id for unit in known.values() if unit.state is not UnitState.ACCEPTED]
-        units.demand_more(connection, running, priority=priority, min_replicas=trust.min_replicas)
+        units.demand_more(connection, running, priority=priority, min_replicas=trust.replicas(audited=False))
         every = [unit.unit_id for unit in units.by_key(connection, list(asked)).values()]
         opened = units.openable(connection, every)
         units.open_units(connection, opened, now)
