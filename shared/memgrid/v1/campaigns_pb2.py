@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from memgrid.v1 import common_pb2 as memgrid_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amemgrid/v1/campaigns.proto\x12\nmemgrid.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17memgrid/v1/common.proto\"Z\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61mpaign\x18\x02 \x01(\x0c\x12#\n\x07sources\x18\x03 \x03(\x0b\x32\x12.memgrid.v1.Source\"\x82\x01\n\x06Source\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x13\n\x0btext_column\x18\x06 \x01(\t\x12\x11\n\tid_column\x18\x07 \x01(\t\"J\n\nSubmission\x12&\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x14.memgrid.v1.Campaign\x12\x14\n\x0cunits_reused\x18\x02 \x01(\x04\")\n\x12GetCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\"%\n\x14ListCampaignsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"@\n\x15ListCampaignsResponse\x12\'\n\tcampaigns\x18\x01 \x03(\x0b\x32\x14.memgrid.v1.Campaign\"\xdc\x05\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05units\x18\x07 \x01(\x04\x12>\n\x0eunits_by_state\x18\x08 \x03(\x0b\x32&.memgrid.v1.Campaign.UnitsByStateEntry\x12\x46\n\x12reports_by_verdict\x18\t \x03(\x0b\x32*.memgrid.v1.Campaign.ReportsByVerdictEntry\x12J\n\x14rejections_by_reason\x18\n \x03(\x0b\x32,.memgrid.v1.Campaign.RejectionsByReasonEntry\x12\x0e\n\x06tokens\x18\x0b \x01(\x04\x12\x17\n\x0ftokens_accepted\x18\x0c \x01(\x04\x12\x16\n\x0eproduced_flops\x18\r \x01(\x04\x12\x13\n\x0bspent_flops\x18\x0e \x01(\x04\x12\'\n\tdocuments\x18\x0f \x03(\x0b\x32\x14.memgrid.v1.Document\x12&\n\x03\x65ta\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x33\n\x11UnitsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x37\n\x15ReportsByVerdictEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x39\n\x17RejectionsByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa5\x01\n\x08\x44ocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\r\n\x05units\x18\x04 \x01(\x04\x12\x16\n\x0eunits_accepted\x18\x05 \x01(\x04\x12\x0c\n\x04\x63ube\x18\x06 \x01(\t\x12\x13\n\x0b\x63ube_digest\x18\x07 \x01(\t\x12\"\n\x06reason\x18\x08 \x01(\x0b\x32\x12.memgrid.v1.Reason2\xd3\x02\n\tCampaigns\x12;\n\x06Submit\x12\x19.memgrid.v1.SubmitRequest\x1a\x16.memgrid.v1.Submission\x12;\n\x03Get\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign\x12K\n\x04List\x12 .memgrid.v1.ListCampaignsRequest\x1a!.memgrid.v1.ListCampaignsResponse\x12?\n\x05Watch\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign0\x01\x12>\n\x06\x43\x61ncel\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaignb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amemgrid/v1/campaigns.proto\x12\nmemgrid.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17memgrid/v1/common.proto\"Z\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61mpaign\x18\x02 \x01(\x0c\x12#\n\x07sources\x18\x03 \x03(\x0b\x32\x12.memgrid.v1.Source\"\x82\x01\n\x06Source\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x13\n\x0btext_column\x18\x06 \x01(\t\x12\x11\n\tid_column\x18\x07 \x01(\t\"J\n\nSubmission\x12&\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x14.memgrid.v1.Campaign\x12\x14\n\x0cunits_reused\x18\x02 \x01(\x04\"\x85\x02\n\x0c\x43\x61mpaignPlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12(\n\x06stages\x18\x04 \x03(\x0b\x32\x18.memgrid.v1.PlannedStage\x12\r\n\x05units\x18\x05 \x01(\x04\x12\x15\n\runits_present\x18\x06 \x01(\x04\x12\r\n\x05\x66lops\x18\x07 \x01(\x04\x12\x12\n\nflops_left\x18\x08 \x01(\x04\x12\r\n\x05hosts\x18\t \x01(\r\x12\x13\n\x0b\x66lops_per_s\x18\n \x01(\x01\x12+\n\x08\x65xpected\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb3\x01\n\x0cPlannedStage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\x04\x12\x15\n\runits_present\x18\x03 \x01(\x04\x12\r\n\x05\x66lops\x18\x04 \x01(\x04\x12\x12\n\nflops_left\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12+\n\x08\x65xpected\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x12GetCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\"%\n\x14ListCampaignsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"@\n\x15ListCampaignsResponse\x12\'\n\tcampaigns\x18\x01 \x03(\x0b\x32\x14.memgrid.v1.Campaign\"\x82\x06\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05units\x18\x07 \x01(\x04\x12>\n\x0eunits_by_state\x18\x08 \x03(\x0b\x32&.memgrid.v1.Campaign.UnitsByStateEntry\x12\x46\n\x12reports_by_verdict\x18\t \x03(\x0b\x32*.memgrid.v1.Campaign.ReportsByVerdictEntry\x12J\n\x14rejections_by_reason\x18\n \x03(\x0b\x32,.memgrid.v1.Campaign.RejectionsByReasonEntry\x12\x0e\n\x06tokens\x18\x0b \x01(\x04\x12\x17\n\x0ftokens_accepted\x18\x0c \x01(\x04\x12\x16\n\x0eproduced_flops\x18\r \x01(\x04\x12\x13\n\x0bspent_flops\x18\x0e \x01(\x04\x12\'\n\tdocuments\x18\x0f \x03(\x0b\x32\x14.memgrid.v1.Document\x12&\n\x03\x65ta\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06recipe\x18\x11 \x01(\t\x12\x14\n\x0c\x64\x65vice_hours\x18\x12 \x01(\x01\x1a\x33\n\x11UnitsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x37\n\x15ReportsByVerdictEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x39\n\x17RejectionsByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc2\x02\n\x08\x44ocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\r\n\x05units\x18\x04 \x01(\x04\x12\x16\n\x0eunits_accepted\x18\x05 \x01(\x04\x12\x0c\n\x04\x63ube\x18\x06 \x01(\t\x12\x13\n\x0b\x63ube_digest\x18\x07 \x01(\t\x12\"\n\x06reason\x18\x08 \x01(\x0b\x32\x12.memgrid.v1.Reason\x12\r\n\x05stage\x18\t \x01(\t\x12\r\n\x05steps\x18\n \x01(\x04\x12\x13\n\x0bsteps_total\x18\x0b \x01(\x04\x12 \n\x06losses\x18\x0c \x03(\x0b\x32\x10.memgrid.v1.Loss\x12$\n\x07quality\x18\r \x01(\x0b\x32\x13.memgrid.v1.Quality\x12 \n\x04note\x18\x0e \x01(\x0b\x32\x12.memgrid.v1.Reason\"\"\n\x04Loss\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\"\xac\x01\n\x07Quality\x12\x10\n\x08nll_none\x18\x01 \x01(\x01\x12\x10\n\x08nll_cube\x18\x02 \x01(\x01\x12\x10\n\x08nll_text\x18\x03 \x01(\x01\x12\x12\n\ngap_closed\x18\x04 \x01(\x01\x12\r\n\x05items\x18\x05 \x01(\x04\x12\x0f\n\x07kl_none\x18\x06 \x01(\x01\x12\x0f\n\x07kl_cube\x18\x07 \x01(\x01\x12\x12\n\nexact_none\x18\x08 \x01(\x01\x12\x12\n\nexact_cube\x18\t \x01(\x01\x32\x8f\x04\n\tCampaigns\x12;\n\x06Submit\x12\x19.memgrid.v1.SubmitRequest\x1a\x16.memgrid.v1.Submission\x12;\n\x04Plan\x12\x19.memgrid.v1.SubmitRequest\x1a\x18.memgrid.v1.CampaignPlan\x12;\n\x03Get\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign\x12K\n\x04List\x12 .memgrid.v1.ListCampaignsRequest\x1a!.memgrid.v1.ListCampaignsResponse\x12?\n\x05Watch\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign0\x01\x12=\n\x05Pause\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign\x12>\n\x06Resume\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaign\x12>\n\x06\x43\x61ncel\x12\x1e.memgrid.v1.GetCampaignRequest\x1a\x14.memgrid.v1.Campaignb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,22 +46,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCE']._serialized_end=355
   _globals['_SUBMISSION']._serialized_start=357
   _globals['_SUBMISSION']._serialized_end=431
-  _globals['_GETCAMPAIGNREQUEST']._serialized_start=433
-  _globals['_GETCAMPAIGNREQUEST']._serialized_end=474
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=476
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=513
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=515
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=579
-  _globals['_CAMPAIGN']._serialized_start=582
-  _globals['_CAMPAIGN']._serialized_end=1314
-  _globals['_CAMPAIGN_UNITSBYSTATEENTRY']._serialized_start=1147
-  _globals['_CAMPAIGN_UNITSBYSTATEENTRY']._serialized_end=1198
-  _globals['_CAMPAIGN_REPORTSBYVERDICTENTRY']._serialized_start=1200
-  _globals['_CAMPAIGN_REPORTSBYVERDICTENTRY']._serialized_end=1255
-  _globals['_CAMPAIGN_REJECTIONSBYREASONENTRY']._serialized_start=1257
-  _globals['_CAMPAIGN_REJECTIONSBYREASONENTRY']._serialized_end=1314
-  _globals['_DOCUMENT']._serialized_start=1317
-  _globals['_DOCUMENT']._serialized_end=1482
-  _globals['_CAMPAIGNS']._serialized_start=1485
-  _globals['_CAMPAIGNS']._serialized_end=1824
+  _globals['_CAMPAIGNPLAN']._serialized_start=434
+  _globals['_CAMPAIGNPLAN']._serialized_end=695
+  _globals['_PLANNEDSTAGE']._serialized_start=698
+  _globals['_PLANNEDSTAGE']._serialized_end=877
+  _globals['_GETCAMPAIGNREQUEST']._serialized_start=879
+  _globals['_GETCAMPAIGNREQUEST']._serialized_end=920
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=922
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=959
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=961
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=1025
+  _globals['_CAMPAIGN']._serialized_start=1028
+  _globals['_CAMPAIGN']._serialized_end=1798
+  _globals['_CAMPAIGN_UNITSBYSTATEENTRY']._serialized_start=1631
+  _globals['_CAMPAIGN_UNITSBYSTATEENTRY']._serialized_end=1682
+  _globals['_CAMPAIGN_REPORTSBYVERDICTENTRY']._serialized_start=1684
+  _globals['_CAMPAIGN_REPORTSBYVERDICTENTRY']._serialized_end=1739
+  _globals['_CAMPAIGN_REJECTIONSBYREASONENTRY']._serialized_start=1741
+  _globals['_CAMPAIGN_REJECTIONSBYREASONENTRY']._serialized_end=1798
+  _globals['_DOCUMENT']._serialized_start=1801
+  _globals['_DOCUMENT']._serialized_end=2123
+  _globals['_LOSS']._serialized_start=2125
+  _globals['_LOSS']._serialized_end=2159
+  _globals['_QUALITY']._serialized_start=2162
+  _globals['_QUALITY']._serialized_end=2334
+  _globals['_CAMPAIGNS']._serialized_start=2337
+  _globals['_CAMPAIGNS']._serialized_end=2864
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,115 @@ class Submission(_message.Message):
 Global___Submission: _TypeAlias = Submission  # noqa: Y015
 
 @_typing.final
+class CampaignPlan(_message.Message):
+    """What a campaign is expected to cost. Later stages of a distillation are estimates: their units are made of
+    the results of the earlier ones.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECIPE_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    UNITS_PRESENT_FIELD_NUMBER: _builtins.int
+    FLOPS_FIELD_NUMBER: _builtins.int
+    FLOPS_LEFT_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    FLOPS_PER_S_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    recipe: _builtins.str
+    """activation | distill"""
+    documents: _builtins.int
+    tokens: _builtins.int
+    """of all documents"""
+    units: _builtins.int
+    units_present: _builtins.int
+    """accepted before, in other campaigns: nothing to pay"""
+    flops: _builtins.int
+    """of all units, once each"""
+    flops_left: _builtins.int
+    """with their replicas, without what is present"""
+    hosts: _builtins.int
+    """alive now"""
+    flops_per_s: _builtins.float
+    """of all of them"""
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedStage]: ...
+    @_builtins.property
+    def expected(self) -> _duration_pb2.Duration:
+        """on the present fleet; absent when nobody is there"""
+
+    def __init__(
+        self,
+        *,
+        recipe: _builtins.str = ...,
+        documents: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        stages: _abc.Iterable[Global___PlannedStage] | None = ...,
+        units: _builtins.int = ...,
+        units_present: _builtins.int = ...,
+        flops: _builtins.int = ...,
+        flops_left: _builtins.int = ...,
+        hosts: _builtins.int = ...,
+        flops_per_s: _builtins.float = ...,
+        expected: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "expected", b"expected", "flops", b"flops", "flops_left", b"flops_left", "flops_per_s", b"flops_per_s", "hosts", b"hosts", "recipe", b"recipe", "stages", b"stages", "tokens", b"tokens", "units", b"units", "units_present", b"units_present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CampaignPlan: _TypeAlias = CampaignPlan  # noqa: Y015
+
+@_typing.final
+class PlannedStage(_message.Message):
+    """One kind of unit of a campaign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    UNITS_PRESENT_FIELD_NUMBER: _builtins.int
+    FLOPS_FIELD_NUMBER: _builtins.int
+    FLOPS_LEFT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """prefill | study | train | evaluate"""
+    units: _builtins.int
+    units_present: _builtins.int
+    flops: _builtins.int
+    flops_left: _builtins.int
+    bytes: _builtins.int
+    """that hosts send back, over all units"""
+    replicas: _builtins.int
+    @_builtins.property
+    def expected(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        units: _builtins.int = ...,
+        units_present: _builtins.int = ...,
+        flops: _builtins.int = ...,
+        flops_left: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        replicas: _builtins.int = ...,
+        expected: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "expected", b"expected", "flops", b"flops", "flops_left", b"flops_left", "kind", b"kind", "replicas", b"replicas", "units", b"units", "units_present", b"units_present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedStage: _TypeAlias = PlannedStage  # noqa: Y015
+
+@_typing.final
 class GetCampaignRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -255,10 +364,12 @@ class Campaign(_message.Message):
     SPENT_FLOPS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    DEVICE_HOURS_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
-    """running | completed | failed | cancelled"""
+    """running | paused | completed | failed | cancelled"""
     model: _builtins.str
     units: _builtins.int
     tokens: _builtins.int
@@ -267,6 +378,10 @@ class Campaign(_message.Message):
     """of accepted units, once each"""
     spent_flops: _builtins.int
     """of all their replicas"""
+    recipe: _builtins.str
+    """activation | distill"""
+    device_hours: _builtins.float
+    """that hosts said they computed for it"""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -302,10 +417,12 @@ class Campaign(_message.Message):
         spent_flops: _builtins.int = ...,
         documents: _abc.Iterable[Global___Document] | None = ...,
         eta: _duration_pb2.Duration | None = ...,
+        recipe: _builtins.str = ...,
+        device_hours: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "created_at", b"created_at", "documents", b"documents", "ended_at", b"ended_at", "eta", b"eta", "model", b"model", "name", b"name", "produced_flops", b"produced_flops", "rejections_by_reason", b"rejections_by_reason", "reports_by_verdict", b"reports_by_verdict", "spent_flops", b"spent_flops", "state", b"state", "tokens", b"tokens", "tokens_accepted", b"tokens_accepted", "units", b"units", "units_by_state", b"units_by_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "created_at", b"created_at", "device_hours", b"device_hours", "documents", b"documents", "ended_at", b"ended_at", "eta", b"eta", "model", b"model", "name", b"name", "produced_flops", b"produced_flops", "recipe", b"recipe", "rejections_by_reason", b"rejections_by_reason", "reports_by_verdict", b"reports_by_verdict", "spent_flops", b"spent_flops", "state", b"state", "tokens", b"tokens", "tokens_accepted", b"tokens_accepted", "units", b"units", "units_by_state", b"units_by_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +440,12 @@ class Document(_message.Message):
     CUBE_FIELD_NUMBER: _builtins.int
     CUBE_DIGEST_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STEPS_TOTAL_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
     """running | published | failed | cancelled"""
@@ -332,8 +455,25 @@ class Document(_message.Message):
     cube: _builtins.str
     """"namespace/name:version" once published"""
     cube_digest: _builtins.str
+    stage: _builtins.str
+    """study | train | evaluate | publish; empty before the first"""
+    steps: _builtins.int
+    """of training, accepted"""
+    steps_total: _builtins.int
     @_builtins.property
     def reason(self) -> _common_pb2.Reason: ...
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
+        """at most 200, evenly spread"""
+
+    @_builtins.property
+    def quality(self) -> Global___Quality:
+        """once evaluated"""
+
+    @_builtins.property
+    def note(self) -> _common_pb2.Reason:
+        """why training ended early: budget_spent | diverged"""
+
     def __init__(
         self,
         *,
@@ -345,11 +485,91 @@ class Document(_message.Message):
         cube: _builtins.str = ...,
         cube_digest: _builtins.str = ...,
         reason: _common_pb2.Reason | None = ...,
+        stage: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        steps_total: _builtins.int = ...,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
+        quality: Global___Quality | None = ...,
+        note: _common_pb2.Reason | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "quality", b"quality", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cube", b"cube", "cube_digest", b"cube_digest", "name", b"name", "reason", b"reason", "state", b"state", "tokens", b"tokens", "units", b"units", "units_accepted", b"units_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cube", b"cube", "cube_digest", b"cube_digest", "losses", b"losses", "name", b"name", "note", b"note", "quality", b"quality", "reason", b"reason", "stage", b"stage", "state", b"state", "steps", b"steps", "steps_total", b"steps_total", "tokens", b"tokens", "units", b"units", "units_accepted", b"units_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    """The training loss at a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    loss: _builtins.float
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        loss: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015
+
+@_typing.final
+class Quality(_message.Message):
+    """Scores on held-out conversations: mean negative log-likelihood a token, in nats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NLL_NONE_FIELD_NUMBER: _builtins.int
+    NLL_CUBE_FIELD_NUMBER: _builtins.int
+    NLL_TEXT_FIELD_NUMBER: _builtins.int
+    GAP_CLOSED_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    KL_NONE_FIELD_NUMBER: _builtins.int
+    KL_CUBE_FIELD_NUMBER: _builtins.int
+    EXACT_NONE_FIELD_NUMBER: _builtins.int
+    EXACT_CUBE_FIELD_NUMBER: _builtins.int
+    nll_none: _builtins.float
+    """the bare model"""
+    nll_cube: _builtins.float
+    nll_text: _builtins.float
+    """with the whole text in context"""
+    gap_closed: _builtins.float
+    """(none - cube) / (none - text)"""
+    items: _builtins.int
+    kl_none: _builtins.float
+    """from the teacher, in nats a token"""
+    kl_cube: _builtins.float
+    exact_none: _builtins.float
+    """share of answers that greedy decoding would give exactly"""
+    exact_cube: _builtins.float
+    def __init__(
+        self,
+        *,
+        nll_none: _builtins.float = ...,
+        nll_cube: _builtins.float = ...,
+        nll_text: _builtins.float = ...,
+        gap_closed: _builtins.float = ...,
+        items: _builtins.int = ...,
+        kl_none: _builtins.float = ...,
+        kl_cube: _builtins.float = ...,
+        exact_none: _builtins.float = ...,
+        exact_cube: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact_cube", b"exact_cube", "exact_none", b"exact_none", "gap_closed", b"gap_closed", "items", b"items", "kl_cube", b"kl_cube", "kl_none", b"kl_none", "nll_cube", b"nll_cube", "nll_none", b"nll_none", "nll_text", b"nll_text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quality: _TypeAlias = Quality  # noqa: Y015

@@ -39,6 +39,11 @@ class CampaignsStub(object):
                 request_serializer=memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.Submission.FromString,
                 _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/memgrid.v1.Campaigns/Plan',
+                request_serializer=memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.CampaignPlan.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/memgrid.v1.Campaigns/Get',
                 request_serializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
@@ -51,6 +56,16 @@ class CampaignsStub(object):
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/memgrid.v1.Campaigns/Watch',
+                request_serializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
+                _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/memgrid.v1.Campaigns/Pause',
+                request_serializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/memgrid.v1.Campaigns/Resume',
                 request_serializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
                 response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
                 _registered_method=True)
@@ -68,6 +83,14 @@ class CampaignsServicer(object):
         """Plans a campaign whole, or not at all. The sources are already in the pool (pushed to "sources/…").
         The same request_id again returns the campaign it made.
         INVALID_ARGUMENT invalid (which key, what was expected); NOT_FOUND unknown_model | unknown_source.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Plan(self, request, context):
+        """What Submit would create, and what it would cost on the hosts now alive; nothing is created.
+        Errors as of Submit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +117,21 @@ class CampaignsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pause(self, request, context):
+        """Hands out no further unit that only paused campaigns want. What hosts hold they may finish, and are paid for.
+        Idempotent; a campaign that has ended stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Goes on with a paused campaign. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """Ends a campaign; units that no other campaign needs are withdrawn from their hosts. Idempotent.
         """
@@ -109,6 +147,11 @@ def add_CampaignsServicer_to_server(servicer, server):
                     request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.FromString,
                     response_serializer=memgrid_dot_v1_dot_campaigns__pb2.Submission.SerializeToString,
             ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.FromString,
+                    response_serializer=memgrid_dot_v1_dot_campaigns__pb2.CampaignPlan.SerializeToString,
+            ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
                     request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.FromString,
@@ -121,6 +164,16 @@ def add_CampaignsServicer_to_server(servicer, server):
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
+                    request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.FromString,
+                    response_serializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.FromString,
+                    response_serializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
                     request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.FromString,
                     response_serializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.SerializeToString,
             ),
@@ -157,6 +210,33 @@ class Campaigns(object):
             '/memgrid.v1.Campaigns/Submit',
             memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.SerializeToString,
             memgrid_dot_v1_dot_campaigns__pb2.Submission.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Campaigns/Plan',
+            memgrid_dot_v1_dot_campaigns__pb2.SubmitRequest.SerializeToString,
+            memgrid_dot_v1_dot_campaigns__pb2.CampaignPlan.FromString,
             options,
             channel_credentials,
             insecure,
@@ -236,6 +316,60 @@ class Campaigns(object):
             request,
             target,
             '/memgrid.v1.Campaigns/Watch',
+            memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
+            memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Campaigns/Pause',
+            memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
+            memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Campaigns/Resume',
             memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
             memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
             options,

@@ -36,12 +36,22 @@ class CampaignsStub:
     The same request_id again returns the campaign it made.
     INVALID_ARGUMENT invalid (which key, what was expected); NOT_FOUND unknown_model | unknown_source.
     """
+    Plan: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.SubmitRequest, _campaigns_pb2.CampaignPlan]
+    """What Submit would create, and what it would cost on the hosts now alive; nothing is created.
+    Errors as of Submit.
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]
     """NOT_FOUND unknown_campaign. A campaign is named by its id or a unique beginning of it."""
     List: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.ListCampaignsRequest, _campaigns_pb2.ListCampaignsResponse]
     """Newest first."""
     Watch: _grpc.UnaryStreamMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]
     """The campaign now and each time it has changed, until it has ended."""
+    Pause: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]
+    """Hands out no further unit that only paused campaigns want. What hosts hold they may finish, and are paid for.
+    Idempotent; a campaign that has ended stays as it is.
+    """
+    Resume: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]
+    """Goes on with a paused campaign. Idempotent."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]
     """Ends a campaign; units that no other campaign needs are withdrawn from their hosts. Idempotent."""
 
@@ -53,12 +63,22 @@ class CampaignsAsyncStub(CampaignsStub):
     The same request_id again returns the campaign it made.
     INVALID_ARGUMENT invalid (which key, what was expected); NOT_FOUND unknown_model | unknown_source.
     """
+    Plan: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.SubmitRequest, _campaigns_pb2.CampaignPlan]  # type: ignore[assignment]
+    """What Submit would create, and what it would cost on the hosts now alive; nothing is created.
+    Errors as of Submit.
+    """
     Get: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]  # type: ignore[assignment]
     """NOT_FOUND unknown_campaign. A campaign is named by its id or a unique beginning of it."""
     List: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.ListCampaignsRequest, _campaigns_pb2.ListCampaignsResponse]  # type: ignore[assignment]
     """Newest first."""
     Watch: _aio.UnaryStreamMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]  # type: ignore[assignment]
     """The campaign now and each time it has changed, until it has ended."""
+    Pause: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]  # type: ignore[assignment]
+    """Hands out no further unit that only paused campaigns want. What hosts hold they may finish, and are paid for.
+    Idempotent; a campaign that has ended stays as it is.
+    """
+    Resume: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]  # type: ignore[assignment]
+    """Goes on with a paused campaign. Idempotent."""
     Cancel: _aio.UnaryUnaryMultiCallable[_campaigns_pb2.GetCampaignRequest, _campaigns_pb2.Campaign]  # type: ignore[assignment]
     """Ends a campaign; units that no other campaign needs are withdrawn from their hosts. Idempotent."""
 
@@ -72,6 +92,16 @@ class CampaignsServicer(metaclass=_abc_1.ABCMeta):
         """Plans a campaign whole, or not at all. The sources are already in the pool (pushed to "sources/…").
         The same request_id again returns the campaign it made.
         INVALID_ARGUMENT invalid (which key, what was expected); NOT_FOUND unknown_model | unknown_source.
+        """
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _campaigns_pb2.SubmitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_campaigns_pb2.CampaignPlan, _abc.Awaitable[_campaigns_pb2.CampaignPlan]]:
+        """What Submit would create, and what it would cost on the hosts now alive; nothing is created.
+        Errors as of Submit.
         """
 
     @_abc_1.abstractmethod
@@ -97,6 +127,24 @@ class CampaignsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_campaigns_pb2.Campaign], _abc.AsyncIterator[_campaigns_pb2.Campaign]]:
         """The campaign now and each time it has changed, until it has ended."""
+
+    @_abc_1.abstractmethod
+    def Pause(
+        self,
+        request: _campaigns_pb2.GetCampaignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_campaigns_pb2.Campaign, _abc.Awaitable[_campaigns_pb2.Campaign]]:
+        """Hands out no further unit that only paused campaigns want. What hosts hold they may finish, and are paid for.
+        Idempotent; a campaign that has ended stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _campaigns_pb2.GetCampaignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_campaigns_pb2.Campaign, _abc.Awaitable[_campaigns_pb2.Campaign]]:
+        """Goes on with a paused campaign. Idempotent."""
 
     @_abc_1.abstractmethod
     def Cancel(
