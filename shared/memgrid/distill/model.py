@@ -1,0 +1,48 @@
+"""Load a frozen causal language model from a folder; the last one stays loaded.
+
+Knows safetensors and transformers; knows nothing of units.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CausalLM = Any
+"""A transformers model with a language-model head; the library brings no types."""
+
+_lock = threading.Lock()
+_last: tuple[tuple[Path, torch.dtype, torch.device], CausalLM] | None = None
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    """The model with its head, in evaluation mode and with frozen weights; no code from the folder ever runs.
+
+    `dtype` is given at loading, not by `.to(dtype)` later: that would round RoPE's inverse frequencies too.
+    A process holds one model: asking for another lets go of the former first, for both may not fit.
+    """
+    global _last
+    wanted = (folder.resolve(), dtype, device)
+    with _lock:
+        if _last is None or _last[0] != wanted:
+            _last = None
+            _last = (wanted, _load(folder, dtype, device))
+        return _last[1]
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    from transformers import AutoModelForCausalLM  # takes a second: importing this file should not
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation="sdpa",
+    )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,76 @@
+"""The prefill kind as the grid sees it: caches made twice and compared by sketch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from memgrid.digest import token_ids
+from memgrid.errors import InvalidError
+from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.prefill import KV_FILE, ModelGeometry, check_kv_file, flops
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.sketch import Distances, distances, is_recomputed, parse_sketch, sketch_file
+from memgrid.kinds.tolerances import exceeded, limits
+from memgrid.specs import PrefillSpec
+from memgrid.units import Output, ReasonCode
+
+TOKENS_FILE = "tokens.bin"
+_HEADER_BYTES_MAX = 1 << 20
+
+
+class PrefillKind:
+    """Implements `memgrid.kinds.kind.UnitKind`."""
+
+    is_audited = False
+
+    def inputs(self, spec: PrefillSpec) -> tuple[InputFile, ...]:
+        return (InputFile(name=TOKENS_FILE, digest=spec.tokens),)
+
+    def check_claim(
+        self, spec: PrefillSpec, outputs: Sequence[Output], sketch: bytes, geometry: ModelGeometry
+    ) -> None:
+        largest = geometry.kv_bytes(spec.token_count, spec.store_dtype) + 4 * spec.token_count + _HEADER_BYTES_MAX
+        if [output.name for output in outputs] != [KV_FILE] or outputs[0].size_bytes > largest:
+            raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {KV_FILE} of at most {largest} bytes")
+        parse_sketch(sketch, geometry.layers, spec.token_count)
+
+    def wanted(self, spec: PrefillSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+        return tuple(outputs)
+
+    def compare(self, spec: PrefillSpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+        try:
+            allowed = limits(one.compute_dtype, other.compute_dtype, spec.store_dtype, spec.token_count)
+            found = distances(
+                parse_sketch(one.sketch, geometry.layers, spec.token_count),
+                parse_sketch(other.sketch, geometry.layers, spec.token_count),
+            )
+        except InvalidError as error:
+            return Difference(distance=float("inf"), exceeded=str(error))
+        return Difference(distance=_share(found, allowed), exceeded=exceeded(found, allowed))
+
+    def check_files(
+        self,
+        spec: PrefillSpec,
+        files: Mapping[str, Path],
+        inputs: Mapping[str, Path],
+        sketch: bytes,
+        geometry: ModelGeometry,
+    ) -> None:
+        """Form, tokens, finite numbers, and that they yield the reported sketch."""
+        path = files[KV_FILE]
+        check_kv_file(path, spec, token_ids(inputs[TOKENS_FILE].read_bytes()), geometry)
+        reported = parse_sketch(sketch, geometry.layers, spec.token_count)
+        made = parse_sketch(sketch_file(path, spec.key), geometry.layers, spec.token_count)
+        if not is_recomputed(reported, made):
+            raise RefusedError(ReasonCode.SKETCH_MISMATCH, "the uploaded cache does not have the reported sketch")
+
+    def flops(self, spec: PrefillSpec, geometry: ModelGeometry) -> int:
+        return flops(geometry, spec.token_count, spec.start)
+
+
+def _share(found: Distances, allowed: Distances) -> float:
+    """The largest of the statistics, as a multiple of what is allowed."""
+    names = [field.name for field in fields(Distances)]
+    return max(float(getattr(found, name)) / float(getattr(allowed, name)) for name in names)
