@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from memgrid.campaign_distill import DistillParameters
-from memgrid.campaign_parts import Part
+from memgrid.campaign_parts import Number, Part, contradiction
 from memgrid.campaign_problems import problems_of
 from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import canonical_json
@@ -37,6 +37,7 @@ _MODEL_REFERENCE = re.compile(rf"models/{_NAME}(?::{_TAG})?(?:@sha256:[0-9a-f]{{
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:-]*(?: (?:AND|OR|WITH) [A-Za-z0-9][A-Za-z0-9.+:-]*)*")
 
 
+_OTHER_PARAMETERS = {"activation": "distill", "distill": "activation"}
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(?:-[A-Za-z0-9._-]+)?")
 
 
@@ -82,7 +83,7 @@ class ActivationParameters(Part):
     chunk_tokens: StrictInt | None = Field(
         default=None, ge=16, le=8192, description="a whole number from 16 to 8192, or nothing to let the grid choose"
     )
-    target_unit_s: float = Field(default=20, ge=1, le=3600, description="seconds from 1 to 3600")
+    target_unit_s: Number = Field(default=20, ge=1, le=3600, description="seconds from 1 to 3600")
     compute_dtype: ComputeDtype = Field(default=ComputeDtype.AUTO, description="auto, float32, float16 or bfloat16")
     store_dtype: StoreDtype = Field(default=StoreDtype.BFLOAT16, description="float32, float16 or bfloat16")
     wrap: Wrap = Field(default=Wrap.CHAT, description="chat or plain")
@@ -111,19 +112,17 @@ class Trust(Part):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if (self.min_replicas or 1) > self.max_replicas:
-            raise PydanticCustomError(
-                "order",
-                "expected min_replicas not above max_replicas, found {low} and {high}",
-                {"low": self.min_replicas, "high": self.max_replicas},
-            )
+        if self.min_replicas is None and self.max_replicas < self.replicas(audited=False):
+            raise contradiction("max_replicas", "at least 2 unless min_replicas is 1", self.max_replicas)
+        if self.min_replicas is not None and self.min_replicas > self.max_replicas:
+            raise contradiction("min_replicas", f"at most max_replicas ({self.max_replicas})", self.min_replicas)
         return self
 
 
 class Budget(Part):
     """What a campaign may cost; when either is spent, training ends where it is."""
 
-    device_hours: float | None = Field(default=None, gt=0, description="hours above 0")
+    device_hours: Number | None = Field(default=None, gt=0, description="hours above 0")
     deadline: AwareDatetime | None = Field(
         default=None, description="a moment with its time zone such as 2027-01-31T18:00:00Z"
     )
@@ -157,6 +156,13 @@ class CampaignFile(Part):
     trust: Trust = Field(default=Trust(), description="a mapping")
     budget: Budget = Field(default=Budget(), description="a mapping")
     priority: StrictInt = Field(default=0, ge=-100, le=100, description="a whole number from -100 to 100")
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> Self:
+        other = _OTHER_PARAMETERS[self.recipe]
+        if getattr(self, other) != type(self).model_fields[other].default:
+            raise contradiction(other, f"nothing with recipe {self.recipe}", "a mapping")
+        return self
 
     @property
     def model_is_folder(self) -> bool:
@@ -197,8 +203,8 @@ class CampaignFile(Part):
         return _validated(value, "campaign")
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON with every default spelt out: what is submitted."""
-        return canonical_json(self.model_dump(mode="json"))
+        """Canonical JSON with every default of its recipe spelt out: what is submitted."""
+        return canonical_json(self.model_dump(mode="json", exclude={_OTHER_PARAMETERS[self.recipe]}))
 
 
 def _validated(value: Any, where: str) -> CampaignFile:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictInt, StrictStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from memgrid.campaign_parts import Part
+from memgrid.campaign_parts import Number, Part, contradiction
 from memgrid.specs import AdapterKind as _Kind
 from memgrid.specs import AdapterSpec, Schedule
 from memgrid.units import ComputeDtype
@@ -19,12 +18,12 @@ class PrefixAdapter(Part):
 
     kind: Literal["prefix"]
     virtual_tokens: StrictInt | None = Field(default=None, ge=2, le=4096, description="a whole number from 2 to 4096")
-    compression: float | None = Field(default=None, ge=1, le=1000, description="a number from 1 to 1000")
+    compression: Number | None = Field(default=None, ge=1, le=1000, description="a number from 1 to 1000")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.virtual_tokens is not None and self.compression is not None:
-            raise PydanticCustomError("order", "expected virtual_tokens or compression, found both")
+            raise contradiction("compression", "nothing beside virtual_tokens", f"{self.compression:g}")
         return self
 
     def shape(self, document_tokens: int) -> AdapterSpec:
@@ -72,7 +71,7 @@ class Study(Part):
     conversations: StrictInt = Field(default=128, ge=1, le=65536, description="a whole number from 1 to 65536")
     held_out: StrictInt = Field(default=32, ge=1, le=4096, description="a whole number from 1 to 4096")
     conversations_per_unit: StrictInt = Field(default=32, ge=1, le=1024, description="a whole number from 1 to 1024")
-    temperature: float = Field(default=0.6, gt=0, le=2, description="a number above 0, at most 2")
+    temperature: Number = Field(default=0.6, gt=0, le=2, description="a number above 0, at most 2")
     question_tokens: StrictInt = Field(default=48, ge=4, le=1024, description="a whole number from 4 to 1024")
     answer_tokens: StrictInt = Field(default=96, ge=4, le=4096, description="a whole number from 4 to 4096")
     top_k: StrictInt = Field(default=20, ge=1, le=64, description="a whole number from 1 to 64")
@@ -107,13 +106,13 @@ class Rounds(Part):
 
     members: StrictInt = Field(default=3, ge=1, le=64, description="a whole number from 1 to 64")
     local_steps: StrictInt = Field(default=32, ge=1, le=1000, description="a whole number from 1 to 1000")
-    outer_learning_rate: float = Field(default=0.7, gt=0, le=2, description="a number above 0, at most 2")
-    outer_momentum: float = Field(default=0.9, ge=0, lt=1, description="a number from 0 to below 1")
+    outer_learning_rate: Number = Field(default=0.7, gt=0, le=2, description="a number above 0, at most 2")
+    outer_momentum: Number = Field(default=0.9, ge=0, lt=1, description="a number from 0 to below 1")
     merge: Merge = Field(default=Merge.TRIMMED_MEAN, description="trimmed_mean, centred_clipping or mean")
-    trim: float = Field(default=0.2, ge=0, lt=0.5, description="a number from 0 to below 0.5")
-    enough: float = Field(default=0.67, gt=0, le=1, description="a number above 0, at most 1")
+    trim: Number = Field(default=0.2, ge=0, lt=0.5, description="a number from 0 to below 0.5")
+    enough: Number = Field(default=0.67, gt=0, le=1, description="a number above 0, at most 1")
     """The share of members after which a round need not wait for the others for longer than `wait_s`."""
-    wait_s: float = Field(default=600, ge=0, le=86400, description="seconds from 0 to 86400")
+    wait_s: Number = Field(default=600, ge=0, le=86400, description="seconds from 0 to 86400")
     staleness: StrictInt = Field(default=2, ge=0, le=8, description="a whole number from 0 to 8")
     """A late delta counts while its base is at most so many rounds old."""
 
@@ -125,7 +124,7 @@ class Training(Part):
     tokens: StrictInt | None = Field(default=None, ge=1, description="a whole number from 1 on")
     batch_rows: StrictInt = Field(default=4, ge=1, le=1024, description="a whole number from 1 to 1024")
     row_tokens: StrictInt = Field(default=512, ge=64, le=16384, description="a whole number from 64 to 16384")
-    learning_rate: float | None = Field(default=None, gt=0, le=1, description="a number above 0, at most 1")
+    learning_rate: Number | None = Field(default=None, gt=0, le=1, description="a number above 0, at most 1")
     warmup_steps: StrictInt = Field(default=2, ge=0, description="a whole number from 0 on")
     schedule: Schedule = Field(default=Schedule.COSINE, description="constant, linear or cosine")
     start: Start = Field(default=Start.COMPACTED, description="compacted, first_tokens or sampled")
@@ -136,33 +135,58 @@ class Training(Part):
     distractors: tuple[StrictStr, ...] = Field(
         default=(), max_length=64, description="a list of cubes such as handbook/chapter-1:1.0.0"
     )
-    siblings: bool = Field(default=False, description="true or false")
+    siblings: StrictBool = Field(default=False, description="true or false")
     """Whether the other documents of the campaign, as they start, serve as distractors too."""
-    distractor_share: float = Field(default=0.5, ge=0, le=1, description="a number from 0 to 1")
+    distractor_share: Number = Field(default=0.5, ge=0, le=1, description="a number from 0 to 1")
     seed: StrictInt = Field(default=1, ge=0, lt=2**53, description="a whole number from 0 on")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.steps is not None and self.tokens is not None:
-            raise PydanticCustomError("order", "expected steps or tokens, found both")
+            raise contradiction("tokens", "nothing beside steps", self.tokens)
+        if self.warmup_steps >= self.total_steps > 1:
+            raise contradiction("warmup_steps", f"fewer than the {self.total_steps} steps", self.warmup_steps)
+        if self.segment_steps > self.unit_steps:
+            name = "rounds.local_steps" if self.mode is Mode.ROUNDS else "steps_per_unit"
+            raise contradiction("segment_steps", f"at most {name} ({self.unit_steps})", self.segment_steps)
+        return self
+
+    @model_validator(mode="after")
+    def _one_mode(self) -> Self:
+        if self.mode is Mode.RELAY:
+            if self.rounds != Rounds():
+                raise contradiction("rounds", "nothing in mode relay", "a mapping")
+            return self
+        local_steps = self.rounds.local_steps
+        if self.steps_per_unit != Training.model_fields["steps_per_unit"].default:
+            expected = f"nothing in mode rounds, where rounds.local_steps ({local_steps}) counts"
+            raise contradiction("steps_per_unit", expected, self.steps_per_unit)
+        if self.steps is not None and self.steps % local_steps:
+            raise contradiction("steps", f"a multiple of rounds.local_steps ({local_steps})", self.steps)
         return self
 
     @property
-    def total_steps(self) -> int:
-        """Logical steps; without a budget, 64.
+    def unit_steps(self) -> int:
+        """Steps of one unit; the last of a relay may have fewer."""
+        return self.rounds.local_steps if self.mode is Mode.ROUNDS else self.steps_per_unit
 
-        >>> Training(tokens=100_000).total_steps
-        49
+    @property
+    def total_steps(self) -> int:
+        """Logical steps; without a budget, 64. Rounds are whole: a budget in tokens is rounded up to them.
+
+        >>> Training(tokens=100_000).total_steps, Training(tokens=100_000, mode="rounds").total_steps
+        (49, 64)
         """
-        if self.tokens is not None:
-            return -(-self.tokens // (self.batch_rows * self.row_tokens))
-        return self.steps or 64
+        if self.steps is not None:
+            return self.steps
+        steps = 64 if self.tokens is None else -(-self.tokens // (self.batch_rows * self.row_tokens))
+        return -(-steps // self.unit_steps) * self.unit_steps if self.mode is Mode.ROUNDS else steps
 
 
 class QualityBar(Part):
     """What a cube has to reach to be published."""
 
-    min_gap_closed: float = Field(default=0.5, ge=-10, le=1, description="a number up to 1")
+    min_gap_closed: Number = Field(default=0.5, ge=-10, le=1, description="a number up to 1")
     """Share of the NLL gap between no text and the text in context, on held-out conversations."""
 
 
@@ -175,6 +199,16 @@ class DistillParameters(Part):
     quality: QualityBar = Field(default=QualityBar(), description="a mapping")
     items_per_evaluation: StrictInt = Field(default=32, ge=1, le=1024, description="a whole number from 1 to 1024")
     compute_dtype: ComputeDtype = Field(default=ComputeDtype.AUTO, description="auto, float32, float16 or bfloat16")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        longest = self.study.question_tokens + self.study.answer_tokens
+        if self.train.row_tokens < longest:
+            expected = f"room for the longest conversation (question_tokens + answer_tokens = {longest})"
+            raise contradiction("train.row_tokens", expected, self.train.row_tokens)
+        if isinstance(self.adapter, LoraAdapter) and self.train.start is not Start.COMPACTED:
+            raise contradiction("train.start", "nothing for lora, which starts at zero", repr(self.train.start.value))
+        return self
 
     @property
     def learning_rate(self) -> float:

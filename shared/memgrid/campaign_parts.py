@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+CONTRADICTION = "contradiction"
+"""The error type of keys that are each well-formed and can't be meant together."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A number as YAML has it: no text that looks like one, no truth value, no infinity."""
 
 
 class Part(BaseModel):
     """A mapping of the file. The description of a field is what its errors say they expected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def contradiction(key: str, expected: str, found: Any) -> PydanticCustomError:
+    """An error at `key` of the mapping whose validator raises it; `key` may lead on into it, as in `train.steps`."""
+    context = {"key": key, "expected": expected, "found": str(found)}
+    return PydanticCustomError(CONTRADICTION, "expected {expected}, found {found}", context)

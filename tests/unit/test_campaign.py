@@ -67,7 +67,20 @@ def test_a_whole_file_is_read_as_written() -> None:
         ),
         (
             ("min_replicas: 2", "min_replicas: 5"),
-            "trust: expected min_replicas not above max_replicas, found 5 and 4",
+            "trust.min_replicas: expected at most max_replicas (4), found 5",
+        ),
+        (
+            ("{min_replicas: 2, max_replicas: 4}", "{max_replicas: 1}"),
+            "trust.max_replicas: expected at least 2 unless min_replicas is 1, found 1",
+        ),
+        (
+            ("priority: 5", "distill: {items_per_evaluation: 8}"),
+            "distill: expected nothing with recipe activation, found a mapping",
+        ),
+        (("priority: 5", "budget: {device_hours: .inf}"), "budget.device_hours: expected hours above 0, found inf"),
+        (
+            ("priority: 5", "budget: {deadline: 2027-01-31T18:00:00}"),
+            "budget.deadline: expected a moment with its time zone such as 2027-01-31T18:00:00Z",
         ),
         (("  - path: docs/*.md", "  - pfad: docs/*.md"), "sources[0].path: expected a path or a pattern"),
         (("licence: CC-BY-4.0, title", "license: CC-BY-4.0, title"), "did you mean licence?"),
