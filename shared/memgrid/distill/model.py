@@ -11,8 +11,15 @@ from typing import Any
 
 import torch
 
+from memgrid.units import ComputeDtype
+
 CausalLM = Any
 """A transformers model with a language-model head; the library brings no types."""
+TORCH_DTYPE = {
+    ComputeDtype.FLOAT32: torch.float32,
+    ComputeDtype.FLOAT16: torch.float16,
+    ComputeDtype.BFLOAT16: torch.bfloat16,
+}
 
 _lock = threading.Lock()
 _last: tuple[tuple[Path, torch.dtype, torch.device], CausalLM] | None = None
