@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +11,35 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from memgrid.v1 import campaigns_pb2 as pb
 
 RUNNING = "running"
+PAUSED = "paused"
 COMPLETED = "completed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QualityStatus:
+    """How a distilled cube answers held-out conversations, beside both anchors. NLL and KL in nats a token.
+
+    `exact_…` is the share of answers that greedy decoding would give word for word.
+    """
+
+    nll_none: float
+    nll_cube: float
+    nll_text: float
+    gap_closed: float
+    items: int
+    kl_none: float
+    kl_cube: float
+    exact_none: float
+    exact_cube: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentStatus:
-    """One document on its way to being a cube; `reason` says why it failed."""
+    """One document on its way to being a cube; `reason` says why it failed.
+
+    Of a distillation: the stage it is in, accepted steps of training, their losses as (step, loss), and the quality
+    once it was evaluated. `note` says why training ended early, if it did.
+    """
 
     name: str
     state: str
@@ -26,6 +49,12 @@ class DocumentStatus:
     cube: str
     cube_digest: str
     reason: str
+    stage: str = ""
+    steps: int = 0
+    steps_total: int = 0
+    losses: tuple[tuple[int, float], ...] = ()
+    quality: QualityStatus | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +77,13 @@ class CampaignStatus:
     spent_flops: int
     documents: tuple[DocumentStatus, ...]
     eta_s: float | None
+    recipe: str = "activation"
+    device_hours: float = 0.0
+    """What hosts say they computed for it."""
 
     @property
     def is_over(self) -> bool:
-        return self.state != RUNNING
+        return self.state not in (RUNNING, PAUSED)
 
     @property
     def rejections(self) -> int:
@@ -81,6 +113,9 @@ def status_from_message(message: pb.Campaign) -> CampaignStatus:
         spent_flops=message.spent_flops,
         documents=tuple(_document(document) for document in message.documents),
         eta_s=message.eta.ToTimedelta().total_seconds() if message.HasField("eta") else None,
+        # A coordinator of before distillation says nothing.
+        recipe=message.recipe or "activation",
+        device_hours=message.device_hours,
     )
 
 
@@ -94,7 +129,17 @@ def _document(message: pb.Document) -> DocumentStatus:
         cube=message.cube,
         cube_digest=message.cube_digest,
         reason=message.reason.text or message.reason.code,
+        stage=message.stage,
+        steps=message.steps,
+        steps_total=message.steps_total,
+        losses=tuple((point.step, point.loss) for point in message.losses),
+        quality=_quality(message.quality) if message.HasField("quality") else None,
+        note=message.note.text or message.note.code,
     )
+
+
+def _quality(message: pb.Quality) -> QualityStatus:
+    return QualityStatus(**{field.name: getattr(message, field.name) for field in fields(QualityStatus)})
 
 
 def _time(stamp: Timestamp) -> datetime:

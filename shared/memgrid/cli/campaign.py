@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from memgrid.campaign import CampaignFile
-from memgrid.campaign_sources import LocalSource, find_sources
 from memgrid.campaign_status import COMPLETED, CampaignStatus, status_from_message
 from memgrid.cli.control import control_plane, find_grid
 from memgrid.cli.following import follow
 from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json, token_of
-from memgrid.cli.submitting import Submitted, submit_campaign
-from memgrid.cli.watching import display_for, picture, summary_of
+from memgrid.cli.picturing import picture, summary_of
+from memgrid.cli.planning import plan_line, plan_table
+from memgrid.cli.results import results_json, results_notes, results_table
+from memgrid.cli.submitting import Submitted, bring, plan_campaign, submit_campaign
+from memgrid.cli.validating import read_campaign, validation_json, validation_text
+from memgrid.cli.watching import display_for
 from memgrid.clock import SystemClock
-from memgrid.cube.identity import identity_of_folder
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import InvalidError, UnknownModelError
 from memgrid.v1 import campaigns_pb2 as pb
@@ -33,12 +36,27 @@ IdArgument = Annotated[str, typer.Argument(help="A campaign, or the beginning of
 @app.command()
 def validate(file: FileArgument, as_json: JsonOption = False) -> None:
     """Check a campaign file, its sources and a local model, without talking to anybody."""
-    campaign, sources = read_campaign(file)
+    campaign, sources = read_campaign(file, SystemClock().now())
     if as_json:
-        print_json({"name": campaign.name, "sources": [source.uri for source in sources], "valid": True})
+        print_json(validation_json(campaign, sources))
+    else:
+        typer.echo(validation_text(file.name, campaign, sources))
+
+
+@app.command()
+def plan(file: FileArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """Show what a campaign would cost on the hosts now alive; its sources are brought, but nothing is started."""
+    campaign, sources = read_campaign(file, SystemClock().now())
+    endpoint, secret = find_grid(grid_of(grid)), token_of(token)
+    console = Console(stderr=as_json)
+    brought = bring(endpoint, secret, campaign, sources, file.parent, console)
+    with _mistakes_in(file):
+        planned = asyncio.run(plan_campaign(endpoint, secret, brought, console))
+    if as_json:
+        print_json(planned.to_json())
         return
-    total = sum(source.size_bytes for source in sources)
-    typer.echo(f"{file.name} is valid: {len(sources)} sources, {total:,} bytes, for {campaign.model}")
+    console.print(plan_line(planned), highlight=False, soft_wrap=True)
+    console.print(plan_table(planned))
 
 
 @app.command()
@@ -50,14 +68,12 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Check a campaign, bring its sources (and its model, if it is a folder) to the grid, and start it."""
-    campaign, sources = read_campaign(file)
+    campaign, sources = read_campaign(file, SystemClock().now())
     endpoint, secret = find_grid(grid_of(grid)), token_of(token)
     console = Console(stderr=as_json)
-    try:
-        submitted = asyncio.run(submit_campaign(endpoint, secret, campaign, sources, file.parent, console))
-    except UnknownModelError as error:
-        # To the grid something it does not have; to who wrote the file, a mistake in it.
-        raise InvalidError(f"{file.name}: model: {error}") from None
+    brought = bring(endpoint, secret, campaign, sources, file.parent, console)
+    with _mistakes_in(file):
+        submitted = asyncio.run(submit_campaign(endpoint, secret, brought, console))
     status = submitted.status
     if not as_json:
         console.print(_submission_line(submitted), highlight=False)
@@ -86,7 +102,23 @@ def status(
     campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Show how a campaign stands."""
-    _show(asyncio.run(_get(find_grid(grid_of(grid)), token_of(token), campaign_id)), as_json)
+    _show(_ask("Get", grid, token, campaign_id), as_json)
+
+
+@app.command()
+def pause(
+    campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Hand out nothing more of a campaign for now; what hosts hold they may finish."""
+    _show(_ask("Pause", grid, token, campaign_id), as_json)
+
+
+@app.command()
+def resume(
+    campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Go on with a paused campaign."""
+    _show(_ask("Resume", grid, token, campaign_id), as_json)
 
 
 @app.command()
@@ -94,7 +126,22 @@ def cancel(
     campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """End a campaign; what other campaigns need goes on."""
-    _show(asyncio.run(_cancel(find_grid(grid_of(grid)), token_of(token), campaign_id)), as_json)
+    _show(_ask("Cancel", grid, token, campaign_id), as_json)
+
+
+@app.command()
+def results(
+    campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what a campaign made: cubes, their quality and digests, and why a document became none."""
+    campaign = _ask("Get", grid, token, campaign_id)
+    if as_json:
+        print_json(results_json(campaign))
+        return
+    console = Console()
+    console.print(results_table(campaign))
+    for note in results_notes(campaign):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")
@@ -120,13 +167,13 @@ def list_(
     Console().print(table if found else "no campaigns yet")
 
 
-def read_campaign(file: Path) -> tuple[CampaignFile, tuple[LocalSource, ...]]:
-    """A campaign with its sources, all that can be checked here checked; raises InvalidError."""
-    campaign = CampaignFile.load(file)
-    sources = find_sources(campaign, file.parent, where=file.name)
-    if campaign.model_is_folder:
-        identity_of_folder(file.parent / Path(campaign.model).expanduser())
-    return campaign, sources
+@contextmanager
+def _mistakes_in(file: Path) -> Iterator[None]:
+    """A model the grid does not have is, to who wrote the file, a mistake in it."""
+    try:
+        yield
+    except UnknownModelError as error:
+        raise InvalidError(f"{file.name}: model: {error}") from None
 
 
 def _submission_line(submitted: Submitted) -> str:
@@ -158,14 +205,18 @@ def _show(campaign: CampaignStatus, as_json: bool) -> None:
         typer.echo(summary_of(campaign))
 
 
-async def _get(endpoint: GridEndpoint, token: str | None, campaign_id: str) -> CampaignStatus:
-    async with control_plane(endpoint, token) as plane:
-        return status_from_message(await plane.campaigns.Get(pb.GetCampaignRequest(campaign_id=campaign_id)))
+def _ask(
+    call: Literal["Get", "Pause", "Resume", "Cancel"], grid: str | None, token: str | None, campaign_id: str
+) -> CampaignStatus:
+    """The campaign after one of the calls that name it and return it."""
+    endpoint, secret = find_grid(grid_of(grid)), token_of(token)
 
+    async def ask() -> CampaignStatus:
+        async with control_plane(endpoint, secret) as plane:
+            method = getattr(plane.campaigns, call)
+            return status_from_message(await method(pb.GetCampaignRequest(campaign_id=campaign_id)))
 
-async def _cancel(endpoint: GridEndpoint, token: str | None, campaign_id: str) -> CampaignStatus:
-    async with control_plane(endpoint, token) as plane:
-        return status_from_message(await plane.campaigns.Cancel(pb.GetCampaignRequest(campaign_id=campaign_id)))
+    return asyncio.run(ask())
 
 
 async def _list(endpoint: GridEndpoint, token: str | None, limit: int) -> list[CampaignStatus]:

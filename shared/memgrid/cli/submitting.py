@@ -1,8 +1,7 @@
-"""Bring everything a campaign needs to the grid, then ask for it."""
+"""Bring everything a campaign needs to the grid, then ask for it, or for what it would cost."""
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from memgrid.campaign import CampaignFile
+from memgrid.campaign_plan import CampaignPlan, plan_from_message
 from memgrid.campaign_sources import LocalSource
 from memgrid.campaign_status import CampaignStatus, status_from_message
 from memgrid.cli.control import control_plane
@@ -24,6 +24,13 @@ SUBMIT_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """A campaign whose sources and model lie in the grid's pool."""
+
+    request: pb.SubmitRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
     """A campaign just planned; `units_reused` were accepted before, in other campaigns."""
 
@@ -31,26 +38,41 @@ class Submitted:
     units_reused: int
 
 
-async def submit_campaign(
+async def submit_campaign(endpoint: GridEndpoint, token: str | None, brought: Brought, console: Console) -> Submitted:
+    """Nothing is created before all blobs are there; blobs without a campaign are swept away by the grid."""
+    with console.status("planning"):
+        async with control_plane(endpoint, token) as plane:
+            answer = await plane.campaigns.Submit(brought.request, timeout=SUBMIT_TIMEOUT_S)
+    return Submitted(status=status_from_message(answer.campaign), units_reused=answer.units_reused)
+
+
+async def plan_campaign(
+    endpoint: GridEndpoint, token: str | None, brought: Brought, console: Console
+) -> CampaignPlan:
+    """What submitting would create and cost; nothing is created."""
+    with console.status("planning"):
+        async with control_plane(endpoint, token) as plane:
+            return plan_from_message(await plane.campaigns.Plan(brought.request, timeout=SUBMIT_TIMEOUT_S))
+
+
+def bring(
     endpoint: GridEndpoint,
     token: str | None,
     campaign: CampaignFile,
     sources: Sequence[LocalSource],
     folder: Path,
     console: Console,
-) -> Submitted:
-    """Nothing is created before all blobs are there; blobs without a campaign are swept away by the grid."""
+) -> Brought:
+    """Push the sources, and the model if it is a folder, as far as the grid does not have them."""
     with Pool(endpoint.url, token=token) as pool:
         if campaign.model_is_folder:
-            model = await asyncio.to_thread(bring_model, pool, campaign, folder, console)
+            model = bring_model(pool, campaign, folder, console)
             campaign = campaign.model_copy(update={"model": model})
         with console.status(f"bringing {len(sources)} sources"):
-            brought = [await asyncio.to_thread(bring_source, pool, campaign.name, source) for source in sources]
-    request = pb.SubmitRequest(request_id=uuid.uuid4().hex, campaign=campaign.to_bytes(), sources=brought)
-    with console.status("planning"):
-        async with control_plane(endpoint, token) as plane:
-            answer = await plane.campaigns.Submit(request, timeout=SUBMIT_TIMEOUT_S)
-    return Submitted(status=status_from_message(answer.campaign), units_reused=answer.units_reused)
+            brought = [bring_source(pool, campaign.name, source) for source in sources]
+    return Brought(
+        request=pb.SubmitRequest(request_id=uuid.uuid4().hex, campaign=campaign.to_bytes(), sources=brought)
+    )
 
 
 def bring_model(pool: Pool, campaign: CampaignFile, folder: Path, console: Console) -> str:
