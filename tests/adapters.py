@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from memgrid.cube.identity import ModelIdentity
-from memgrid.cube.peft import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_files
+from memgrid.cube.manifest import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from memgrid.cube.peft import adapter_files
 from memgrid.specs import AdapterKind, AdapterSpec
 from memgrid.units import StoreDtype
 

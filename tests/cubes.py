@@ -17,10 +17,9 @@ from memgrid.cube.manifest import (
     MANIFEST_FILE,
     PROVENANCE_FILE,
     README_FILE,
+    ActivationManifest,
     Chunk,
     Cost,
-    CubeKind,
-    CubeManifest,
     Layout,
     LayoutKind,
     Numerics,
@@ -79,15 +78,14 @@ def make_cube(
     sink_tokens: int = 1,
     name: str = "tests/document",
     version: str = "1.0.0",
-) -> CubeManifest:
+) -> ActivationManifest:
     """Compute, write and sign a whole cube folder."""
     identity = _identity(model_folder)
     ids = document_ids(tokenizer, text, wrap)
     sink = sink_tokens if layout is LayoutKind.INDEPENDENT else 0
     chunks = tuple(_chunks(folder, model, identity, ids, layout, sink, chunk_tokens, store_dtype))
     geometry = identity.geometry
-    manifest = CubeManifest(
-        kind=CubeKind.ACTIVATION,
+    manifest = ActivationManifest(
         name=name,
         version=version,
         title=f"A test of {layout.value}",
@@ -124,7 +122,7 @@ def _identity(model_folder: Path) -> ModelIdentity:
     return identity_of_folder(model_folder, "tiny")
 
 
-def write_cube(folder: Path, manifest: CubeManifest, key: SigningKey) -> CubeManifest:
+def write_cube(folder: Path, manifest: ActivationManifest, key: SigningKey) -> ActivationManifest:
     """README, manifest and signature for chunk files that are already there."""
     readme = render_readme(manifest)
     manifest = replace(manifest, files=(readme_descriptor(readme),))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _BYTES = ["B", "kB", "MB", "GB", "TB"]
 _FLOPS = ["", "k", "M", "G", "T", "P", "E"]
 
@@ -37,6 +39,15 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def inline(text: str) -> str:
+    """Text from outside on one line of Markdown, where it can't become markup of its own.
+
+    >>> inline("a [link](x)\\nand `code`")
+    'a \\\\[link\\\\](x) and \\\\`code\\\\`'
+    """
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _scaled(count: float, units: list[str]) -> str:

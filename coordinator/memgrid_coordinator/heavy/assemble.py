@@ -10,9 +10,9 @@ from typing import Any
 from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.manifest import (
     MANIFEST_FILE,
+    ActivationManifest,
     Chunk,
     Cost,
-    CubeKind,
     CubeManifest,
     Layout,
     LayoutKind,
@@ -119,10 +119,9 @@ def assemble_cube(order: AssemblyOrder, key: SigningKey) -> AssembledCube:
     return AssembledCube(manifest=manifest, blobs=(readme, content, provenance), oci=oci.to_bytes())
 
 
-def _manifest(order: AssemblyOrder) -> CubeManifest:
+def _manifest(order: AssemblyOrder) -> ActivationManifest:
     tokens = _document_tokens(order)
-    return CubeManifest(
-        kind=CubeKind.ACTIVATION,
+    return ActivationManifest(
         name=order.name,
         version=order.version,
         title=order.title,

@@ -151,8 +151,7 @@ class MemCube:
             raise DoesNotFitError(f"chat_template: not the one of {base.name} ({base.chat_template})")
 
     def _listed_files(self) -> dict[str, tuple[Digest, int]]:
-        files = {file.title or "": (file.digest, file.size_bytes) for file in self.manifest.files}
-        return files | {chunk.path: (chunk.digest, chunk.size_bytes) for chunk in self.manifest.chunks}
+        return {file.title or "": (file.digest, file.size_bytes) for file in self.manifest.listed()}
 
     def _refuse_unlisted(self, allowed: set[str]) -> None:
         for path in sorted(self.folder.rglob("*")):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memgrid.cube.manifest import CubeManifest
+from memgrid.cube.manifest import ActivationManifest, CubeManifest, ParameterManifest
 from memgrid.digest import Digest
+from memgrid.kinds.prefill import flops
+from memgrid.specs import AdapterKind, AdapterSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,8 @@ class BreakEven:
 class CubeInfo:
     """What to know before a download.
 
-    `produced_flops` is the payload computed once, `spent_flops` with its replicas, and `saved_flops` the prefill
-    that each attach leaves out.
+    `produced_flops` is the payload computed once, `spent_flops` with its replicas, and `saved_flops` reading the
+    text, which each attach leaves out. `tokens` are those of the text.
     """
 
     name: str
@@ -41,8 +44,15 @@ class CubeInfo:
     licence: str
     base: str
     base_weights: Digest
-    layout: str
-    wrap: str
+    layout: str | None
+    """How chunks make one cache; only an activation cube has some."""
+    wrap: str | None
+    adapter: str | None
+    """What was trained, in words; only a parameter cube has one."""
+    quality: Mapping[str, Any] | None
+    """Between both anchors, with `gap_closed`; only a parameter cube has it."""
+    compression: float | None
+    """How many times smaller than the KV cache of the text."""
     store_dtype: str
     tokens: int
     files: int
@@ -64,16 +74,15 @@ class CubeInfo:
             licence=manifest.licence,
             base=manifest.base.name,
             base_weights=manifest.base.weights,
-            layout=manifest.layout.kind.value,
-            wrap=manifest.layout.wrap.value,
+            **_of_its_kind(manifest),
             store_dtype=manifest.numerics.store_dtype.value,
             tokens=manifest.token_count,
-            files=len(manifest.chunks),
+            files=len(manifest.payload()),
             bytes=manifest.payload_bytes,
             produced_flops=manifest.cost.flops,
             # At least: disagreements cost more, and what was really spent stands in the provenance.
             spent_flops=manifest.cost.flops * manifest.validation.min_replicas,
-            saved_flops=manifest.cost.flops,
+            saved_flops=flops(manifest.base.geometry, manifest.token_count, 0),
             min_replicas=manifest.validation.min_replicas,
             sources=tuple(source.uri for source in manifest.sources),
         )
@@ -83,7 +92,7 @@ class CubeInfo:
 
         Left out on both sides: loading the model, and reading the cube from disk (a small part of either).
         """
-        compute_s = self.saved_flops / compute_flops_per_s
+        compute_s = self.produced_flops / compute_flops_per_s
         return BreakEven(
             line_bytes_per_s=line_bytes_per_s,
             compute_flops_per_s=compute_flops_per_s,
@@ -94,3 +103,29 @@ class CubeInfo:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _of_its_kind(manifest: CubeManifest) -> dict[str, Any]:
+    if isinstance(manifest, ActivationManifest):
+        layout, wrap = manifest.layout.kind.value, manifest.layout.wrap.value
+        return {"layout": layout, "wrap": wrap, "adapter": None, "quality": None, "compression": None}
+    assert isinstance(manifest, ParameterManifest)
+    return {
+        "layout": None,
+        "wrap": None,
+        "adapter": adapter_text(manifest.adapter),
+        "quality": manifest.quality.to_json(),
+        "compression": round(manifest.compression, 2),
+    }
+
+
+def adapter_text(adapter: AdapterSpec) -> str:
+    """An adapter in words.
+
+    >>> adapter_text(AdapterSpec(kind=AdapterKind.PREFIX, virtual_tokens=64, frozen_tokens=1))
+    'a trained prefix of 64 virtual tokens'
+    """
+    if adapter.kind is AdapterKind.PREFIX:
+        return f"a trained prefix of {adapter.virtual_tokens} virtual tokens"
+    frozen = "" if adapter.frozen_a_seed is None else f", A frozen from seed {adapter.frozen_a_seed}"
+    return f"LoRA of rank {adapter.rank} on {', '.join(adapter.targets)}{frozen}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from memgrid.digest import Digest, parse_digest
 from memgrid.errors import InvalidError
+from memgrid.specs import AdapterKind
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 
 Part = TypeVar("Part")
@@ -106,6 +108,38 @@ class Validation:
     limits: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How a parameter cube did on conversations that it never saw, between the two anchors.
+
+    `none` is the model without the text, `text` the model that read it, `cube` the model with the cube. `nll` is in
+    nats a token of the answers, `kl` the divergence from the model that read the text, `correct` the share of answer
+    tokens that come first, `exact` the share of answers that come out whole.
+    """
+
+    items: int
+    tokens: int
+    nll_none: float
+    nll_cube: float
+    nll_text: float
+    kl_none: float
+    kl_cube: float
+    correct_none: float
+    correct_cube: float
+    exact_none: float
+    exact_cube: float
+
+    @property
+    def gap_closed(self) -> float:
+        """The share of the gap in NLL between no text and text that the cube closes; 0 where there is no gap."""
+        gap = self.nll_none - self.nll_text
+        return (self.nll_none - self.nll_cube) / gap if gap > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As reports show it, `gap_closed` beside what it is made of."""
+        return {**asdict(self), "gap_closed": round(self.gap_closed, 6)}
+
+
 def read_part(kind: type[Part], value: Any) -> Part:
     """A part from JSON; raises InvalidError naming the field.
 
@@ -141,6 +175,23 @@ def whole_number(value: Any) -> int:
     return value
 
 
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise InvalidError(f"expected a number, found {str(value)[:80]}")
+    return float(value)
+
+
+def _maybe_whole_number(value: Any) -> int | None:
+    return None if value is None else whole_number(value)
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """Raises InvalidError for anything but a list of texts."""
+    if not isinstance(value, list):
+        raise InvalidError(f"expected a list, found {str(value)[:80]}")
+    return tuple(text(each) for each in value)
+
+
 def _unit_key(value: Any) -> UnitKey:
     if not _UNIT_KEY.fullmatch(text(value)):
         raise InvalidError(f"expected 64 hex digits, found {value[:80]!r}")
@@ -156,6 +207,10 @@ def _numbers(value: Any) -> Mapping[str, float]:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "str": text,
     "int": whole_number,
+    "int | None": _maybe_whole_number,
+    "float": _number,
+    "tuple[str, ...]": texts,
+    "AdapterKind": AdapterKind,
     "Digest": lambda value: parse_digest(text(value)),
     "UnitKey": _unit_key,
     "LayoutKind": LayoutKind,

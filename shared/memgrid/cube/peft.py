@@ -24,8 +24,6 @@ from memgrid.kinds.tensorfile import TensorFile
 from memgrid.specs import AdapterKind, AdapterSpec
 from memgrid.units import StoreDtype
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX_TENSOR = "prompt_embeddings"
 _LORA_B = re.compile(r"base_model\.model\.([A-Za-z0-9_.]{1,200})\.lora_B\.weight")
 _HEADER_ALIGNMENT = 8

@@ -7,69 +7,71 @@ from typing import Any
 
 import yaml
 
-from memgrid.cube.manifest import CubeManifest, LayoutKind, SourceText
-from memgrid.text import bytes_text, flops_text
+from memgrid.cube.manifest import ActivationManifest, CubeManifest, LayoutKind, ParameterManifest, SourceText
+from memgrid.cube.readme_parameter import parameter_body, parameter_front
+from memgrid.text import bytes_text, flops_text, inline
 
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
 
 
 def render_readme(manifest: CubeManifest) -> bytes:
-    """The card of a cube whose manifest has every field but `files`, in which the card itself will stand."""
+    """The card of a cube whose manifest has every field but this card's own entry in `files`."""
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=True, allow_unicode=True, width=1000)
-    return f"---\n{front}---\n\n{_body(manifest)}".encode()
+    if isinstance(manifest, ParameterManifest):
+        body = parameter_body(manifest, _sources(manifest))
+    else:
+        assert isinstance(manifest, ActivationManifest)
+        body = _activation_body(manifest)
+    return f"---\n{front}---\n\n{body}".encode()
 
 
 def _front_matter(manifest: CubeManifest) -> dict[str, Any]:
     licence = manifest.licence.lower() if _SPDX.fullmatch(manifest.licence) else "other"
-    return {
-        "base_model": manifest.base.name,
-        "base_model_relation": "adapter",
-        "library_name": "memgrid",
-        "license": licence,
-        "tags": ["memgrid", "memcube", "kv-cache", manifest.kind.value, manifest.layout.kind.value],
-    }
+    common = {"base_model": manifest.base.name, "base_model_relation": "adapter", "license": licence}
+    if isinstance(manifest, ParameterManifest):
+        return common | parameter_front(manifest)
+    assert isinstance(manifest, ActivationManifest)
+    tags = ["memgrid", "memcube", "kv-cache", manifest.kind.value, manifest.layout.kind.value]
+    return {**common, "library_name": "memgrid", "tags": tags}
 
 
-def _body(manifest: CubeManifest) -> str:
+def _activation_body(manifest: ActivationManifest) -> str:
     layout, store_dtype = manifest.layout, manifest.numerics.store_dtype.value
     if layout.kind is LayoutKind.CHAINED:
         how = "chunks continue each other: attaching is exact up to the rounding of the stored numbers"
     else:
         how = "chunks were read apart: attaching re-rotates them, which is lossy"
-    sources = "\n".join(_source_line(source) for source in manifest.sources)
-    return f"""# {_inline(manifest.title)}
+    return f"""# {inline(manifest.title)}
 
-A MemCube: the KV cache of a text, computed once for {_inline(manifest.base.name)}, checked, and signed.
+A MemCube: the KV cache of a text, computed once for {inline(manifest.base.name)}, checked, and signed.
 
 | | |
 | --- | --- |
-| base model | {_inline(manifest.base.name)}, weights `{manifest.base.weights}` |
+| base model | {inline(manifest.base.name)}, weights `{manifest.base.weights}` |
 | tokens | {manifest.token_count} |
 | payload | {bytes_text(manifest.payload_bytes)} in {len(manifest.chunks)} files, {store_dtype} |
 | layout | {layout.kind.value}: {how} |
 | computing it takes | {flops_text(manifest.cost.flops)}, which attaching it saves |
-| checked by | {manifest.validation.min_replicas} agreeing replicas ({_inline(manifest.validation.policy)}) |
-| licence | {_inline(manifest.licence)} |
+| checked by | {manifest.validation.min_replicas} agreeing replicas ({inline(manifest.validation.policy)}) |
+| licence | {inline(manifest.licence)} |
 
 ```python
 from memgrid import Pool
 
-cube = Pool().pull("{manifest.name}:{manifest.version}")
-cache = cube.attach(model)
-output = model.generate(**cube.prompt(tokenizer, "your question"), past_key_values=cache)
+memory = Pool().pull("{manifest.name}:{manifest.version}").attach(model)
+output = model.generate(**memory.prompt(tokenizer, "your question"))
 ```
 
 ## Sources
 
-{sources}
+{_sources(manifest)}
 """
 
 
+def _sources(manifest: CubeManifest) -> str:
+    return "\n".join(_source_line(source) for source in manifest.sources)
+
+
 def _source_line(source: SourceText) -> str:
-    size, licence = bytes_text(source.size_bytes), _inline(source.licence)
-    return f"- {_inline(source.uri)}, {size}, licence {licence}, `{source.digest}`"
-
-
-def _inline(text: str) -> str:
-    """Text from outside on one line of Markdown, where it can't become markup of its own."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    size, licence = bytes_text(source.size_bytes), inline(source.licence)
+    return f"- {inline(source.uri)}, {size}, licence {licence}, `{source.digest}`"

@@ -27,14 +27,20 @@ _HALF_ROTATED = frozenset({
 
 def check_rerotatable(identity: ModelIdentity) -> None:
     """Raises DoesNotFitError naming what stands in the way of moving this model's keys."""
-    model_type = identity.config.get("model_type")
+    check_rotation(str(identity.config.get("model_type")), identity.sliding_window, identity.rope)
+
+
+def check_rotation(
+    model_type: str, sliding_window: int | None, rope_by_layers: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The same for a model that is known by its configuration alone."""
     if model_type not in _HALF_ROTATED:
         raise DoesNotFitError(f"re-rotation: model_type {model_type!r} is not known to turn halves in every layer")
-    if identity.sliding_window is not None:
-        raise DoesNotFitError(f"re-rotation: sliding_window {identity.sliding_window}: local layers can't be moved")
-    if set(identity.rope) != {"all"}:
+    if sliding_window is not None:
+        raise DoesNotFitError(f"re-rotation: sliding_window {sliding_window}: local layers can't be moved")
+    if set(rope_by_layers) != {"all"}:
         raise DoesNotFitError("re-rotation: rope: expected one rotary embedding for all layers")
-    rope = identity.rope["all"]
+    rope = rope_by_layers["all"]
     if rope["type"] not in _FIXED_TYPES or "mrope_section" in rope:
         kind = "M-RoPE" if "mrope_section" in rope else rope["type"]
         raise DoesNotFitError(f"re-rotation: rope type {kind!r}: its angles depend on more than the position")

@@ -105,8 +105,8 @@ class Puller:
             staged.verify(self._trusted_keys)
         except NotVerifiedError:
             # Content was checked as it came in, so what fails now was damaged in the cache since: fetch it anew.
-            for chunk in manifest.chunks:
-                self._cache.drop_blob(chunk.digest)
+            for file in manifest.listed():
+                self._cache.drop_blob(file.digest)
             raise
 
     def _has(self, descriptor: Descriptor) -> bool:
