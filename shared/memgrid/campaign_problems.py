@@ -55,7 +55,7 @@ def _located(loc: Place, model: type[BaseModel]) -> tuple[Place, str | None, lis
         if field is not None:
             place.append(part)
             expected = field.description
-            branches = list(_models_in(field.annotation)) or branches
+            branches = list(models_in(field.annotation)) or branches
         elif tagged := [branch for branch in branches if _tag_of(branch) == part]:
             branches = tagged
         elif isinstance(part, int) or not _is_type_name(part):
@@ -63,13 +63,13 @@ def _located(loc: Place, model: type[BaseModel]) -> tuple[Place, str | None, lis
     return tuple(place), expected, list(branches[0].model_fields)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The mappings a field can hold, itself, in a list or as branches of a union; a plain value holds none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         return
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)
 
 
 def _tag_of(branch: type[BaseModel]) -> str | None:

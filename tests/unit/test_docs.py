@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
 
-from memgrid.campaign import ActivationParameters, CampaignFile, Publication, SourcePattern, Trust
+from memgrid.campaign import ActivationParameters, Budget, CampaignFile, Publication, SourcePattern, Trust
+from memgrid.campaign_distill import DistillParameters
+from memgrid.campaign_problems import models_in
 from memgrid.cli.main import build_app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DISTIL_PAGE = ROOT / "docs" / "distil.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dashboards/*.md")])
 
 
@@ -40,23 +46,57 @@ def campaigns() -> list[str]:
 
 @pytest.mark.parametrize("block", campaigns())
 def test_a_campaign_that_is_shown_is_valid(block: str) -> None:
-    assert CampaignFile.parse(block.encode(), where="the page").recipe == "activation"
+    CampaignFile.parse(block.encode(), where="the page")
 
 
-def test_the_whole_campaign_file_names_every_key() -> None:
-    (page,) = [block for block in campaigns() if "sink_tokens" in block]
-    shown = yaml.safe_load(page)
-    assert set(shown) == set(CampaignFile.model_fields)
+def whole_file(recipe: str) -> str:
+    """The block that claims to show every key."""
+    (page,) = [block for block in campaigns() if f"recipe: {recipe}" in block and "\nbudget:" in block]
+    return page
+
+
+@pytest.mark.parametrize(("recipe", "other"), [("activation", "distill"), ("distill", "activation")])
+def test_the_whole_campaign_file_names_every_key(recipe: str, other: str) -> None:
+    shown = yaml.safe_load(whole_file(recipe))
+    assert set(shown) == set(CampaignFile.model_fields) - {other}
     assert {key for source in shown["sources"] for key in source} == set(SourcePattern.model_fields)
-    for part, model in (("activation", ActivationParameters), ("publish", Publication), ("trust", Trust)):
+    for part, model in (("publish", Publication), ("trust", Trust), ("budget", Budget)):
         assert set(shown[part]) == set(model.model_fields)
 
 
-def test_the_whole_campaign_file_shows_the_defaults() -> None:
-    (page,) = [block for block in campaigns() if "sink_tokens" in block]
+def test_the_whole_activation_block_names_every_key_with_its_default() -> None:
+    page = whole_file("activation")
+    assert set(yaml.safe_load(page)["activation"]) == set(ActivationParameters.model_fields)
     campaign = CampaignFile.parse(page.encode(), where="the page")
     assert campaign.activation == ActivationParameters()
-    assert campaign.trust == Trust()
+    assert (campaign.trust, campaign.budget) == (Trust(), Budget())
+
+
+def test_the_whole_distill_block_shows_the_defaults() -> None:
+    campaign = CampaignFile.parse(whole_file("distill").encode(), where="the page")
+    assert campaign.distill == DistillParameters()
+    assert (campaign.trust, campaign.budget) == (Trust(), Budget())
+
+
+def test_the_reference_of_the_distill_block_is_the_schema() -> None:
+    table = DISTIL_PAGE.read_text().partition("## Every key")[2]
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    shown = {key: (default.strip().strip("`"), takes.strip()) for key, default, takes, _ in rows}
+    assert shown == dict(keys_of(DistillParameters))
+    assert all(meaning.strip() for *_, meaning in rows)
+
+
+def keys_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every key of a part of the campaign file, with its default as YAML has it and what it takes."""
+    for name, field in model.model_fields.items():
+        if name == "kind":
+            continue
+        inner = [part for part in models_in(field.annotation) if part is not model]
+        for part in inner:
+            yield from keys_of(part, f"{path}{name}.")
+        if not inner:
+            default = field.default.value if isinstance(field.default, StrEnum) else field.default
+            yield f"{path}{name}", (json.dumps(default).replace('"', ""), field.description or "")
 
 
 @pytest.mark.parametrize(("where", "words"), list(commands()))
