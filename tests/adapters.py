@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,33 @@ import torch
 from safetensors.torch import save_file
 
 from memgrid.cube.identity import ModelIdentity
-from memgrid.cube.manifest import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from memgrid.cube.manifest import ADAPTER_CONFIG_FILE, ADAPTER_FILE, Cost, Numerics, Quality, SourceText, Validation
+from memgrid.cube.oci import OciManifest
 from memgrid.cube.peft import adapter_files
+from memgrid.cube.terms import subject_terms
+from memgrid.digest import digest_of
+from memgrid.signing import SigningKey
 from memgrid.specs import AdapterKind, AdapterSpec
-from memgrid.units import StoreDtype
+from memgrid.units import ComputeDtype, StoreDtype
+from memgrid_coordinator.heavy.assemble import AssembledCube, Making
+from memgrid_coordinator.heavy.assemble_adapter import AdapterOrder, assemble_adapter
+from memgrid_coordinator.heavy.plots import LossPoint
 
 PREFIX = AdapterSpec(kind=AdapterKind.PREFIX, virtual_tokens=6, frozen_tokens=1)
 LORA = AdapterSpec(kind=AdapterKind.LORA, rank=4, alpha=8, targets=("down_proj", "o_proj", "q_proj", "v_proj"))
+QUALITY = Quality(
+    items=100,
+    tokens=4000,
+    nll_none=2.0,
+    nll_cube=0.7,
+    nll_text=0.5,
+    kl_none=1.5,
+    kl_cube=0.2,
+    correct_none=0.4,
+    correct_cube=0.9,
+    exact_none=0.0,
+    exact_cube=0.5,
+)
 
 
 def write_state(path: Path, adapter: AdapterSpec, model: Any, *, seed: int = 0) -> Path:
@@ -46,6 +68,77 @@ def write_state(path: Path, adapter: AdapterSpec, model: Any, *, seed: int = 0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({**tensors, **moments}, path, {"format": "memgrid.state.v1"})
     return path
+
+
+def adapter_order(
+    state: Path, adapter: AdapterSpec, base: ModelIdentity, *, name: str = "tests/valves", **changes: Any
+) -> tuple[AdapterOrder, bytes]:
+    """An order for the cube of a state, and the content of its adapter_model.safetensors."""
+    store_dtype = changes.pop("store_dtype", StoreDtype.BFLOAT16)
+    config, tensors = adapter_files(state, adapter, base, store_dtype)
+    text = changes.pop("text", "The valve of the pump opens at three bar, and the valve closes at two.")
+    order = AdapterOrder(
+        name=name,
+        version="1.0.0",
+        title="The manual of the pump",
+        licence="Apache-2.0",
+        base=base,
+        adapter=adapter,
+        numerics=Numerics(compute_dtype=ComputeDtype.FLOAT32, store_dtype=store_dtype),
+        token_count=64,
+        terms=subject_terms(text),
+        config=config,
+        tensors=digest_of(tensors),
+        tensors_bytes=len(tensors),
+        sources=(SourceText(uri="docs/pump.md", digest=digest_of(text.encode()), licence="CC-BY-4.0", size_bytes=9),),
+        lineage=(),
+        quality=QUALITY,
+        trace=tuple(LossPoint(step=step, tokens=90 * step, loss=2.5 / step + 0.2) for step in range(1, 33)),
+        cost=Cost(flops=3 * 10**12, units=9),
+        validation=Validation(policy="a segment drawn after the report is replayed", min_replicas=1, limits={}),
+        recipe={"train": {"steps": 32, "learning_rate": 0.02, "seed": 1}},
+        making=Making(
+            builder="https://grid.example",
+            campaign="pumps",
+            started_at=datetime(2026, 11, 1, tzinfo=UTC),
+            finished_at=datetime(2026, 11, 2, tzinfo=UTC),
+            replicas=9,
+            reports_rejected=0,
+            spent_flops=3 * 10**12,
+            device_seconds={"cpu": 60.0},
+            hosts=("a",),
+            largest_distance=0.1,
+        ),
+    )
+    return replace(order, **changes), tensors
+
+
+def make_parameter_cube(
+    folder: Path,
+    adapter: AdapterSpec,
+    model: Any,
+    base: ModelIdentity,
+    key: SigningKey,
+    *,
+    seed: int = 0,
+    **changes: Any,
+) -> AssembledCube:
+    """A whole signed cube in a folder, as the grid would publish it."""
+    state = write_state(folder.parent / f"{folder.name}.state.safetensors", adapter, model, seed=seed)
+    order, tensors = adapter_order(state, adapter, base, **changes)
+    made = assemble_adapter(order, key)
+    write_folder(folder, made, tensors)
+    return made
+
+
+def write_folder(folder: Path, made: AssembledCube, *payload: bytes) -> None:
+    """Every file of an assembled cube, under the path it has in the cube."""
+    contents = {digest_of(content): content for content in (*made.blobs, *payload)}
+    oci = OciManifest.from_bytes(made.oci)
+    for file in (oci.config, *oci.layers):
+        path = folder / (file.title or "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents[file.digest])
 
 
 def write_adapter(

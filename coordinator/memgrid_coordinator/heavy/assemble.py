@@ -61,6 +61,18 @@ class Making:
     largest_distance: float
     """Between two agreeing reports, as a share of what is allowed."""
 
+    def facts(self) -> dict[str, Any]:
+        """As the provenance tells it."""
+        return {
+            "replicas": self.replicas,
+            "reports_rejected": self.reports_rejected,
+            # Canonical JSON has whole numbers up to 2**53 only; a large campaign costs more.
+            "spent_flops": float(self.spent_flops),
+            "device_seconds": {kind: round(seconds, 3) for kind, seconds in self.device_seconds.items()},
+            "hosts": sorted(self.hosts),
+            "largest_distance": self.largest_distance,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssemblyOrder:
@@ -190,15 +202,7 @@ def _predicate(order: AssemblyOrder) -> dict[str, Any]:
         dependencies=[{"uri": order.base.name, "digest": _hex(order.base.digest)}, *sources],
         started_at=making.started_at,
         finished_at=making.finished_at,
-        facts={
-            "replicas": making.replicas,
-            "reports_rejected": making.reports_rejected,
-            # Canonical JSON has whole numbers up to 2**53 only; a large campaign costs more.
-            "spent_flops": float(making.spent_flops),
-            "device_seconds": {kind: round(seconds, 3) for kind, seconds in making.device_seconds.items()},
-            "hosts": sorted(making.hosts),
-            "largest_distance": making.largest_distance,
-        },
+        facts=making.facts(),
     )
 
 

@@ -23,6 +23,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://memgrid.dev/build/activation/v1"
+DISTILL_BUILD_TYPE = "https://memgrid.dev/build/distill/v1"
 PROVENANCE_BYTES_MAX = 16 << 20
 
 
@@ -48,6 +49,7 @@ def slsa_predicate(
     started_at: datetime,
     finished_at: datetime,
     facts: Mapping[str, Any],
+    build_type: str = BUILD_TYPE,
 ) -> dict[str, Any]:
     """A SLSA v1 provenance predicate: what was asked, from what, by whom, when, and what was seen on the way.
 
@@ -56,7 +58,7 @@ def slsa_predicate(
     """
     return {
         "buildDefinition": {
-            "buildType": BUILD_TYPE,
+            "buildType": build_type,
             "externalParameters": dict(parameters),
             "resolvedDependencies": [dict(dependency) for dependency in dependencies],
         },
