@@ -12,7 +12,7 @@ from memgrid.cube.parts import Quality
 
 _SIZE_INCHES = (6.4, 3.2)
 # Mid-tones on a transparent ground: each has a contrast of at least 3 to 1 against white and against near-black.
-_GREY, _BLUE, _ORANGE, _GREEN = "#7d8590", "#2f81f7", "#db6d28", "#2da44e"
+_GREY, _BLUE, _GREEN = "#7d8590", "#2f81f7", "#2da44e"
 _STYLE = {
     "svg.hashsalt": "memgrid",
     "svg.fonttype": "none",
