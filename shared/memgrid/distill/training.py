@@ -1,0 +1,289 @@
+"""The training loop: some steps of an adapter on a frozen model, to the bit the same however rows are grouped.
+
+Knows packing, loss and Adam; knows nothing of units' folders, leases or checks. A row is the grain: each has a
+gradient of its own, and these are added in order, so neither the micro-batch nor a halved one changes the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from memgrid.distill.adapters import Tensors, applied, expected_shapes, hidden_states, seeded
+from memgrid.distill.batches import Batches, Conversation, Packed, pack
+from memgrid.distill.loss import distillation_loss
+from memgrid.distill.mixing import Mixer
+from memgrid.distill.model import CausalLM
+from memgrid.distill.state import TrainState
+from memgrid.errors import InvalidError
+from memgrid.kinds.frame import ChatFrame
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.train import StepTrace
+from memgrid.specs import AdapterKind, AdapterSpec, Schedule, TrainSpec
+from memgrid.units import ReasonCode
+
+BETA_1 = 0.9
+BETA_2 = 0.95
+EPSILON = 1e-8
+LOSS_SCALE = 1024.0
+"""In float16 small gradients would vanish; a power of two changes nothing else."""
+DIVERGED_FACTOR = 3.0
+DIVERGED_STEPS = 3
+"""Training has diverged when so many steps in a row lose so many times the lowest loss of the unit."""
+_NORM_PIECE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Course:
+    """What is trained on: the conversations in their order, the words around them, the distractors beside them."""
+
+    conversations: Sequence[Conversation]
+    frame: ChatFrame
+    batches: Batches
+    mixer: Mixer | None
+
+
+OnStep = Callable[[StepTrace], None]
+OnSegment = Callable[[TrainState, tuple[StepTrace, ...]], None]
+
+
+def make_course(
+    spec: TrainSpec, conversations: Sequence[Conversation], frame: ChatFrame, mixer: Mixer | None = None
+) -> Course:
+    """The course of a unit; raises InvalidError when nothing fits into its rows."""
+    batches = Batches(
+        conversations,
+        frame,
+        seed=spec.seed,
+        stream=spec.stream,
+        streams=spec.streams,
+        batch_rows=spec.batch_rows,
+        row_tokens=spec.row_tokens,
+    )
+    return Course(conversations=conversations, frame=frame, batches=batches, mixer=mixer)
+
+
+def train(
+    model: CausalLM,
+    spec: TrainSpec,
+    start: TrainState,
+    course: Course,
+    *,
+    trace: Sequence[StepTrace] = (),
+    stop_step: int | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+    on_step: OnStep | None = None,
+    on_segment: OnSegment | None = None,
+) -> tuple[TrainState, tuple[StepTrace, ...]]:
+    """Train from `start` to `stop_step` (the spec's by default): the state reached, and `trace` gone on with.
+
+    `start` may be the spec's start or any state committed since: what follows is the same to the bit. `on_segment`
+    is called with every state the spec commits, the last included. When memory runs out the micro-batch is halved
+    and the present step begun again. Raises RefusedError (DIVERGED, naming the step), InvalidError when the state
+    is not of the spec's adapter, MemoryError when not even one row fits.
+    """
+    from accelerate.utils import find_executable_batch_size  # a second that only training should pay
+
+    run = _Run(model, spec, start, course, compute_dtype, list(trace))
+    stop = spec.stop_step if stop_step is None else stop_step
+    size = micro_batch or (spec.batch_rows if model.device.type == "cuda" else 1)
+
+    def halved() -> int:
+        nonlocal size
+        size //= 2
+        return size
+
+    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halved)  # type: ignore[untyped-decorator]
+    def go_on(rows_at_once: int) -> None:
+        while run.step < stop:
+            entry = run.advance(rows_at_once)
+            if on_step is not None:
+                on_step(entry)
+            if on_segment is not None and is_committed(spec, run.step):
+                on_segment(run.state(), tuple(run.trace))
+
+    try:
+        go_on()
+    except RuntimeError as error:
+        if "reached zero" not in str(error):
+            raise
+        raise MemoryError(f"step {run.step}: not even one row of {spec.row_tokens} tokens fits") from None
+    return run.state(), tuple(run.trace)
+
+
+def is_committed(spec: TrainSpec, step: int) -> bool:
+    """Whether a state is committed when so many steps are done."""
+    return step == spec.stop_step or (step - spec.first_step) % spec.segment_steps == 0
+
+
+def learning_rate(spec: TrainSpec, step: int) -> float:
+    """Of a step: up in a line over the warm-up, then down by the schedule to nought after the last step."""
+    if step < spec.warmup_steps:
+        return spec.learning_rate * (step + 1) / (spec.warmup_steps + 1)
+    if spec.schedule is Schedule.CONSTANT:
+        return spec.learning_rate
+    done = (step - spec.warmup_steps) / max(1, spec.total_steps - spec.warmup_steps)
+    if spec.schedule is Schedule.LINEAR:
+        return spec.learning_rate * (1 - done)
+    return spec.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+class _Run:
+    """The state of training on its device, between two steps."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        spec: TrainSpec,
+        start: TrainState,
+        course: Course,
+        compute_dtype: torch.dtype,
+        trace: list[StepTrace],
+    ) -> None:
+        _check_start(model, spec, start)
+        self._model, self._spec, self._course, self._dtype = model, spec, course, compute_dtype
+        self._start = start
+        self._parameters, self._m, self._v = (
+            {name: torch.from_numpy(value.copy()).to(model.device) for name, value in group.items()}
+            for group in (start.parameters, start.m, start.v)
+        )
+        self._fixed = seeded(spec.adapter, model)
+        self.step = start.step
+        self.trace = trace
+
+    def state(self) -> TrainState:
+        parameters, m, v = (
+            {name: value.cpu().numpy().copy() for name, value in group.items()}
+            for group in (self._parameters, self._m, self._v)
+        )
+        return TrainState(step=self.step, parameters=parameters, m=m, v=v, velocity=self._start.velocity)
+
+    def advance(self, micro_batch: int) -> StepTrace:
+        """One logical step; nothing is changed before all of its gradient is there."""
+        packed = self._pack()
+        gradient, loss = self._gradient(packed, micro_batch)
+        norm = _norm(gradient)
+        entry = StepTrace(step=self.step, loss=loss, tokens=packed.answer_tokens, gradient_norm=norm)
+        _check_course(entry, self.trace)
+        self._update(gradient)
+        self.step += 1
+        self.trace.append(entry)
+        return entry
+
+    def _pack(self) -> Packed:
+        course = self._course
+        rows = course.batches.step(self.step)
+        return pack(
+            rows,
+            course.conversations,
+            course.frame,
+            row_tokens=self._spec.row_tokens,
+            device=self._model.device,
+        )
+
+    def _gradient(self, packed: Packed, micro_batch: int) -> tuple[Tensors, float]:
+        """The gradient of the mean loss over all answer tokens of the step, and that loss."""
+        total = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
+        losses: list[torch.Tensor] = []
+        count = len(packed.bounds) - 1
+        scale = LOSS_SCALE if self._dtype is torch.float16 else 1.0
+        for start in range(0, count, micro_batch):
+            numbers = range(start, min(start + micro_batch, count))
+            lost, by_row = self._gradient_of_rows(packed.rows(numbers.start, numbers.stop), numbers, scale)
+            losses.append(lost)
+            for name, gradients in by_row.items():
+                for gradient in gradients:  # one row after the other: the order is the result's
+                    total[name].add_(gradient)
+        for gradient in total.values():
+            gradient.mul_(1 / (scale * packed.answer_tokens))
+            _freeze(self._spec.adapter, gradient)
+        lost = torch.cat(losses).double().cpu().numpy()
+        return total, float(lost.sum()) / packed.answer_tokens
+
+    def _gradient_of_rows(self, packed: Packed, numbers: range, scale: float) -> tuple[torch.Tensor, Tensors]:
+        """Loss of each answer token [n], and for each parameter a gradient a row [m, ...] of the summed loss."""
+        model, spec = self._model, self._spec
+        leaves = {
+            name: value.expand(len(numbers), *value.shape).clone().requires_grad_()
+            for name, value in self._parameters.items()
+        }
+        fixed = {name: value.expand(len(numbers), *value.shape) for name, value in self._fixed.items()}
+        with torch.enable_grad(), _autocast(model, self._dtype):
+            with applied(model, spec.adapter, {**fixed, **leaves}) as own:
+                past, visible = own, None
+                if self._course.mixer is not None:
+                    past, visible = self._course.mixer.mix(own, self.step, numbers)
+                hidden = hidden_states(model, packed.ids, packed.positions, packed.segments, past, visible)
+            picked = hidden[packed.row_of_answers(), packed.columns]  # [n, hidden]
+        losses, gradient = distillation_loss(picked.detach(), model.get_output_embeddings(), packed.targets)
+        found = torch.autograd.grad(picked, list(leaves.values()), (gradient * scale).to(picked.dtype))
+        return losses, dict(zip(leaves, found, strict=True))
+
+    def _update(self, gradient: Tensors) -> None:
+        """Adam (arXiv 1412.6980), every product and sum rounded by itself: no fused operation differs by device."""
+        rate, count = learning_rate(self._spec, self.step), self.step + 1
+        for name, by_name in gradient.items():
+            m, v = self._m[name], self._v[name]
+            m.mul_(BETA_1).add_(by_name * (1 - BETA_1))
+            v.mul_(BETA_2).add_(by_name * by_name * (1 - BETA_2))
+            spread = (v / (1 - BETA_2**count)).sqrt_().add_(EPSILON)
+            self._parameters[name].sub_((m / (1 - BETA_1**count)).mul_(rate).div_(spread))
+
+
+def _check_start(model: CausalLM, spec: TrainSpec, start: TrainState) -> None:
+    shapes = expected_shapes(spec.adapter, model)
+    if spec.adapter.frozen_a_seed is not None:
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".lora_A.weight")}
+    found = {name: value.shape for name, value in start.parameters.items()}
+    for name in sorted(set(shapes) | set(found)):
+        if shapes.get(name) != found.get(name):
+            expected, there = (group.get(name, "none") for group in (shapes, found))
+            raise InvalidError(f"state: {name[:200]}: expected {expected}, found {there}")
+    if not spec.first_step <= start.step <= spec.stop_step:
+        raise InvalidError(f"state: step {start.step}: the unit trains steps {spec.first_step} to {spec.stop_step}")
+
+
+def _check_course(entry: StepTrace, before: Sequence[StepTrace]) -> None:
+    """Raises RefusedError (DIVERGED) when training has gone wrong for good."""
+    if not (math.isfinite(entry.loss) and math.isfinite(entry.gradient_norm)):
+        raise RefusedError(
+            ReasonCode.DIVERGED,
+            f"step {entry.step}: loss {entry.loss:.3g}, gradient norm {entry.gradient_norm:.3g}: not finite",
+        )
+    if not before:
+        return
+    limit = DIVERGED_FACTOR * min(each.loss for each in before)
+    last = [*before, entry][-DIVERGED_STEPS:]
+    if len(last) == DIVERGED_STEPS and all(each.loss > limit for each in last):
+        raise RefusedError(
+            ReasonCode.DIVERGED,
+            f"step {entry.step}: loss {entry.loss:.3g}, for {DIVERGED_STEPS} steps more than "
+            f"{DIVERGED_FACTOR:g} times the lowest of {limit / DIVERGED_FACTOR:.3g}",
+        )
+
+
+def _freeze(adapter: AdapterSpec, gradient: torch.Tensor) -> None:
+    if adapter.kind is AdapterKind.PREFIX:
+        gradient[: adapter.frozen_tokens].zero_()
+
+
+def _norm(gradient: Tensors) -> float:
+    """Over all parameters, in pieces of fixed length: the threads a machine has don't change the order of sums."""
+    squares = []
+    for value in gradient.values():
+        flat = value.flatten().double()
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % _NORM_PIECE)).view(-1, _NORM_PIECE)
+        squares.append((padded * padded).sum(1))
+    return math.sqrt(math.fsum(torch.cat(squares).tolist()))
+
+
+def _autocast(model: CausalLM, dtype: torch.dtype) -> AbstractContextManager[object]:
+    if dtype is torch.float32:
+        return nullcontext()
+    context: AbstractContextManager[object] = torch.autocast(model.device.type, dtype=dtype)
+    return context

@@ -1,0 +1,114 @@
+"""Training: the same bits however it is cut up, and the numbers that PEFT and plain batches give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memgrid.distill.model import load_model
+from memgrid.distill.state import TrainState, read_state, state_bytes, write_state
+from memgrid.distill.training import train
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.train import StepTrace
+from memgrid.specs import AdapterSpec
+from memgrid.units import ReasonCode
+from tests.models import make_tiny_model
+from tests.training import FROZEN_A, LORA, PREFIX, course, make_spec, random_start
+
+ADAPTERS = pytest.mark.parametrize("adapter", [PREFIX, LORA, FROZEN_A], ids=["prefix", "lora", "frozen-a"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return load_model(folder, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@ADAPTERS
+def test_learns(model: Any, adapter: AdapterSpec) -> None:
+    spec = make_spec(adapter, stop_step=24)
+    _, trace = train(model, spec, random_start(adapter, model), course(spec))
+    assert [entry.step for entry in trace] == list(range(24))
+    assert trace[-1].loss < 0.95 * trace[0].loss
+
+
+@ADAPTERS
+def test_bits_do_not_depend_on_micro_batch_or_threads(model: Any, adapter: AdapterSpec, threads: None) -> None:
+    spec, start = make_spec(adapter, stop_step=4), random_start(adapter, model)
+    found = set()
+    for micro_batch, count in [(1, 1), (2, 1), (3, 2), (4, 2)]:
+        torch.set_num_threads(count)
+        state, trace = train(model, spec, start, course(spec), micro_batch=micro_batch)
+        found.add((state_bytes(state), trace))
+    assert len(found) == 1
+
+
+@ADAPTERS
+def test_resumes_from_any_committed_state_to_the_same_bits(model: Any, adapter: AdapterSpec, tmp_path: Path) -> None:
+    spec = make_spec(adapter)
+    committed: list[tuple[Path, tuple[StepTrace, ...]]] = []
+
+    def keep(state: TrainState, trace: tuple[StepTrace, ...]) -> None:
+        path = tmp_path / f"{state.step}.safetensors"
+        write_state(path, state)
+        committed.append((path, trace))
+
+    end, whole = train(model, spec, random_start(adapter, model), course(spec), on_segment=keep)
+    assert [path.name for path, _ in committed] == [f"{step}.safetensors" for step in (3, 6, 9, 12)]
+    for path, before in committed[:-1]:
+        again, trace = train(model, spec, read_state(path), course(spec), trace=before)
+        assert (state_bytes(again), trace) == (state_bytes(end), whole)
+
+
+@ADAPTERS
+def test_relay_over_units_is_one_unit_to_the_bit(model: Any, adapter: AdapterSpec) -> None:
+    alone = make_spec(adapter)
+    end, _ = train(model, alone, random_start(adapter, model), course(alone))
+    state = random_start(adapter, model)
+    for first in (0, 4, 8):
+        leg = make_spec(adapter, first_step=first, stop_step=first + 4)
+        state, _ = train(model, leg, state, course(leg))
+    assert state_bytes(state) == state_bytes(end)
+
+
+def test_frozen_tokens_stay(model: Any) -> None:
+    spec, start = make_spec(PREFIX), random_start(PREFIX, model)
+    end, _ = train(model, spec, start, course(spec))
+    before, after = start.parameters["prompt_embeddings"], end.parameters["prompt_embeddings"]
+    assert np.array_equal(before[0], after[0])
+    assert (before[1:] != after[1:]).all()
+
+
+def test_weights_are_never_touched(model: Any) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for adapter in (PREFIX, LORA):
+        spec = make_spec(adapter, stop_step=2)
+        train(model, spec, random_start(adapter, model), course(spec))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_run_that_blows_up_says_at_which_step(model: Any) -> None:
+    spec = make_spec(LORA, learning_rate=1e39, warmup_steps=0)
+    with pytest.raises(RefusedError, match=r"^step [12]: .*not finite$") as refused:
+        train(model, spec, random_start(LORA, model), course(spec))
+    assert refused.value.reason.code is ReasonCode.DIVERGED
+
+
+def test_a_run_that_loses_what_it_had_learnt_is_stopped(model: Any) -> None:
+    spec = make_spec(LORA, first_step=0, stop_step=12, learning_rate=1e-6)
+    learnt = StepTrace(step=0, loss=1.5, tokens=100, gradient_norm=1.0)
+    with pytest.raises(RefusedError, match=r"^step 2: .* more than 3 times the lowest of 1.5$") as refused:
+        train(model, spec, random_start(LORA, model), course(spec), trace=[learnt])
+    assert refused.value.reason.code is ReasonCode.DIVERGED
