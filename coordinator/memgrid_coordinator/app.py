@@ -30,7 +30,8 @@ from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.services.gauging import Gauging
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.leasing import Leasing
-from memgrid_coordinator.services.models import Models
+from memgrid_coordinator.services.models import ModelFolders, Models
+from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
@@ -66,7 +67,14 @@ class Coordinator:
     Use it as `async with Coordinator(settings) as coordinator: await coordinator.until_stopped()`.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        engine: Engine | None = None,
+        replays: Engine | None = None,
+    ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -79,6 +87,10 @@ class Coordinator:
         self.blobs.clear_temporary()
         self._owns_engine = engine is None
         self.engine: Engine = MeasuredEngine(engine or self._engine(), self.metrics.observe_engine)
+        # Replays take seconds: a lane of their own, so that nothing quick waits for them.
+        self._owns_replays = replays is None and settings.ray is None
+        lane = replays or (InlineEngine(processes=1) if self._owns_replays else self.engine)
+        self.replays: Engine = MeasuredEngine(lane, self.metrics.observe_engine)
         self._build_services()
         self._stopped = asyncio.Event()
 
@@ -96,15 +108,19 @@ class Coordinator:
             store=store, settings=settings, clock=clock, tokens=self.tokens, new_id=new_id
         )
         bell, catalogue = Bell(), Catalogue()
+        rule = UploadRule.of(settings, self.grid_key)
+        model_folders = ModelFolders(store, catalogue, self.blobs, settings.scratch / "models")
         self.judging = Judging(
             store=store,
-            settings=settings,
             clock=clock,
             metrics=metrics,
             catalogue=catalogue,
             bell=bell,
             blobs=self.blobs,
             engine=self.engine,
+            replays=self.replays,
+            models=model_folders,
+            rule=rule,
         )
         self.leasing = Leasing(
             store=store,
@@ -114,6 +130,8 @@ class Coordinator:
             catalogue=catalogue,
             bell=bell,
             judging=self.judging,
+            blobs=self.blobs,
+            rule=rule,
             new_id=new_id,
         )
         self.publishing = Publishing(store, self.blobs, clock)
@@ -127,6 +145,7 @@ class Coordinator:
             catalogue=catalogue,
             judging=self.judging,
             bell=bell,
+            rule=rule,
             new_id=new_id,
         )
         self.assembling = Assembling(
@@ -140,6 +159,7 @@ class Coordinator:
             judging=self.judging,
             grid_key=self.grid_key,
             settings=settings,
+            rule=rule,
         )
         self.uploads = Uploads(
             store=store,
@@ -150,7 +170,7 @@ class Coordinator:
             new_id=new_id,
             limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max),
         )
-        expiring = Expiring(store=store, settings=settings, clock=clock, metrics=metrics, judging=self.judging)
+        expiring = Expiring(store=store, clock=clock, metrics=metrics, judging=self.judging, rule=rule)
         gauging = Gauging(store=store, clock=clock, metrics=metrics, blobs=self.blobs)
         self.sweeps = Sweeps(metrics)
         self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
@@ -232,6 +252,8 @@ class Coordinator:
             log.warning("checks were cut off; they are taken up at the next start")
         if self._owns_engine:
             await self.engine.close(self.settings.drain_max)
+        if self._owns_replays:
+            await self.replays.close(self.settings.drain_max)
         self.store.close()
         (self.settings.data / "endpoint.json").unlink(missing_ok=True)
         log.info("coordinator stopped")

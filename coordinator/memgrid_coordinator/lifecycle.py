@@ -15,6 +15,12 @@ A lease::
       │ │ └─cancel─►       │  └───unagree─────┤         (the chosen upload fell through: count again)
       │ └─release─► released                  │
       └─expire──► expired  └──────reject──────┴──► rejected      (from leased too: a report turned down at the door)
+
+A campaign::
+
+    running ──pause──► paused       running ──complete, fail──► completed, failed
+       ▲                 │          running, paused ──cancel──► cancelled
+       └─────resume──────┘
 """
 
 from __future__ import annotations
@@ -44,6 +50,7 @@ class LeaseState(StrEnum):
 
 class CampaignState(StrEnum):
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -88,10 +95,18 @@ UPLOAD_MOVES: dict[str, tuple[frozenset[UploadState], UploadState]] = {
     "verify": (frozenset({UploadState.RECEIVED}), UploadState.VERIFIED),
     "refuse": (frozenset({UploadState.ORDERED, UploadState.RECEIVED}), UploadState.REFUSED),
 }
+CAMPAIGN_MOVES: dict[str, tuple[frozenset[CampaignState], CampaignState]] = {
+    "pause": (frozenset({CampaignState.RUNNING}), CampaignState.PAUSED),
+    "resume": (frozenset({CampaignState.PAUSED}), CampaignState.RUNNING),
+    "complete": (frozenset({CampaignState.RUNNING}), CampaignState.COMPLETED),
+    "fail": (frozenset({CampaignState.RUNNING}), CampaignState.FAILED),
+    "cancel": (frozenset({CampaignState.RUNNING, CampaignState.PAUSED}), CampaignState.CANCELLED),
+}
 
 LIVE_LEASES = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED})
 """Leases that can still count for their unit."""
 ENDED_UNITS = frozenset({UnitState.ACCEPTED, UnitState.FAILED, UnitState.CANCELLED})
+ENDED_CAMPAIGNS = frozenset({CampaignState.COMPLETED, CampaignState.FAILED, CampaignState.CANCELLED})
 
 
 def after(moves: dict[str, tuple[frozenset[State], State]], state: State, move: str) -> State:

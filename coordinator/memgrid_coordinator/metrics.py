@@ -40,6 +40,19 @@ class Metrics:
         self.releases = Counter(
             "memgrid_releases_total", "Leases given back or run out.", ["reason"], registry=self.registry
         )
+        self.audit_s = Histogram(
+            "memgrid_audit_seconds",
+            "Replays of uploaded answers, by kind of unit and what came of it.",
+            ["kind", "answer"],
+            buckets=_STAGES_S,
+            registry=self.registry,
+        )
+        self.audit_flops = Counter(
+            "memgrid_audit_flops_total", "FLOPs spent on replays.", ["kind"], registry=self.registry
+        )
+        self.audited_flops = Counter(
+            "memgrid_audited_flops_total", "FLOPs of the units that were replayed.", ["kind"], registry=self.registry
+        )
         self.queue_age_s = Gauge(
             "memgrid_queue_age_seconds",
             "How long the oldest open unit with a vacancy has been waiting.",

@@ -20,6 +20,7 @@ from memgrid.units import (
     WorkFacts,
 )
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
+from memgrid_coordinator.progress import NO_PROGRESS, Progress
 
 CampaignId = NewType("CampaignId", str)
 
@@ -70,7 +71,6 @@ class Unit:
     state: UnitState
     spec: bytes
     model: Digest
-    tokens_digest: Digest
     token_count: int
     flops: int
     priority: int
@@ -82,9 +82,13 @@ class Unit:
     failures: int
     """Leases that expired, failed or were rejected."""
     output_digest: Digest | None
+    """Of the main output, the first."""
     output_bytes: int
     accepted_lease_id: LeaseId | None
     opened_at: datetime | None
+    settled_at: datetime | None = None
+    reason: Reason | None = None
+    """Why it failed or was withdrawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +128,7 @@ class Document:
     cube: str
     cube_digest: Digest | None
     reason: Reason | None
+    progress: Progress = NO_PROGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,9 @@ class Campaign:
     spent_flops: int
     documents: tuple[Document, ...]
     eta_s: float | None
+    recipe: str = "activation"
+    device_hours: float = 0.0
+    """That hosts said they computed for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +163,22 @@ class NewUnit:
     kind: str
     spec: bytes
     model: Digest
-    tokens: bytes
-    """The unit's token ids, little-endian u32."""
     token_count: int
+    """Tokens that computing it takes, about: what progress is counted in."""
     flops: int
-    parent: UnitKey | None
+    parent: UnitKey | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """Content that the grid itself made for a document on its way: a start state, a merged round, scores.
+
+    A name is given once; `detail` is JSON about how it was made.
+    """
+
+    name: str
+    digest: Digest
+    detail: str = "{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +191,8 @@ class NewDocument:
     licence: str
     tokens: int
     units: tuple[NewUnit, ...]
+    made: tuple[Made, ...] = ()
+    progress: Progress = NO_PROGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +212,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaClaim:
-    """What the quorum needs to know of one report."""
+    """What the quorum needs to know of one report; `output_digest` stands for all outputs together."""
 
     lease_id: LeaseId
     account_id: AccountId

@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from memgrid.cube.identity import identity_of_folder
 from memgrid.digest import digest_of, digest_of_file, token_bytes
+from memgrid.kinds.kind import Difference
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
 from memgrid.specs import PrefillSpec
-from memgrid.units import AccountId, ComputeDtype, LeaseId, ReasonCode, StoreDtype
-from memgrid_coordinator.heavy.check import check_output, compare
+from memgrid.units import AccountId, ComputeDtype, LeaseId, Reason, ReasonCode, StoreDtype
+from memgrid_coordinator.heavy.check import Comparison, UploadedOutput, check_output, compare
+from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import ReplicaClaim
 from tests.cubes import prefill, write_kv
 
@@ -65,6 +67,24 @@ def claim(path: Path, spec: PrefillSpec, name: str, dtype: ComputeDtype = Comput
     )
 
 
+def compared(claims: list[ReplicaClaim], spec: PrefillSpec, geometry: ModelGeometry) -> dict[Pair, Difference]:
+    return compare(Comparison(claims=tuple(claims), spec=spec.to_bytes(), geometry=geometry))
+
+
+def checked(path: Path, spec: PrefillSpec, sketch: bytes, geometry: ModelGeometry) -> Reason | None:
+    """What the coordinator says of an uploaded cache."""
+    tokens = path.with_name("tokens.bin")
+    tokens.write_bytes(token_bytes(IDS))
+    uploaded = UploadedOutput(
+        spec=spec.to_bytes(),
+        files={"kv.safetensors": path},
+        inputs={"tokens.bin": tokens},
+        sketch=sketch,
+        geometry=geometry,
+    )
+    return check_output(uploaded)
+
+
 def pair(one: str, other: str) -> frozenset[LeaseId]:
     return frozenset((LeaseId(one), LeaseId(other)))
 
@@ -79,7 +99,7 @@ def test_honest_reports_of_different_dtypes_agree_and_another_model_does_not(
         ),
         claim(computed(tmp_path / "c", other_model_folder), spec, "cheat"),
     ]
-    found = compare(claims, geometry.layers, spec)
+    found = compared(claims, spec, geometry)
     honest = found[pair("float32", "bfloat16")]
     assert honest.exceeded is None
     assert 0 < honest.distance <= 1
@@ -98,14 +118,14 @@ def test_bfloat16_that_calls_itself_float32_is_found_out(
         claim(computed(tmp_path / "a", tiny_model_folder), spec, "honest"),
         claim(computed(tmp_path / "b", tiny_model_folder, dtype=torch.bfloat16), spec, "liar"),
     ]
-    assert compare(claims, geometry.layers, spec)[pair("honest", "liar")].exceeded is not None
+    assert compared(claims, spec, geometry)[pair("honest", "liar")].exceeded is not None
 
 
 def test_equal_outputs_need_no_comparison(
     tmp_path: Path, tiny_model_folder: Path, spec: PrefillSpec, geometry: ModelGeometry
 ) -> None:
     path = computed(tmp_path / "a", tiny_model_folder)
-    assert compare([claim(path, spec, "one"), claim(path, spec, "two")], geometry.layers, spec) == {}
+    assert compared([claim(path, spec, "one"), claim(path, spec, "two")], spec, geometry) == {}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +139,7 @@ def test_what_cannot_be_compared_differs_from_everything(
     path = computed(tmp_path / "a", tiny_model_folder)
     good = claim(path, spec, "good")
     bad = replace(claim(path, spec, "bad"), output_digest=digest_of(b"other"), **fault)
-    found = compare([good, bad], geometry.layers, spec)[pair("good", "bad")]
+    found = compared([good, bad], spec, geometry)[pair("good", "bad")]
     assert found.distance == float("inf")
     assert found.exceeded
 
@@ -128,7 +148,7 @@ def test_the_reported_output_passes(
     tmp_path: Path, tiny_model_folder: Path, spec: PrefillSpec, geometry: ModelGeometry
 ) -> None:
     path = computed(tmp_path / "kv.safetensors", tiny_model_folder)
-    assert check_output(path, spec.to_bytes(), IDS, sketch_file(path, spec.key), geometry) is None
+    assert checked(path, spec, sketch_file(path, spec.key), geometry) is None
 
 
 def with_nan(tensors: dict[str, torch.Tensor]) -> None:
@@ -179,7 +199,7 @@ def test_an_output_that_is_not_the_reported_one_is_refused_with_its_reason(
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, {"format": KV_FORMAT})
-    reason = check_output(path, spec.to_bytes(), IDS, reported, geometry)
+    reason = checked(path, spec, reported, geometry)
     assert reason is not None
     assert reason.code is code
     assert reason.text
@@ -191,7 +211,7 @@ def test_a_truncated_upload_is_refused(
     path = computed(tmp_path / "kv.safetensors", tiny_model_folder)
     reported = sketch_file(path, spec.key)
     path.write_bytes(path.read_bytes()[:-7])
-    reason = check_output(path, spec.to_bytes(), IDS, reported, geometry)
+    reason = checked(path, spec, reported, geometry)
     assert reason is not None
     assert reason.code is ReasonCode.WRONG_SHAPE
 
@@ -201,7 +221,7 @@ def test_the_sketch_of_another_unit_does_not_fit(
 ) -> None:
     path = computed(tmp_path / "kv.safetensors", tiny_model_folder)
     elsewhere = replace(spec, store_dtype=StoreDtype.FLOAT16).key
-    reason = check_output(path, spec.to_bytes(), IDS, sketch_file(path, elsewhere), geometry)
+    reason = checked(path, spec, sketch_file(path, elsewhere), geometry)
     assert reason is not None
     assert reason.code is ReasonCode.SKETCH_MISMATCH
 
@@ -212,6 +232,6 @@ def test_a_sketch_with_one_number_changed_does_not_fit(
     path = computed(tmp_path / "kv.safetensors", tiny_model_folder)
     sketch = {name: np.array(tensor) for name, tensor in load(sketch_file(path, spec.key)).items()}
     sketch["v"][1, 2, 3] *= 1.01
-    reason = check_output(path, spec.to_bytes(), IDS, save(sketch), geometry)
+    reason = checked(path, spec, save(sketch), geometry)
     assert reason is not None
     assert reason.code is ReasonCode.SKETCH_MISMATCH

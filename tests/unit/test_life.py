@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from memgrid.digest import Digest, digest_of
+from memgrid.kinds.kind import Difference
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, WorkFacts
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState, after
 from memgrid_coordinator.policy import life
 from memgrid_coordinator.policy.life import Changed, Outcome, UploadFailed, UploadVerified, Withdrawn
-from memgrid_coordinator.policy.quorum import Difference, Pair
+from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Lease, Unit
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,7 +26,6 @@ UNIT = Unit(
     state=UnitState.OPEN,
     spec=b"",
     model=Digest("sha256:" + "0" * 64),
-    tokens_digest=Digest("sha256:" + "0" * 64),
     token_count=16,
     flops=1000,
     priority=0,

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memgrid.digest import digest_of
+from memgrid.kinds.kind import Difference
 from memgrid.units import AccountId, ComputeDtype, LeaseId
-from memgrid_coordinator.policy.quorum import Agreed, Difference, Hopeless, Pair, Pending, settle
+from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, Pending, settle
 from memgrid_coordinator.records import ReplicaClaim
 
 LIMIT = 1.0

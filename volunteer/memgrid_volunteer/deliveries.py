@@ -25,7 +25,7 @@ class Deliveries:
         self._diary = diary
         self._news = news
         self._orders: asyncio.Queue[UploadOrder] = asyncio.Queue()
-        self._open: set[LeaseId] = set()
+        self._open: set[tuple[LeaseId, str]] = set()
 
     @property
     def is_idle(self) -> bool:
@@ -33,9 +33,9 @@ class Deliveries:
 
     def put(self, order: UploadOrder) -> bool:
         """Take an order; False when it is being dealt with already, or nothing here fits it."""
-        if order.lease_id in self._open or not self._fits(order):
+        if (order.lease_id, order.name) in self._open or not self._fits(order):
             return False
-        self._open.add(order.lease_id)
+        self._open.add((order.lease_id, order.name))
         self._orders.put_nowait(order)
         return True
 
@@ -46,7 +46,7 @@ class Deliveries:
             finished = self._outbox.find(order.lease_id)
             try:
                 if finished is not None:
-                    await self._transfers.upload(order, finished.output)
+                    await self._transfers.upload(order, finished.folder / order.name)
                     self._diary.uploaded(finished.claim.unit_key, order.size_bytes)
                     # The verdict may be there by the time we ask.
                     self._news.set()
@@ -55,7 +55,7 @@ class Deliveries:
                 log.warning("upload failed", lease_id=order.lease_id, error=str(error))
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
             finally:
-                self._open.discard(order.lease_id)
+                self._open.discard((order.lease_id, order.name))
 
     def _fits(self, order: UploadOrder) -> bool:
         """Only what was reported, byte for byte, is ever sent: an order can't ask for other files."""

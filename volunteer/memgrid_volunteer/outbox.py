@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.digest import digest_of, digest_of_file
 from memgrid.errors import InvalidError
-from memgrid.kinds.prefill import KV_FILE
 from memgrid.log import get_logger
 from memgrid.units import SKETCH_BYTES_MAX, LeaseId, LeaseOffer, Output, ReportClaim, WorkFacts
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.wire import report_from_message, report_to_message
 from memgrid_volunteer.kinds.job import SKETCH_FILE
+from memgrid_volunteer.outputs import output_names
 
 _LEASE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _REPORT_FILE = "report.pb"
@@ -34,14 +35,15 @@ class Finished:
 
     @property
     def output(self) -> Path:
-        return self.folder / KV_FILE
+        """The main one."""
+        return self.folder / self.claim.outputs[0].name
 
     def sketch(self) -> bytes:
         return (self.folder / SKETCH_FILE).read_bytes()
 
 
 class Outbox:
-    """A folder a lease: `kv.safetensors`, the sketch, the report; it appears whole, by one rename."""
+    """A folder a lease: what its unit made, the sketch, the report; it appears whole, by one rename."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,15 +60,16 @@ class Outbox:
         shutil.rmtree(making, ignore_errors=True)
         # Out of the worker's sight first: what is checked from here on can't change any more.
         out_dir.rename(making)
-        for name in (KV_FILE, SKETCH_FILE):
+        names = output_names(offer.spec)
+        for name in (*names, SKETCH_FILE):
             file = making / name
             if file.is_symlink() or not file.is_file():
                 raise InvalidError(f"the worker left no {name}")
         if (making / SKETCH_FILE).stat().st_size > SKETCH_BYTES_MAX:
             raise InvalidError("the worker's sketch is too large")
-        claim = _claim(offer, making, facts)
+        claim = _claim(offer, making, names, facts)
         (making / _REPORT_FILE).write_bytes(report_to_message(claim).SerializeToString())
-        for name in (KV_FILE, SKETCH_FILE, _REPORT_FILE):
+        for name in (*names, SKETCH_FILE, _REPORT_FILE):
             _sync(making / name)
         _sync(making)
         final = self._folder / safe_name(offer.lease_id)
@@ -112,7 +115,7 @@ class Outbox:
     def _load(self, folder: Path) -> None:
         try:
             claim = report_from_message(pb.Report.FromString((folder / _REPORT_FILE).read_bytes()))
-            complete = folder.name == claim.lease_id and (folder / KV_FILE).is_file()
+            complete = folder.name == claim.lease_id and all((folder / one.name).is_file() for one in claim.outputs)
         except (OSError, ValueError, InvalidError):
             complete = False
         if not complete:
@@ -130,17 +133,19 @@ def safe_name(lease_id: LeaseId) -> str:
     return lease_id
 
 
-def _claim(offer: LeaseOffer, folder: Path, facts: WorkFacts) -> ReportClaim:
-    file = folder / KV_FILE
-    output = Output(name=KV_FILE, digest=digest_of_file(file), size_bytes=file.stat().st_size)
+def _claim(offer: LeaseOffer, folder: Path, names: Sequence[str], facts: WorkFacts) -> ReportClaim:
     return ReportClaim(
         lease_id=offer.lease_id,
         fence=offer.fence,
         unit_key=offer.unit_key,
-        outputs=(output,),
+        outputs=tuple(_output(folder / name) for name in names),
         sketch_digest=digest_of((folder / SKETCH_FILE).read_bytes()),
         facts=facts,
     )
+
+
+def _output(file: Path) -> Output:
+    return Output(name=file.name, digest=digest_of_file(file), size_bytes=file.stat().st_size)
 
 
 def _sync(path: Path) -> None:

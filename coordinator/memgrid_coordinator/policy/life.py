@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid.digest import Digest, canonical_json, digest_of
+from memgrid.kinds.kind import Difference
+from memgrid.units import LeaseId, Output, Reason, ReasonCode
 from memgrid_coordinator.lifecycle import LIVE_LEASES, LeaseState, UnitState
-from memgrid_coordinator.policy.quorum import Agreed, Difference, Hopeless, Pair, difference, settle
+from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, difference, settle
 from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
 FAILURES_MAX = 12
 """Leases of one unit that may expire, fail or be rejected before the unit is given up: then it is the unit."""
+
+
+NOT_WANTED = Reason(code=ReasonCode.CAMPAIGN_CANCELLED, text="no campaign wants this unit any more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +43,17 @@ class UploadFailed:
 class Withdrawn:
     """No campaign wants the unit any more."""
 
+    reason: Reason = NOT_WANTED
 
-UnitEvent = Changed | UploadVerified | UploadFailed | Withdrawn
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impossible:
+    """Nobody can compute the unit: something it needs is gone."""
+
+    reason: Reason
+
+
+UnitEvent = Changed | UploadVerified | UploadFailed | Withdrawn | Impossible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +79,10 @@ class Outcome:
 
 
 SETTLED = Reason(code=ReasonCode.UNIT_SETTLED, text="the unit was settled without this lease")
-WITHDRAWN = Reason(code=ReasonCode.CAMPAIGN_CANCELLED, text="no campaign wants this unit any more")
+VERDICTS_ON_THE_UNIT = frozenset({ReasonCode.DIVERGED, ReasonCode.VOCABULARY_MISMATCH, ReasonCode.HELD_OUT_LEAKED})
+"""Why a host may say that nobody can do the unit, rather than that it can't."""
+SAME_VERDICT_MAX = 3
+"""So often one account may say it; it gets the unit again only when nobody else has taken it up for a while."""
 
 
 def step(
@@ -78,7 +95,9 @@ def step(
 ) -> Outcome:
     """Decide about one unit. `leases` are all it ever had, `tried` those whose upload was asked for in vain."""
     if isinstance(event, Withdrawn):
-        return _end(leases, "cancel", WITHDRAWN)
+        return _end(leases, "cancel", event.reason)
+    if isinstance(event, Impossible):
+        return _end(leases, "fail", event.reason)
     if unit.state is UnitState.OPEN:
         return _collect(unit, leases, known)
     if unit.state is UnitState.CHECKING:
@@ -97,10 +116,17 @@ def claim_of(lease: Lease) -> ReplicaClaim:
     return ReplicaClaim(
         lease_id=lease.lease_id,
         account_id=lease.account_id,
-        output_digest=lease.outputs[0].digest,
+        output_digest=result_digest(lease.outputs),
         sketch=lease.sketch,
         compute_dtype=lease.facts.compute_dtype,
     )
+
+
+def result_digest(outputs: Sequence[Output]) -> Digest:
+    """What stands for all outputs of a report: equal only when every one of them is."""
+    if len(outputs) == 1:
+        return outputs[0].digest
+    return digest_of(canonical_json([[output.name, output.digest] for output in outputs]))
 
 
 def _in(leases: Sequence[Lease], *states: LeaseState) -> list[Lease]:
@@ -118,12 +144,26 @@ def _collect(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Differenc
     if isinstance(verdict, Hopeless):
         text = f"{len(claims)} reports and no majority among them"
         return _end(leases, "fail", Reason(code=ReasonCode.NO_AGREEMENT, text=text))
+    if (given_up := _given_up(leases)) is not None:
+        return _end(leases, "fail", given_up)
     if unit.failures >= FAILURES_MAX:
         text = f"{unit.failures} leases expired, failed or were rejected"
         return _end(leases, "fail", Reason(code=ReasonCode.TOO_MANY_FAILURES, text=text))
     if verdict.compare:
         return Outcome(compare=verdict.compare, vacancies=0)
     return Outcome(vacancies=max(0, verdict.reports_wanted - running))
+
+
+def _given_up(leases: Sequence[Lease]) -> Reason | None:
+    """What hosts say of the unit itself, once two accounts agree in it: one alone may be wrong, or lie."""
+    said: dict[ReasonCode, list[Lease]] = {}
+    for lease in _in(leases, LeaseState.RELEASED):
+        if lease.reason is not None and lease.reason.code in VERDICTS_ON_THE_UNIT:
+            said.setdefault(lease.reason.code, []).append(lease)
+    for released in said.values():
+        if len({lease.account_id for lease in released}) > 1 or len(released) >= SAME_VERDICT_MAX:
+            return released[0].reason
+    return None
 
 
 def _accept(leases: Sequence[Lease]) -> Outcome:

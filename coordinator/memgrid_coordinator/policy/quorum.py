@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memgrid.kinds.kind import Difference
 from memgrid.units import LeaseId
 from memgrid_coordinator.records import ReplicaClaim
 
 Pair = frozenset[LeaseId]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """How far two outputs are apart: `distance` relative to what is allowed, 1 at the limit.
-
-    `exceeded` names the statistic that went over, for people; None when the two agree.
-    """
-
-    distance: float
-    exceeded: str | None
-
-
 SAME = Difference(distance=0.0, exceeded=None)
 
 

@@ -10,6 +10,7 @@ FAULTS = frozenset(
     {
         ReasonCode.DISAGREES,
         ReasonCode.SKETCH_MISMATCH,
+        ReasonCode.REPLAY_DIFFERS,
         ReasonCode.DIGEST_MISMATCH,
         ReasonCode.NOT_FINITE,
         ReasonCode.WRONG_SHAPE,

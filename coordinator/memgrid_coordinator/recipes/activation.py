@@ -119,7 +119,6 @@ def _new_unit(chunk: PlannedChunk) -> NewUnit:
         kind=PrefillSpec.kind,
         spec=chunk.spec_bytes,
         model=chunk.spec.model,
-        tokens=chunk.tokens,
         token_count=chunk.spec.token_count,
         flops=chunk.flops,
         parent=chunk.spec.parent,

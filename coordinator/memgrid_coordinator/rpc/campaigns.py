@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from memgrid.digest import parse_digest
 from memgrid.v1 import campaigns_pb2 as pb
 from memgrid.v1 import campaigns_pb2_grpc as pb_grpc
 from memgrid.wire import duration_to_message, reason_to_message, timestamp_to_message
+from memgrid_coordinator.progress import Quality
 from memgrid_coordinator.records import Campaign, Document, SubmittedSource
 from memgrid_coordinator.rpc.interceptor import caller
 from memgrid_coordinator.services.campaigns import Campaigns
@@ -36,6 +38,12 @@ class CampaignsServicer(pb_grpc.CampaignsServicer):
     async def Watch(self, request: pb.GetCampaignRequest, context: Any) -> AsyncIterator[pb.Campaign]:  # noqa: N802
         async for campaign in self._campaigns.watch(caller(), request.campaign_id):
             yield _campaign(campaign)
+
+    async def Pause(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
+        return _campaign(await self._campaigns.pause(caller(), request.campaign_id))
+
+    async def Resume(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
+        return _campaign(await self._campaigns.resume(caller(), request.campaign_id))
 
     async def Cancel(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
         return _campaign(await self._campaigns.cancel(caller(), request.campaign_id))
@@ -70,10 +78,13 @@ def _campaign(campaign: Campaign) -> pb.Campaign:
         spent_flops=campaign.spent_flops,
         documents=[_document(document) for document in campaign.documents],
         eta=None if campaign.eta_s is None else duration_to_message(timedelta(seconds=campaign.eta_s)),
+        recipe=campaign.recipe,
+        device_hours=campaign.device_hours,
     )
 
 
 def _document(document: Document) -> pb.Document:
+    progress = document.progress
     return pb.Document(
         name=document.name,
         state=document.state,
@@ -83,4 +94,14 @@ def _document(document: Document) -> pb.Document:
         cube=document.cube,
         cube_digest=document.cube_digest or "",
         reason=None if document.reason is None else reason_to_message(document.reason),
+        stage=progress.stage or "",
+        steps=progress.steps,
+        steps_total=progress.steps_total,
+        losses=[pb.Loss(step=step, loss=loss) for step, loss in progress.losses],
+        quality=None if progress.quality is None else _quality(progress.quality),
+        note=None if progress.note is None else reason_to_message(progress.note),
     )
+
+
+def _quality(quality: Quality) -> pb.Quality:
+    return pb.Quality(gap_closed=quality.gap_closed, **asdict(quality))

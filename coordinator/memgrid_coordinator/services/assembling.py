@@ -14,7 +14,6 @@ from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.oci import OCI_MANIFEST_TYPE
 from memgrid.cube.provenance import key_id_of
 from memgrid.digest import Digest
-from memgrid.kinds.prefill import ModelGeometry
 from memgrid.log import get_logger
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
@@ -22,15 +21,16 @@ from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.assemble import AssembledCube, Making, assemble_cube
 from memgrid_coordinator.heavy.runner import Engine
-from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState
+from memgrid_coordinator.lifecycle import CAMPAIGN_MOVES, DocumentState, LeaseState
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.life import Withdrawn, claim_of
 from memgrid_coordinator.recipes import activation
 from memgrid_coordinator.records import CampaignId, Document, Event, Lease, Unit
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.judging import Judging
+from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.publishing import Publishing
-from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
+from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import campaigns, events, hosts, leases, units
 from memgrid_coordinator.store.blobs import BlobStore
@@ -70,6 +70,7 @@ class Assembling:
         publishing: Publishing,
         judging: Judging,
         grid_key: SigningKey,
+        rule: UploadRule,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -82,9 +83,7 @@ class Assembling:
         self._grid_key = grid_key
         self._look_at = clock.now()
         self._builder = f"memgrid:{settings.name}"
-        self._rule = UploadRule(
-            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
-        )
+        self._rule = rule
 
     async def assemble_complete(self) -> int:
         """Publish what is complete, give up what is hopeless, end what has ended; returns how many moves.
@@ -116,7 +115,7 @@ class Assembling:
             campaign=campaign,
             document=document,
             units=finished.units,
-            tokens=[self._blobs.read_bytes(unit.tokens_digest) for unit in finished.units],
+            tokens=[self._blobs.read_bytes(PrefillSpec.from_bytes(unit.spec).tokens) for unit in finished.units],
             base=finished.base,
             source_bytes=self._blobs.size_of(document.source_digest),
             making=await self._making(finished),
@@ -182,9 +181,8 @@ class Assembling:
         for unit in finished.units:
             claims = [claim_of(lease) for lease in agreed if lease.unit_id == unit.unit_id]
             if len({claim.output_digest for claim in claims}) > 1:
-                geometry: ModelGeometry = finished.base.geometry
-                spec = PrefillSpec.from_bytes(unit.spec)
-                known = await self._engine.run(check.compare, tuple(claims), geometry.layers, spec)
+                asked = check.Comparison(claims=tuple(claims), spec=unit.spec, geometry=finished.base.geometry)
+                known = await self._engine.run(check.compare, asked)
                 largest = max([largest, *(difference.distance for difference in known.values())])
         return largest
 
@@ -234,7 +232,8 @@ class Assembling:
     def _end(self, connection: Connection, over: list[tuple[CampaignId, bool]]) -> None:
         now = self._clock.now()
         for campaign_id, has_failures in over:
-            state = CampaignState.FAILED if has_failures else CampaignState.COMPLETED
-            if campaigns.end(connection, campaign_id, state, now):
+            verb = "fail" if has_failures else "complete"
+            state = CAMPAIGN_MOVES[verb][1]
+            if campaigns.move(connection, campaign_id, verb, now):
                 events.append(connection, [Event(at=now, name=f"campaign_{state}", campaign_id=campaign_id)])
                 log.info("campaign ended", campaign_id=campaign_id, state=state.value)

@@ -18,7 +18,7 @@ from memgrid.units import BlobRef
 from memgrid_coordinator.heavy.plan import ActivationPlan, plan_activation
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.heavy.sources import DocumentLimits, SourceFile, SourceFormat
-from memgrid_coordinator.lifecycle import CampaignState, DocumentState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_CAMPAIGNS, DocumentState, UnitState
 from memgrid_coordinator.policy.deadlines import first_guess
 from memgrid_coordinator.policy.life import Withdrawn
 from memgrid_coordinator.recipes import activation
@@ -37,7 +37,8 @@ from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.models import Models, PooledModel
-from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
+from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import campaigns, events, hosts, units
 from memgrid_coordinator.store.blobs import BlobStore
@@ -64,6 +65,7 @@ class Campaigns:
         catalogue: Catalogue,
         judging: Judging,
         bell: Bell,
+        rule: UploadRule,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
@@ -77,9 +79,7 @@ class Campaigns:
         self._bell = bell
         self._new_id = new_id
         self._stopping = asyncio.Event()
-        self._rule = UploadRule(
-            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
-        )
+        self._rule = rule
 
     async def submit(
         self, caller: Caller, *, request_id: str, campaign: bytes, sources: Sequence[SubmittedSource]
@@ -137,7 +137,7 @@ class Campaigns:
             if campaign != shown:
                 yield campaign
                 shown = campaign
-            if campaign.state is not CampaignState.RUNNING:
+            if campaign.state in ENDED_CAMPAIGNS:
                 return
             try:
                 async with asyncio.timeout(WATCH_EVERY.total_seconds()):
@@ -145,11 +145,35 @@ class Campaigns:
             except TimeoutError:
                 continue
 
+    async def pause(self, caller: Caller, campaign_id: str) -> Campaign:
+        """Hand out nothing more for a campaign; what hosts hold they may finish, and are paid for."""
+        return await self._hold(caller, campaign_id, "pause")
+
+    async def resume(self, caller: Caller, campaign_id: str) -> Campaign:
+        """Go on with a paused campaign."""
+        campaign = await self._hold(caller, campaign_id, "resume")
+        self._bell.ring_for_work()
+        self._judging.note_progress()
+        return campaign
+
     async def cancel(self, caller: Caller, campaign_id: str) -> Campaign:
         """End a campaign, and withdraw the units that nobody else wants."""
         _only_operators(caller)
         found = await self._find(campaign_id)
         self._judging.announce(await self._store.write(partial(self._cancel, found)))
+        return await self._get(found)
+
+    async def _hold(self, caller: Caller, campaign_id: str, verb: str) -> Campaign:
+        _only_operators(caller)
+        found = await self._find(campaign_id)
+        now = self._clock.now()
+
+        def step(connection: Connection) -> None:
+            if campaigns.move(connection, found, verb, now):
+                campaigns.hold_units(connection, found)
+                events.append(connection, [Event(at=now, name=f"campaign_{verb}d", campaign_id=found)])
+
+        await self._store.write(step)
         return await self._get(found)
 
     def drain(self) -> None:
@@ -205,6 +229,7 @@ class Campaigns:
             campaign_id,
             request_id=request_id,
             name=wanted.name,
+            recipe=wanted.recipe,
             model=wanted.model,
             spec=wanted.to_bytes().decode(),
             priority=wanted.priority,
@@ -248,10 +273,11 @@ class Campaigns:
 
     def _cancel(self, campaign_id: CampaignId, connection: Connection) -> Settlement:
         now = self._clock.now()
-        if not campaigns.end(connection, campaign_id, CampaignState.CANCELLED, now):
+        if not campaigns.move(connection, campaign_id, "cancel", now):
             return Settlement()
         for document in campaigns.documents_of(connection, campaign_id):
             campaigns.end_document(connection, document.document_id, DocumentState.CANCELLED)
+        campaigns.hold_units(connection, campaign_id)
         events.append(connection, [Event(at=now, name="campaign_cancelled", campaign_id=campaign_id)])
         unwanted = dict.fromkeys(campaigns.unwanted_units(connection), Withdrawn())
         return settle(connection, unwanted, known={}, rule=self._rule, now=now)

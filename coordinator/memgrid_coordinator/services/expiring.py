@@ -13,8 +13,8 @@ from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.life import Changed
 from memgrid_coordinator.records import Event, Lease
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
-from memgrid_coordinator.settings import Settings
+from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.store import events, leases, units
 from memgrid_coordinator.store.engine import Store
 
@@ -25,14 +25,12 @@ EXPIRED_AT_ONCE = 500
 class Expiring:
     """Ends leases that ran out, a bounded number at a time."""
 
-    def __init__(self, *, store: Store, settings: Settings, clock: Clock, metrics: Metrics, judging: Judging) -> None:
+    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics, judging: Judging, rule: UploadRule) -> None:
         self._store = store
         self._clock = clock
         self._metrics = metrics
         self._judging = judging
-        self._rule = UploadRule(
-            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
-        )
+        self._rule = rule
 
     async def expire_due(self) -> int:
         """End what is due now; returns how many leases that were."""

@@ -11,19 +11,16 @@ from sqlalchemy import Connection
 from memgrid.digest import Digest
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.sketch import parse_sketch
 from memgrid.signing import SignedBody
-from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, LeaseId, Reason, ReasonCode, ReportAck, ReportClaim
 from memgrid_coordinator.lifecycle import LeaseState
 from memgrid_coordinator.policy.deadlines import corrected_speed
+from memgrid_coordinator.policy.kinds import kind_in
 from memgrid_coordinator.records import Event, Host, Lease, Unit
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.settling import count_faults
 from memgrid_coordinator.store import events, hosts, leases, units
 
-KV_OUTPUT = "kv.safetensors"
-_HEADER_BYTES_MAX = 1 << 20
 _ENDS_THE_LEASE = frozenset(
     {ReasonCode.WRONG_OUTPUTS, ReasonCode.WRONG_SHAPE, ReasonCode.BAD_SKETCH, ReasonCode.NOT_FINITE}
 )
@@ -109,17 +106,17 @@ def _turn_down(claim: ReportClaim, lease: Lease | None, host: Host) -> Reason | 
 
 def _check_content(claim: ReportClaim, unit: Unit, sketches: Mapping[Digest, bytes], geometry: ModelGeometry) -> None:
     """Raises RefusedError when the report can't be an answer to its unit, whatever the numbers."""
-    spec = PrefillSpec.from_bytes(unit.spec)
-    largest = geometry.kv_bytes(spec.token_count, spec.store_dtype) + 4 * spec.token_count + _HEADER_BYTES_MAX
-    if [output.name for output in claim.outputs] != [KV_OUTPUT] or claim.outputs[0].size_bytes > largest:
-        raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {KV_OUTPUT} of at most {largest} bytes")
+    spec, kind = kind_in(unit.spec)
     dtype = claim.facts.compute_dtype
     if dtype is ComputeDtype.AUTO or spec.compute_dtype not in (ComputeDtype.AUTO, dtype):
         raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected compute dtype {spec.compute_dtype}, found {dtype}")
     sketch = sketches.get(claim.sketch_digest)
     if sketch is None:
         raise RefusedError(ReasonCode.BAD_SKETCH, "the sketch named by the report did not come with it")
-    parse_sketch(sketch, geometry.layers, spec.token_count)
+    names = [output.name for output in claim.outputs]
+    if not names or len(set(names)) != len(names):
+        raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected outputs, each once, found {', '.join(names)[:200]}")
+    kind.check_claim(spec, claim.outputs, sketch, geometry)
 
 
 def _write(
@@ -135,7 +132,12 @@ def _write(
     log = []
     if good:
         statement_id = leases.add_statement(connection, host.host_id, signed.body, signed.signature, now)
-        leases.report(connection, good, statement_id=statement_id, now=now)
+        leases.report(
+            connection,
+            [(claim, sketch, _seconds(claim, held[claim.lease_id], now)) for claim, sketch in good],
+            statement_id=statement_id,
+            now=now,
+        )
         speed = host.flops_per_s
         for claim, _ in good:
             lease = held[claim.lease_id]
@@ -148,6 +150,11 @@ def _write(
     units.count_failures(connection, [lease.unit_id for lease, _ in worthless])
     count_faults(connection, [(host.host_id, reason.code) for _, reason in worthless], now)
     events.append(connection, log)
+
+
+def _seconds(claim: ReportClaim, lease: Lease, now: datetime) -> float:
+    """What the host says it took: never longer than it had, for budgets are spent by it."""
+    return min(max(claim.facts.compute_s, 0.0), (now - lease.granted_at).total_seconds())
 
 
 def _work(claim: ReportClaim) -> str:

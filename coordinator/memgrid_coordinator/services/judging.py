@@ -9,20 +9,26 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.digest import Digest
+from memgrid.kinds.kind import Difference
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.runner import Engine
-from memgrid_coordinator.lifecycle import LeaseState, UploadState
+from memgrid_coordinator.lifecycle import LeaseState
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy.life import Changed, UnitEvent, UploadFailed, UploadVerified, claim_of
-from memgrid_coordinator.policy.quorum import Difference, Pair
+from memgrid_coordinator.policy.kinds import is_replayed, spec_in
+from memgrid_coordinator.policy.life import Changed, Impossible, UnitEvent, UploadFailed, UploadVerified, claim_of
+from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Event, Lease
+from memgrid_coordinator.services.auditing import Auditing
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
-from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
-from memgrid_coordinator.settings import Settings
+from memgrid_coordinator.services.evidence import Evidence, evidence_of
+from memgrid_coordinator.services.models import ModelFolders
+from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.store import events, leases, units, uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -40,13 +46,15 @@ class Judging:
         self,
         *,
         store: Store,
-        settings: Settings,
         clock: Clock,
         metrics: Metrics,
         catalogue: Catalogue,
         bell: Bell,
         blobs: BlobStore,
         engine: Engine,
+        replays: Engine,
+        models: ModelFolders,
+        rule: UploadRule,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -55,13 +63,20 @@ class Judging:
         self._bell = bell
         self._blobs = blobs
         self._engine = engine
-        self._rule = UploadRule(
-            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
-        )
+        self._rule = rule
         self._progressed = True
         self._uncompared = Backlog("compare", self._compare, batch_max=BATCH_MAX)
         self._present = Backlog("receive", self._receive, batch_max=BATCH_MAX)
         self._unchecked = Backlog("check", self._check, batch_max=BATCH_MAX)
+        self._auditing = Auditing(
+            store=store,
+            blobs=blobs,
+            engine=replays,
+            models=models,
+            metrics=metrics,
+            rule=rule,
+            verdict=self._replayed,
+        )
 
     def announce(self, settlement: Settlement) -> None:
         """Tell everybody whom a step concerns, now that it is on disk."""
@@ -84,9 +99,10 @@ class Judging:
         self._uncompared.add(settlement.compare)
         # Where somebody made the very same bytes before, nothing has to travel.
         self._present.add(
-            (lease.host_id, lease.lease_id)
-            for lease in settlement.ordered
-            if self._blobs.has(lease.outputs[0].digest)
+            (lease.host_id, lease.lease_id, output.digest)
+            for lease, wanted in settlement.ordered
+            for output in wanted
+            if self._blobs.has(output.digest)
         )
 
     def note_progress(self) -> None:
@@ -107,7 +123,7 @@ class Judging:
         """An ordered output has arrived whole and is in the content store; check it in the background."""
         orders = await self.wanted_uploads(host_id, lease_id)
         if any(order.digest == digest for order in orders):
-            await self._receive([(host_id, lease_id)])
+            await self._receive([(host_id, lease_id, digest)])
 
     async def refuse_upload(self, *, host_id: HostId, lease_id: LeaseId, reason: Reason) -> None:
         """Note that an upload was turned down at the door; the order stands until it is due."""
@@ -128,12 +144,12 @@ class Judging:
         undecided, received, overdue = await self._store.read(
             lambda connection: (
                 units.undecided(connection, SWEPT_AT_ONCE),
-                uploads.in_state(connection, UploadState.RECEIVED, SWEPT_AT_ONCE),
-                uploads.in_state(connection, UploadState.ORDERED, SWEPT_AT_ONCE, due_by=now),
+                uploads.received(connection, SWEPT_AT_ONCE),
+                uploads.overdue(connection, now, SWEPT_AT_ONCE),
             )
         )
         self._uncompared.add(undecided)
-        self._unchecked.add(received)
+        self._unchecked.add(lease_id for lease_id in received if lease_id not in self._auditing.busy)
         if overdue:
             reason = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
             await self._end_uploads(
@@ -145,6 +161,7 @@ class Judging:
         """Wait for what is in hand."""
         for backlog in (self._present, self._uncompared, self._unchecked):
             await backlog.drained()
+        await self._auditing.drained()
 
     async def _compare(self, unit_ids: list[int]) -> None:
         """Find out how the reports on some units differ, then settle them by that."""
@@ -169,70 +186,91 @@ class Judging:
                     for lease in of_unit[unit.unit_id]
                     if lease.state in (LeaseState.REPORTED, LeaseState.AGREED)
                 ),
-                layers=self._catalogue.geometry(connection, unit.model).layers,
                 spec=unit.spec,
+                geometry=self._catalogue.geometry(connection, unit.model),
             )
             for unit in found.values()
         ]
 
-    async def _receive(self, arrived: list[tuple[HostId, LeaseId]]) -> None:
-        """The ordered outputs of these leases are in the content store."""
+    async def _receive(self, arrived: list[tuple[HostId, LeaseId, Digest]]) -> None:
+        """These ordered outputs are in the content store; an order is received when all its files are."""
         now = self._clock.now()
 
         def step(connection: Connection) -> list[LeaseId]:
-            found = leases.by_id(connection, [lease_id for _, lease_id in arrived])
-            theirs = [lease_id for host_id, lease_id in arrived if found[lease_id].host_id == host_id]
-            moved = sorted(uploads.move(connection, theirs, "receive"))
+            found = leases.by_id(connection, {lease_id for _, lease_id, _ in arrived})
+            theirs = [
+                (lease_id, digest) for host_id, lease_id, digest in arrived if found[lease_id].host_id == host_id
+            ]
+            moved = sorted(uploads.receive(connection, theirs))
             events.append(connection, [_event("upload_received", found[lease_id], now) for lease_id in moved])
             return moved
 
         self._unchecked.add(await self._store.write(step))
 
     async def _check(self, lease_ids: list[LeaseId]) -> None:
-        """Whether the bytes are what the reports said: their form, their tokens, and their sketches."""
-        uploaded = await self._store.read(lambda connection: self._uploaded(connection, lease_ids))
-        reasons = await self._engine.run(check.check_outputs, [one for _, one in uploaded])
-        verdicts = {lease_id: reason for (lease_id, _), reason in zip(uploaded, reasons, strict=True)}
-        if good := [lease_id for lease_id, reason in verdicts.items() if reason is None]:
-            await self._end_uploads(good, "verify", lambda lease: UploadVerified(lease_id=lease.lease_id))
-        bad = {lease_id: reason for lease_id, reason in verdicts.items() if reason is not None}
+        """Whether the bytes are what the reports said: their form, their sketches; and a part of them replayed."""
+        found, geometries = await self._store.read(lambda connection: self._uploaded(connection, lease_ids))
+        missing = {one.lease.lease_id: reason for one in found if (reason := one.missing()) is not None}
+        present = [one for one in found if one.lease.lease_id not in missing]
+        reasons = await self._engine.run(
+            check.check_outputs,
+            [
+                check.UploadedOutput(
+                    spec=one.unit.spec,
+                    files=one.files,
+                    inputs=one.inputs,
+                    sketch=one.lease.sketch,
+                    geometry=geometries[one.unit.model],
+                )
+                for one in present
+            ],
+        )
+        good = [one for one, reason in zip(present, reasons, strict=True) if reason is None]
+        bad = {one.lease.lease_id: reason for one, reason in zip(present, reasons, strict=True) if reason is not None}
+        replayed = [one.lease.lease_id for one in good if is_replayed(spec_in(one.unit.spec), one.unit.min_replicas)]
+        self._auditing.add(replayed)
+        if done := [one.lease.lease_id for one in good if one.lease.lease_id not in replayed]:
+            await self._end_uploads(done, "verify", lambda lease: UploadVerified(lease_id=lease.lease_id))
         if bad:
             await self._end_uploads(
-                list(bad),
-                "refuse",
-                lambda lease: UploadFailed(lease_id=lease.lease_id, reason=bad[lease.lease_id]),
+                list(bad), "refuse", lambda lease: UploadFailed(lease_id=lease.lease_id, reason=bad[lease.lease_id])
             )
+        if missing:
+            await self._end_uploads(list(missing), "refuse", lambda lease: Impossible(reason=missing[lease.lease_id]))
 
     def _uploaded(
         self, connection: Connection, lease_ids: list[LeaseId]
-    ) -> list[tuple[LeaseId, check.UploadedOutput]]:
-        found = leases.by_id(connection, lease_ids)
-        of_unit = units.by_id(connection, {lease.unit_id for lease in found.values()})
-        return [
-            (
-                lease.lease_id,
-                check.UploadedOutput(
-                    path=self._blobs.path_of(lease.outputs[0].digest),
-                    spec=of_unit[lease.unit_id].spec,
-                    tokens=self._blobs.path_of(of_unit[lease.unit_id].tokens_digest),
-                    sketch=lease.sketch,
-                    geometry=self._catalogue.geometry(connection, of_unit[lease.unit_id].model),
-                ),
-            )
-            for lease in found.values()
-        ]
+    ) -> tuple[list[Evidence], dict[Digest, ModelGeometry]]:
+        found = evidence_of(connection, self._blobs, lease_ids)
+        models = {one.unit.model for one in found}
+        return found, {model: self._catalogue.geometry(connection, model) for model in models}
 
-    async def _end_uploads(self, lease_ids: list[LeaseId], verb: str, event_of: Callable[[Lease], UnitEvent]) -> None:
+    async def _replayed(self, lease_id: LeaseId, reason: Reason | None, figures: str) -> None:
+        """What the replay of an upload showed."""
+        if reason is None:
+            await self._end_uploads(
+                [lease_id],
+                "verify",
+                lambda lease: UploadVerified(lease_id=lease.lease_id),
+                detail=f"replayed: {figures}",
+            )
+        else:
+            failed = UploadFailed(lease_id=lease_id, reason=reason)
+            await self._end_uploads([lease_id], "refuse", lambda _: failed, detail=figures)
+
+    async def _end_uploads(
+        self, lease_ids: list[LeaseId], verb: str, event_of: Callable[[Lease], UnitEvent], *, detail: str = ""
+    ) -> None:
         """Move orders to their end and settle their units by it."""
         now = self._clock.now()
 
         def step(connection: Connection) -> Settlement:
             found = leases.by_id(connection, lease_ids)
-            ended = uploads.move(connection, lease_ids, verb)
+            ended = uploads.end(connection, lease_ids, verb)
             moved = [lease for lease in found.values() if lease.lease_id in ended]
             happened = {lease.unit_id: event_of(lease) for lease in moved}
             settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
-            told = [_event(_ENDS[verb], lease, now, _reason(happened[lease.unit_id])) for lease in moved]
+            told = [_event(_ENDS[verb], lease, now, _reason(happened[lease.unit_id]), detail) for lease in moved]
             events.append(connection, told)
             return settlement
 
@@ -243,10 +281,10 @@ _ENDS = {"verify": "upload_verified", "refuse": "upload_failed"}
 
 
 def _reason(event: UnitEvent) -> Reason | None:
-    return event.reason if isinstance(event, UploadFailed) else None
+    return event.reason if isinstance(event, UploadFailed | Impossible) else None
 
 
-def _event(name: str, lease: Lease, now: datetime, reason: Reason | None = None) -> Event:
+def _event(name: str, lease: Lease, now: datetime, reason: Reason | None = None, detail: str = "") -> Event:
     return Event(
         at=now,
         name=name,
@@ -254,4 +292,5 @@ def _event(name: str, lease: Lease, now: datetime, reason: Reason | None = None)
         lease_id=lease.lease_id,
         host_id=lease.host_id,
         reason=reason,
+        detail=detail,
     )

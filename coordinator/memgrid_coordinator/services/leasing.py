@@ -10,9 +10,11 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
+from memgrid.kinds.refusal import RefusedError
 from memgrid.log import get_logger
 from memgrid.signing import REPORTS_TYPE, SignedBody
 from memgrid.units import (
+    BlobRef,
     Cancellation,
     HostId,
     LeaseId,
@@ -29,16 +31,19 @@ from memgrid.wire import reports_from_body
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy import dispatch
 from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
-from memgrid_coordinator.policy.life import Changed
-from memgrid_coordinator.records import Caller, Event, Host, Lease, Role
+from memgrid_coordinator.policy.kinds import spec_in
+from memgrid_coordinator.policy.life import VERDICTS_ON_THE_UNIT, Changed, Impossible, UnitEvent
+from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.intake import Taken, take_reports
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.offers import cancellation_of, new_lease, offer_of, verdict_of
-from memgrid_coordinator.services.settling import Settlement, UploadRule, settle
+from memgrid_coordinator.services.offers import cancellation_of, inputs_of, new_lease, offer_of, verdict_of
+from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import events, hosts, leases, units, uploads
+from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -52,7 +57,8 @@ class _Exchange:
     settlement: Settlement
     taken: Taken
     released: tuple[Release, ...]
-    granted: int
+    granted: tuple[str, ...]
+    """The kinds of the units newly leased."""
 
 
 class Leasing:
@@ -68,6 +74,8 @@ class Leasing:
         catalogue: Catalogue,
         bell: Bell,
         judging: Judging,
+        blobs: BlobStore,
+        rule: UploadRule,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
@@ -78,9 +86,8 @@ class Leasing:
         self._bell = bell
         self._judging = judging
         self._new_id = new_id
-        self._uploads = UploadRule(
-            shortest=settings.upload_shortest, slowest_bytes_per_s=settings.upload_slowest_bytes_per_s
-        )
+        self._blobs = blobs
+        self._rule = rule
         self._deadlines = DeadlineRule(
             slack=settings.lease_slack, shortest=settings.lease_shortest, longest=settings.lease_longest
         )
@@ -119,7 +126,7 @@ class Leasing:
             given_back = [Release(lease_id=lease.lease_id, fence=lease.fence, reason=reason) for lease in held]
             changed = self._release(connection, caller.host_id, given_back, now)
             hosts.end_session(connection, caller.host_id, caller.session_id)
-            return settle(connection, dict.fromkeys(changed, Changed()), known={}, rule=self._uploads, now=now)
+            return settle(connection, dict.fromkeys(changed, Changed()), known={}, rule=self._rule, now=now)
 
         self._judging.announce(await self._store.write(step))
 
@@ -140,13 +147,16 @@ class Leasing:
                 raise BadSignatureError(f"the reports are not signed with the key of host {host.host_id}")
             taken = take_reports(connection, host, signed, ask.reports, ask.sketches, self._catalogue, now)
         released = self._release(connection, host.host_id, ask.released, now)
-        happened = dict.fromkeys([*taken.changed, *released], Changed())
-        settlement = settle(connection, happened, known={}, rule=self._uploads, now=now)
+        happened: dict[int, UnitEvent] = dict.fromkeys([*taken.changed, *released], Changed())
+        settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
         held = {lease.lease_id: lease for lease in leases.held_by(connection, host.host_id)}
         named = {lease.lease_id for lease in ask.held}
         lost = [lease for lease_id, lease in held.items() if lease_id not in named]
-        resent = self._resend(connection, host, lost)
-        granted, idle = self._grant(connection, host, ask.want - len(lost), list(held.values()), now)
+        impossible: dict[int, UnitEvent] = {}
+        resent = self._resend(connection, host, lost, impossible)
+        wanted = ask.want - len(lost)
+        granted, idle = self._grant(connection, host, wanted, list(held.values()), impossible, now)
+        settlement.merge(settle(connection, impossible, known={}, rule=self._rule, now=now))
         offers = (*resent, *granted)
         answer = SyncAnswer(
             leases=offers,
@@ -159,7 +169,11 @@ class Leasing:
             call_again_in=self._call_again_in(host, idle, now),
         )
         return _Exchange(
-            answer=answer, settlement=settlement, taken=taken, released=ask.released, granted=len(granted)
+            answer=answer,
+            settlement=settlement,
+            taken=taken,
+            released=ask.released,
+            granted=tuple(spec_in(offer.spec).kind for offer in granted),
         )
 
     def _host(self, connection: Connection, caller: Caller, sequence: int, now: datetime) -> Host:
@@ -189,8 +203,15 @@ class Leasing:
         return changed
 
     def _grant(
-        self, connection: Connection, host: Host, want: int, held: list[Lease], now: datetime
+        self,
+        connection: Connection,
+        host: Host,
+        want: int,
+        held: list[Lease],
+        impossible: dict[int, UnitEvent],
+        now: datetime,
     ) -> tuple[list[LeaseOffer], Reason | None]:
+        """New leases, and why there are not more; units whose inputs are gone are noted as impossible."""
         allowed, reason = dispatch.allowance(
             host,
             want=max(0, want),
@@ -201,7 +222,9 @@ class Leasing:
         )
         if not allowed:
             return [], reason
-        chosen = units.lease_candidates(connection, host.account_id, allowed, now)
+        candidates = units.lease_candidates(connection, host.account_id, allowed, now)
+        inputs = {unit.unit_id: self._inputs(connection, unit, impossible) for unit in candidates}
+        chosen = [unit for unit in candidates if unit.unit_id not in impossible]
         if len(chosen) < allowed and reason is None:
             reason = dispatch.idle_reason(open_units=bool(chosen) or units.has_vacancies(connection))
         if not chosen:
@@ -217,13 +240,27 @@ class Leasing:
         units.take_vacancies(connection, [unit.unit_id for unit in chosen])
         events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
         pairs = zip(granted, chosen, strict=True)
-        return [offer_of(connection, lease, unit, host) for lease, unit in pairs], reason
+        return [offer_of(lease, unit, host, inputs[unit.unit_id]) for lease, unit in pairs], reason
 
-    def _resend(self, connection: Connection, host: Host, lost: Sequence[Lease]) -> list[LeaseOffer]:
+    def _resend(
+        self, connection: Connection, host: Host, lost: Sequence[Lease], impossible: dict[int, UnitEvent]
+    ) -> list[LeaseOffer]:
         """Leases that the host does not know of: the answer that carried them never arrived."""
         found = units.by_id(connection, {lease.unit_id for lease in lost})
         pairs = [(lease, found[lease.unit_id]) for lease in lost]
-        return [offer_of(connection, lease, unit, host) for lease, unit in pairs]
+        offers = [
+            offer_of(lease, unit, host, inputs)
+            for lease, unit in pairs
+            for inputs in [self._inputs(connection, unit, impossible)]
+        ]
+        return [offer for offer, (_, unit) in zip(offers, pairs, strict=True) if unit.unit_id not in impossible]
+
+    def _inputs(self, connection: Connection, unit: Unit, impossible: dict[int, UnitEvent]) -> tuple[BlobRef, ...]:
+        try:
+            return inputs_of(connection, unit, self._blobs)
+        except RefusedError as refusal:
+            impossible[unit.unit_id] = Impossible(reason=refusal.reason)
+            return ()
 
     def _verdicts(
         self, connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
@@ -253,7 +290,8 @@ class Leasing:
 
     def _observe(self, caller: Caller, exchange: _Exchange) -> None:
         """Count what is on disk now."""
-        self._metrics.leases_granted.labels("prefill").inc(exchange.granted)
+        for kind in exchange.granted:
+            self._metrics.leases_granted.labels(kind).inc()
         for seconds in exchange.taken.lease_s:
             self._metrics.unit_stage_s.labels("lease").observe(seconds)
         for ack in exchange.taken.acks:
@@ -272,7 +310,11 @@ class Leasing:
             self._metrics.releases.labels(release.reason.code.value).inc()
 
 
-_SPEAKS_AGAINST_THE_UNIT = frozenset({ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY, ReasonCode.INPUT_UNAVAILABLE})
+_SPEAKS_AGAINST_THE_UNIT = VERDICTS_ON_THE_UNIT | {
+    ReasonCode.UNIT_FAILED,
+    ReasonCode.OUT_OF_MEMORY,
+    ReasonCode.INPUT_UNAVAILABLE,
+}
 
 
 def _with_reports(caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> SyncAsk:

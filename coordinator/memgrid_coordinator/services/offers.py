@@ -7,11 +7,15 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from memgrid.digest import Digest
+from memgrid.errors import UnknownIdError
+from memgrid.kinds.refusal import RefusedError
 from memgrid.units import BlobRef, Cancellation, HostId, LeaseId, LeaseOffer, Reason, ReasonCode, VerdictNotice
 from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.policy.deadlines import estimate_s
+from memgrid_coordinator.policy.kinds import kind_in
 from memgrid_coordinator.records import Host, Lease, Unit
 from memgrid_coordinator.store import leases, units
+from memgrid_coordinator.store.blobs import BlobStore
 
 
 def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at: datetime) -> Lease:
@@ -33,7 +37,7 @@ def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at:
     )
 
 
-def offer_of(connection: Connection, lease: Lease, unit: Unit, host: Host) -> LeaseOffer:
+def offer_of(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) -> LeaseOffer:
     """A lease as its host is told of it."""
     return LeaseOffer(
         lease_id=lease.lease_id,
@@ -41,34 +45,32 @@ def offer_of(connection: Connection, lease: Lease, unit: Unit, host: Host) -> Le
         unit_key=lease.unit_key,
         spec=unit.spec,
         model=unit.model,
-        inputs=_inputs(connection, unit),
+        inputs=inputs,
         deadline_at=lease.deadline_at,
         estimate_s=estimate_s(unit.flops, host.flops_per_s),
     )
 
 
-def _inputs(connection: Connection, unit: Unit) -> tuple[BlobRef, ...]:
-    """The files a unit reads: its tokens, and the accepted caches it continues."""
-    tokens = BlobRef(
-        name="tokens.bin",
-        digest=unit.tokens_digest,
-        size_bytes=4 * unit.token_count,
-        path=input_path(unit.tokens_digest),
-    )
-    if unit.parent_id is None:
-        return (tokens,)
-    past = []
-    for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
-        assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
-        past.append(
-            BlobRef(
-                name=f"past/{index:04d}.safetensors",
-                digest=ancestor.output_digest,
-                size_bytes=ancestor.output_bytes,
-                path=input_path(ancestor.output_digest),
-            )
-        )
-    return (tokens, *past)
+def inputs_of(connection: Connection, unit: Unit, blobs: BlobStore) -> tuple[BlobRef, ...]:
+    """The files a unit reads: what its spec names, and the accepted caches it continues.
+
+    Raises RefusedError (STATE_MISSING) when one has left the content store.
+    """
+    spec, kind = kind_in(unit.spec)
+    files = [(file.name, file.digest) for file in kind.inputs(spec)]
+    if unit.parent_id is not None:
+        for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
+            assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
+            files.append((f"past/{index:04d}.safetensors", ancestor.output_digest))
+    return tuple(_ref(name, digest, blobs) for name, digest in files)
+
+
+def _ref(name: str, digest: Digest, blobs: BlobStore) -> BlobRef:
+    try:
+        size_bytes = blobs.size_of(digest)
+    except UnknownIdError:
+        raise RefusedError(ReasonCode.STATE_MISSING, f"its input {name}, {digest[:19]}…, is gone") from None
+    return BlobRef(name=name, digest=digest, size_bytes=size_bytes, path=input_path(digest))
 
 
 def input_path(digest: Digest) -> str:

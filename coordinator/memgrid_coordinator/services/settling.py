@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from memgrid.units import HostId, LeaseId, Reason, ReasonCode
+from memgrid.kinds.kind import Difference
+from memgrid.units import HostId, LeaseId, Output, Reason, ReasonCode
 from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.policy import life, trust
 from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed, UploadVerified
-from memgrid_coordinator.policy.quorum import Difference, Pair
+from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Event, Lease, Unit
+from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.store import credits, events, hosts, leases, units, uploads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadRule:
-    """How long a host has to upload what is ordered from it."""
-
-    shortest: timedelta
-    slowest_bytes_per_s: int
-
-    def due_at(self, size_bytes: int, now: datetime) -> datetime:
-        return now + max(self.shortest, timedelta(seconds=size_bytes / self.slowest_bytes_per_s))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +28,7 @@ class Settlement:
     news_for: set[HostId] = field(default_factory=set)
     work_opened: bool = False
     compare: dict[int, tuple[Pair, ...]] = field(default_factory=dict)
-    ordered: list[Lease] = field(default_factory=list)
+    ordered: list[tuple[Lease, Sequence[Output]]] = field(default_factory=list)
     accepted: list[Unit] = field(default_factory=list)
     ended: list[Unit] = field(default_factory=list)
     credited_flops: int = 0
@@ -156,7 +147,9 @@ class _Carrying:
                 alike[verb].append(unit_id)
                 self.log.append(Event(at=self.now, name=_UNIT_EVENTS[verb], unit_id=unit_id, reason=outcome.reason))
         for verb, unit_ids in alike.items():
+            reasons = {unit_id: outcomes[unit_id].reason for unit_id in unit_ids if verb in ("fail", "cancel")}
             moved = units.move(self.connection, unit_ids, verb, self.now)
+            units.give_reasons(self.connection, reasons)
             assert moved == len(unit_ids), f"{verb} moved {moved} of {len(unit_ids)} units that this step had read"
             if verb in ("fail", "cancel"):
                 self.done.ended += [self.units[unit_id] for unit_id in unit_ids]
@@ -193,11 +186,15 @@ class _Carrying:
         self.done.news_for |= {lease.host_id for lease in earned}
 
     def _order(self, outcomes: Mapping[int, Outcome]) -> None:
-        wanted = [self.leases[one.order_from] for one in outcomes.values() if one.order_from is not None]
-        orders = [(lease, self.rule.due_at(lease.outputs[0].size_bytes, self.now)) for lease in wanted]
+        chosen = [self.leases[one.order_from] for one in outcomes.values() if one.order_from is not None]
+        orders = [
+            (lease, wanted, self.rule.due_at(_size_of(wanted), self.now))
+            for lease in chosen
+            for wanted in [self.rule.wanted(self.units[lease.unit_id].spec, lease)]
+        ]
         uploads.order(self.connection, orders)
-        self.done.ordered += wanted
-        for lease in wanted:
+        for lease, wanted, _ in orders:
+            self.done.ordered.append((lease, wanted))
             self.done.news_for.add(lease.host_id)
             self.log.append(
                 Event(
@@ -206,7 +203,7 @@ class _Carrying:
                     unit_id=lease.unit_id,
                     lease_id=lease.lease_id,
                     host_id=lease.host_id,
-                    detail=f"{lease.outputs[0].size_bytes} bytes",
+                    detail=_in_words(wanted),
                 )
             )
 
@@ -219,6 +216,15 @@ class _Carrying:
         }
         units.set_vacancies(self.connection, vacancies)
         self.done.work_opened |= any(vacancies.values())
+
+
+def _size_of(outputs: Sequence[Output]) -> int:
+    return sum(output.size_bytes for output in outputs)
+
+
+def _in_words(outputs: Sequence[Output]) -> str:
+    size_bytes = f"{_size_of(outputs)} bytes"
+    return size_bytes if len(outputs) == 1 else f"{size_bytes}: {', '.join(output.name for output in outputs)}"
 
 
 def count_faults(connection: Connection, charged: list[tuple[HostId, ReasonCode]], now: datetime) -> None:

@@ -10,10 +10,19 @@ from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid.units import Reason
-from memgrid_coordinator.lifecycle import ENDED_UNITS, CampaignState, DocumentState, LeaseState, UnitState
-from memgrid_coordinator.records import Campaign, CampaignId, Document, NewDocument
+from memgrid_coordinator.lifecycle import (
+    CAMPAIGN_MOVES,
+    ENDED_CAMPAIGNS,
+    ENDED_UNITS,
+    CampaignState,
+    DocumentState,
+    LeaseState,
+    UnitState,
+)
+from memgrid_coordinator.progress import Progress
+from memgrid_coordinator.records import Campaign, CampaignId, Document, Made, NewDocument
 from memgrid_coordinator.store.events import reason_from
-from memgrid_coordinator.store.tables import campaigns, document_units, documents, leases, units
+from memgrid_coordinator.store.tables import campaigns, document_blobs, document_units, documents, leases, units
 
 
 def add(
@@ -22,6 +31,7 @@ def add(
     *,
     request_id: str,
     name: str,
+    recipe: str,
     model: str,
     spec: str,
     priority: int,
@@ -33,6 +43,7 @@ def add(
             request_id=request_id,
             name=name,
             state=CampaignState.RUNNING,
+            recipe=recipe,
             model=model,
             spec=spec,
             priority=priority,
@@ -56,18 +67,60 @@ def add_document(
             tokens=document.tokens,
             cube="",
             reason_text="",
+            progress=document.progress.to_text(),
         )
     )
     assert row.inserted_primary_key is not None
     document_id: int = row.inserted_primary_key[0]
-    connection.execute(
-        insert(document_units),
-        [
-            {"document_id": document_id, "position": position, "unit_id": unit_id}
-            for position, unit_id in enumerate(unit_ids)
-        ],
-    )
+    add_units(connection, document_id, unit_ids)
+    for made in document.made:
+        add_made(connection, document_id, made)
     return document_id
+
+
+def add_units(connection: Connection, document_id: int, unit_ids: Sequence[int]) -> None:
+    """Let these follow the units that a document has."""
+    last = select(func.max(document_units.c.position)).where(document_units.c.document_id == document_id)
+    position = connection.execute(last).scalar()
+    begin = 0 if position is None else position + 1
+    rows = [
+        {"document_id": document_id, "position": position, "unit_id": unit_id}
+        for position, unit_id in enumerate(unit_ids, start=begin)
+    ]
+    if rows:
+        connection.execute(insert(document_units), rows)
+
+
+def add_made(connection: Connection, document_id: int, made: Made) -> None:
+    """Keep what was made for a document; its name is new to it."""
+    connection.execute(
+        insert(document_blobs).values(
+            document_id=document_id, name=made.name, digest=made.digest, detail=made.detail
+        )
+    )
+
+
+def made_of(connection: Connection, document_id: int) -> dict[str, Made]:
+    """What was made for a document, by name."""
+    query = select(document_blobs).where(document_blobs.c.document_id == document_id)
+    return {
+        row.name: Made(name=row.name, digest=Digest(row.digest), detail=row.detail)
+        for row in connection.execute(query.order_by(document_blobs.c.name))
+    }
+
+
+def set_progress(connection: Connection, document_id: int, progress: Progress) -> bool:
+    """Say how far a running document is; returns whether that is news."""
+    moved = connection.execute(
+        update(documents)
+        .where(
+            documents.c.document_id == document_id,
+            documents.c.state == DocumentState.RUNNING,
+            documents.c.progress != progress.to_text(),
+        )
+        .values(progress=progress.to_text())
+    )
+    return moved.rowcount == 1
 
 
 def of_request(connection: Connection, request_id: str) -> CampaignId | None:
@@ -124,10 +177,24 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
         spent_flops=sum(lease.flops for lease in lease_rows if lease.state in _COMPUTED),
         documents=tuple(documents_of(connection, campaign_id)),
         eta_s=left_flops / sum(fleet) if fleet and left_flops else None,
+        recipe=row.recipe,
+        device_hours=device_hours(connection, campaign_id),
     )
 
 
 _COMPUTED = (LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
+
+
+def device_hours(connection: Connection, campaign_id: CampaignId) -> float:
+    """What hosts said they computed for a campaign, replicas and rejected reports included."""
+    query = select(func.coalesce(func.sum(leases.c.compute_s), 0.0))
+    seconds = connection.execute(query.where(leases.c.unit_id.in_(_unit_ids(campaign_id)))).scalar_one()
+    return float(seconds) / 3600
+
+
+def state_of(connection: Connection, campaign_id: CampaignId) -> CampaignState:
+    query = select(campaigns.c.state).where(campaigns.c.campaign_id == campaign_id)
+    return CampaignState(connection.execute(query).scalar_one())
 
 
 def spec_of(connection: Connection, campaign_id: CampaignId) -> str:
@@ -157,7 +224,7 @@ def units_of(connection: Connection, document_id: int) -> list[int]:
 
 
 def complete_documents(connection: Connection, limit: int) -> list[int]:
-    """Running documents all of whose units are accepted: ready to become cubes."""
+    """Running documents all of whose units are accepted: ready for what comes next."""
     unfinished = (
         select(document_units.c.document_id)
         .join(units, units.c.unit_id == document_units.c.unit_id)
@@ -165,7 +232,12 @@ def complete_documents(connection: Connection, limit: int) -> list[int]:
     )
     query = (
         select(documents.c.document_id)
-        .where(documents.c.state == DocumentState.RUNNING, ~unfinished.exists())
+        .join(campaigns, campaigns.c.campaign_id == documents.c.campaign_id)
+        .where(
+            documents.c.state == DocumentState.RUNNING,
+            campaigns.c.state == CampaignState.RUNNING,
+            ~unfinished.exists(),
+        )
         .order_by(documents.c.document_id)
         .limit(limit)
     )
@@ -222,14 +294,39 @@ def end_document(
     return moved.rowcount == 1
 
 
-def end(connection: Connection, campaign_id: CampaignId, state: CampaignState, now: datetime) -> bool:
-    """The guarded move of a running campaign to its end."""
+def move(connection: Connection, campaign_id: CampaignId, verb: str, now: datetime) -> bool:
+    """The guarded move of a campaign; False when it was in no state that it starts from."""
+    sources, target = CAMPAIGN_MOVES[verb]
+    ended_at = now if target in ENDED_CAMPAIGNS else None
     moved = connection.execute(
         update(campaigns)
-        .where(campaigns.c.campaign_id == campaign_id, campaigns.c.state == CampaignState.RUNNING)
-        .values(state=state, ended_at=now)
+        .where(campaigns.c.campaign_id == campaign_id, campaigns.c.state.in_(sorted(sources)))
+        .values(state=target, ended_at=ended_at)
     )
     return moved.rowcount == 1
+
+
+def hold_units(connection: Connection, campaign_id: CampaignId) -> int:
+    """Hand out units of a campaign only where a running one wants them; returns how many moved.
+
+    Called after the campaign was paused, resumed, or ended.
+    """
+    wanted = (
+        select(document_units.c.unit_id)
+        .join(documents, documents.c.document_id == document_units.c.document_id)
+        .join(campaigns, campaigns.c.campaign_id == documents.c.campaign_id)
+        .where(
+            document_units.c.unit_id == units.c.unit_id,
+            documents.c.state == DocumentState.RUNNING,
+            campaigns.c.state == CampaignState.RUNNING,
+        )
+        .exists()
+    )
+    own = units.c.unit_id.in_(_unit_ids(campaign_id))
+    alive = units.c.state.in_([UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING])
+    held = connection.execute(update(units).where(own, alive, ~wanted, ~units.c.on_hold).values(on_hold=True))
+    freed = connection.execute(update(units).where(own, wanted, units.c.on_hold).values(on_hold=False))
+    return held.rowcount + freed.rowcount
 
 
 def unwanted_units(connection: Connection) -> list[int]:
@@ -321,4 +418,5 @@ def _document(row: Any) -> Document:
         cube=row.cube,
         cube_digest=None if row.cube_digest is None else Digest(row.cube_digest),
         reason=reason_from(row.reason_code, row.reason_text),
+        progress=Progress.from_text(row.progress),
     )

@@ -46,6 +46,7 @@ def grant(connection: Connection, granted: Sequence[Lease]) -> None:
                 "outputs": NO_OUTPUTS,
                 "sketch": b"",
                 "facts": "",
+                "compute_s": 0.0,
                 "reason_text": "",
             }
             for lease in granted
@@ -106,22 +107,23 @@ def settled(connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
 
 def report(
     connection: Connection,
-    claims: Sequence[tuple[ReportClaim, bytes]],
+    claims: Sequence[tuple[ReportClaim, bytes, float]],
     *,
     statement_id: int,
     now: datetime,
 ) -> None:
-    """Write reports with their sketches; the leases were seen as leased in this same step."""
+    """Write reports with their sketches and what they took; the leases were seen as leased in this same step."""
     rows = [
         {
             "reported": claim.lease_id,
             "new_outputs": _outputs_to_json(claim.outputs),
             "new_sketch": sketch,
             "new_facts": _facts_to_json(claim.facts),
+            "new_seconds": seconds,
             "new_statement": statement_id,
             "new_time": now,
         }
-        for claim, sketch in claims
+        for claim, sketch, seconds in claims
     ]
     connection.execute(_REPORT, rows)
 
@@ -179,6 +181,7 @@ _REPORT = (
         outputs=bindparam("new_outputs"),
         sketch=bindparam("new_sketch"),
         facts=bindparam("new_facts"),
+        compute_s=bindparam("new_seconds"),
         statement_id=bindparam("new_statement"),
         reported_at=bindparam("new_time"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, Index, LargeBinary, Table, UniqueConstraint, text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, LargeBinary, Table, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 from memgrid_coordinator.store.types import UtcDateTime
@@ -71,6 +71,7 @@ class CampaignRow(SQLModel, table=True):
     request_id: str = Field(unique=True)
     name: str
     state: str = Field(index=True)
+    recipe: str = "activation"
     model: str
     spec: str
     """The campaign file as canonical JSON."""
@@ -95,6 +96,19 @@ class DocumentRow(SQLModel, table=True):
     cube_digest: str | None = None
     reason_code: str | None = None
     reason_text: str = ""
+    progress: str = ""
+    """JSON of how far it is; empty where its units say everything."""
+
+
+class DocumentBlobRow(SQLModel, table=True):
+    """Content that the grid itself made for a document, by a name given once."""
+
+    __tablename__ = "document_blobs"
+
+    document_id: int = Field(primary_key=True, foreign_key="documents.document_id")
+    name: str = Field(primary_key=True)
+    digest: str
+    detail: str = "{}"
 
 
 class UnitRow(SQLModel, table=True):
@@ -107,8 +121,8 @@ class UnitRow(SQLModel, table=True):
             "units_to_lease",
             text("priority DESC"),
             "unit_id",
-            sqlite_where=text("state = 'open' AND vacancies > 0"),
-            postgresql_where=text("state = 'open' AND vacancies > 0"),
+            sqlite_where=text("state = 'open' AND vacancies > 0 AND NOT on_hold"),
+            postgresql_where=text("state = 'open' AND vacancies > 0 AND NOT on_hold"),
         ),
         # Units whose reports nobody compares yet: what the recovery sweep looks for.
         Index(
@@ -121,6 +135,8 @@ class UnitRow(SQLModel, table=True):
         # all that is open at every Sync.
         Index("units_by_kind", "kind", "state"),
         Index("units_by_parent", "parent_id"),
+        # Which documents to look at again: those of units that have ended lately.
+        Index("units_settled", "settled_at"),
     )
 
     unit_id: int | None = Field(default=None, primary_key=True)
@@ -129,7 +145,8 @@ class UnitRow(SQLModel, table=True):
     state: str
     spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     model: str
-    tokens_digest: str
+    tokens_digest: str = ""
+    """Written up to 0.1, when every unit was of tokens; now the spec says it."""
     token_count: int
     flops: int = Field(sa_column=Column(BigInteger, nullable=False))
     priority: int
@@ -145,6 +162,10 @@ class UnitRow(SQLModel, table=True):
     accepted_lease_id: str | None = None
     opened_at: datetime | None = Field(default=None, sa_column=_time())
     settled_at: datetime | None = Field(default=None, sa_column=_time())
+    reason_code: str | None = None
+    reason_text: str = ""
+    on_hold: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """Wanted by paused campaigns only: nobody gets it."""
 
 
 class DocumentUnitRow(SQLModel, table=True):
@@ -189,6 +210,8 @@ class LeaseRow(SQLModel, table=True):
     outputs: str = "[]"
     sketch: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
     facts: str = ""
+    compute_s: float = Field(default=0.0, sa_column=Column(Float, nullable=False, server_default="0"))
+    """What the host says it took, as in `facts`, to be summed."""
     statement_id: int | None = None
     reason_code: str | None = None
     reason_text: str = ""
@@ -207,15 +230,15 @@ class StatementRow(SQLModel, table=True):
 
 
 class UploadRow(SQLModel, table=True):
-    """An output ordered from the host whose replica was chosen."""
+    """A file ordered from the host whose replica was chosen; an order is all files of its lease."""
 
     __tablename__ = "uploads"
     __table_args__ = (Index("uploads_due", "state", "due_at"),)
 
     lease_id: str = Field(primary_key=True, foreign_key="leases.lease_id")
+    name: str = Field(primary_key=True)
     host_id: str = Field(foreign_key="hosts.host_id", index=True)
     unit_id: int = Field(foreign_key="units.unit_id")
-    name: str
     digest: str
     size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     state: str
@@ -322,6 +345,7 @@ campaigns = _table("campaigns")
 documents = _table("documents")
 units = _table("units")
 document_units = _table("document_units")
+document_blobs = _table("document_blobs")
 leases = _table("leases")
 statements = _table("statements")
 uploads = _table("uploads")

@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, text, update
 
-from memgrid.digest import Digest, digest_of
-from memgrid.units import AccountId, LeaseId, ReasonCode, UnitKey
+from memgrid.digest import Digest
+from memgrid.units import AccountId, LeaseId, Reason, ReasonCode, UnitKey
 from memgrid_coordinator.lifecycle import ENDED_UNITS, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Lease, NewUnit, Unit
+from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import leases, units
 
 
@@ -46,7 +47,7 @@ def add(
                 state=UnitState.WAITING,
                 spec=unit.spec,
                 model=unit.model,
-                tokens_digest=digest_of(unit.tokens),
+                tokens_digest="",
                 token_count=unit.token_count,
                 flops=unit.flops,
                 priority=priority,
@@ -57,6 +58,8 @@ def add(
                 fence=0,
                 failures=0,
                 output_bytes=0,
+                reason_text="",
+                on_hold=False,
             )
         )
         assert row.inserted_primary_key is not None
@@ -83,7 +86,7 @@ def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
     connection.execute(
         update(units)
         .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
-        .values(state=target, vacancies=0, failures=0, settled_at=None)
+        .values(state=target, vacancies=0, failures=0, settled_at=None, reason_code=None, reason_text="")
     )
 
 
@@ -143,6 +146,17 @@ def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: dateti
     target = UNIT_MOVES[verb][1]
     given = {"wanted": list(unit_ids), "new_time": now if target in ENDED_UNITS else None}
     return connection.execute(_MOVES[verb], given).rowcount
+
+
+def give_reasons(connection: Connection, reasons: dict[int, Reason | None]) -> None:
+    """Keep why units ended without a result."""
+    rows = [
+        {"ended": unit_id, "new_code": reason.code.value, "new_text": reason.text}
+        for unit_id, reason in reasons.items()
+        if reason is not None
+    ]
+    if rows:
+        connection.execute(_GIVE_REASON, rows)
 
 
 def set_vacancies(connection: Connection, vacancies: dict[int, int]) -> None:
@@ -217,18 +231,25 @@ RETRY_AFTER = timedelta(minutes=10)
 
 # The statements of the hot path are built once: building one costs more than running it.
 _BY_ID = select(units).where(units.c.unit_id.in_(bindparam("wanted", expanding=True)))
+_FAILED_THERE = (
+    ReasonCode.UNIT_FAILED,
+    ReasonCode.OUT_OF_MEMORY,
+    ReasonCode.DIVERGED,
+    ReasonCode.VOCABULARY_MISMATCH,
+    ReasonCode.HELD_OUT_LEAKED,
+)
 _HAS_PART = exists().where(
     leases.c.unit_id == units.c.unit_id,
     leases.c.account_id == bindparam("account"),
     leases.c.state.in_([LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED])
     | (
         (leases.c.state == LeaseState.RELEASED)
-        & leases.c.reason_code.in_([ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY])
+        & leases.c.reason_code.in_(_FAILED_THERE)
         & (leases.c.granted_at > bindparam("failed_since"))
     ),
 )
 # Written out, not bound: a partial index serves only a condition that the planner can see.
-_HAS_VACANCY = text("units.state = 'open' AND units.vacancies > 0")
+_HAS_VACANCY = text("units.state = 'open' AND units.vacancies > 0 AND NOT units.on_hold")
 _CANDIDATES = (
     select(units)
     .where(_HAS_VACANCY, ~_HAS_PART)
@@ -261,6 +282,11 @@ _SET_RESULT = (
         output_bytes=bindparam("size_bytes"),
     )
 )
+_GIVE_REASON = (
+    update(units)
+    .where(units.c.unit_id == bindparam("ended"))
+    .values(reason_code=bindparam("new_code"), reason_text=bindparam("new_text"))
+)
 _COUNT_FAILURE = update(units).where(units.c.unit_id == bindparam("failed")).values(failures=units.c.failures + 1)
 
 
@@ -272,7 +298,6 @@ def _unit(row: Any) -> Unit:
         state=UnitState(row.state),
         spec=row.spec,
         model=Digest(row.model),
-        tokens_digest=Digest(row.tokens_digest),
         token_count=row.token_count,
         flops=row.flops,
         priority=row.priority,
@@ -285,4 +310,6 @@ def _unit(row: Any) -> Unit:
         output_bytes=row.output_bytes,
         accepted_lease_id=None if row.accepted_lease_id is None else LeaseId(row.accepted_lease_id),
         opened_at=row.opened_at,
+        settled_at=row.settled_at,
+        reason=reason_from(row.reason_code, row.reason_text),
     )

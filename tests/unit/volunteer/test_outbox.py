@@ -9,7 +9,8 @@ import pytest
 
 from memgrid.digest import digest_of
 from memgrid.errors import InvalidError
-from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, LeaseId, LeaseOffer, UnitKey, WorkFacts
+from memgrid.specs import AdapterKind, AdapterSpec, PrefillSpec, Schedule, TrainSpec
+from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, LeaseId, LeaseOffer, StoreDtype, UnitKey, WorkFacts
 from memgrid_volunteer.outbox import Outbox
 
 FACTS = WorkFacts(
@@ -22,12 +23,46 @@ FACTS = WorkFacts(
 )
 
 
-def offer(lease_id: str = "one") -> LeaseOffer:
+PREFILL = PrefillSpec(
+    model=digest_of(b"model"),
+    tokens=digest_of(b"tokens"),
+    token_count=3,
+    start=0,
+    parent=None,
+    compute_dtype=ComputeDtype.AUTO,
+    store_dtype=StoreDtype.BFLOAT16,
+)
+TRAIN = TrainSpec(
+    model=digest_of(b"model"),
+    frame=digest_of(b"frame"),
+    adapter=AdapterSpec(kind=AdapterKind.PREFIX, virtual_tokens=4, frozen_tokens=1),
+    state=digest_of(b"state"),
+    shards=(digest_of(b"shard"),),
+    distractors=(),
+    distractor_share=0.0,
+    first_step=8,
+    stop_step=13,
+    total_steps=16,
+    segment_steps=2,
+    batch_rows=1,
+    row_tokens=64,
+    learning_rate=0.02,
+    warmup_steps=0,
+    schedule=Schedule.CONSTANT,
+    seed=1,
+    round=0,
+    stream=0,
+    streams=1,
+    compute_dtype=ComputeDtype.FLOAT32,
+)
+
+
+def offer(lease_id: str = "one", spec: PrefillSpec | TrainSpec = PREFILL) -> LeaseOffer:
     return LeaseOffer(
         lease_id=LeaseId(lease_id),
         fence=4,
         unit_key=UnitKey("ab" * 32),
-        spec=b"",
+        spec=spec.to_bytes(),
         model=digest_of(b"model"),
         inputs=(),
         deadline_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -110,3 +145,22 @@ def test_a_sketch_that_no_report_may_bring_is_no_result(folder: Path, out_dir: P
 def test_a_lease_id_is_never_a_path(folder: Path, out_dir: Path, lease_id: str) -> None:
     with pytest.raises(InvalidError, match="lease id"):
         Outbox(folder).add(offer(lease_id), out_dir, FACTS)
+
+
+def test_all_files_of_a_training_unit_are_reported_the_state_it_ends_with_first(folder: Path, out_dir: Path) -> None:
+    names = ["state.safetensors", "trace.json", "state-0001.safetensors", "state-0002.safetensors"]
+    for name in [*names, "checkpoint.tmp"]:
+        (out_dir / name).write_bytes(name.encode())
+    added = Outbox(folder).add(offer(spec=TRAIN), out_dir, FACTS)
+    assert [output.name for output in added.claim.outputs] == names
+    assert [output.digest for output in added.claim.outputs] == [digest_of(name.encode()) for name in names]
+    assert added.output == added.folder / "state.safetensors"
+    assert Outbox(folder).to_report() == [added]
+
+
+def test_work_that_lacks_a_file_after_a_power_cut_is_thrown_away(folder: Path, out_dir: Path) -> None:
+    for name in ("state.safetensors", "trace.json", "state-0001.safetensors", "state-0002.safetensors"):
+        (out_dir / name).write_bytes(name.encode())
+    added = Outbox(folder).add(offer(spec=TRAIN), out_dir, FACTS)
+    (added.folder / "state-0002.safetensors").unlink()
+    assert Outbox(folder).to_report() == []

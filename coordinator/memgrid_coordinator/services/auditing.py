@@ -1,0 +1,96 @@
+"""Replay a part of what hosts claim, one upload after another, so that quick comparisons need not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+from memgrid.log import get_logger
+from memgrid.units import LeaseId, Reason
+from memgrid_coordinator.heavy.replay import Replayed, ReplayOrder, replay
+from memgrid_coordinator.heavy.runner import Engine
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.services.backlog import Backlog
+from memgrid_coordinator.services.evidence import Evidence, evidence_of
+from memgrid_coordinator.services.models import ModelFolders
+from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.engine import Store
+
+log = get_logger(__name__)
+Verdict = Callable[[LeaseId, Reason | None, str], Awaitable[None]]
+"""Told of each lease how its replay ended, with the figures in words."""
+
+
+class Auditing:
+    """Replays what was received and has the right form. What a crash cuts off is still received at the next start."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        engine: Engine,
+        models: ModelFolders,
+        metrics: Metrics,
+        rule: UploadRule,
+        verdict: Verdict,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._engine = engine
+        self._models = models
+        self._metrics = metrics
+        self._rule = rule
+        self._verdict = verdict
+        self._backlog = Backlog("audit", self._audit, batch_max=1)
+        self._busy: set[LeaseId] = set()
+
+    @property
+    def busy(self) -> frozenset[LeaseId]:
+        """What waits here or is being replayed."""
+        return frozenset(self._busy)
+
+    def add(self, lease_ids: Iterable[LeaseId]) -> None:
+        new = [lease_id for lease_id in lease_ids if lease_id not in self._busy]
+        self._busy.update(new)
+        self._backlog.add(new)
+
+    async def drained(self) -> None:
+        """Return when nothing waits or runs."""
+        await self._backlog.drained()
+
+    async def _audit(self, lease_ids: list[LeaseId]) -> None:
+        try:
+            for evidence in await self._store.read(partial(evidence_of, blobs=self._blobs, lease_ids=lease_ids)):
+                found = await self._replay(evidence)
+                await self._verdict(evidence.lease.lease_id, found.reason, _in_words(found))
+        finally:
+            self._busy.difference_update(lease_ids)
+
+    async def _replay(self, evidence: Evidence) -> Replayed:
+        assert evidence.lease.facts is not None, f"lease {evidence.lease.lease_id} has not been reported"
+        order = ReplayOrder(
+            spec=evidence.unit.spec,
+            model_folder=await self._models.folder_of(evidence.unit.model),
+            files=evidence.files,
+            inputs=evidence.inputs,
+            compute_dtype=evidence.lease.facts.compute_dtype,
+            draw=self._rule.draw(evidence.lease),
+        )
+        found = await self._engine.run(replay, order)
+        answer = "agrees" if found.reason is None else found.reason.code.value
+        kind = evidence.unit.kind
+        self._metrics.audit_s.labels(kind, answer).observe(found.seconds)
+        self._metrics.audit_flops.labels(kind).inc(found.flops)
+        self._metrics.audited_flops.labels(kind).inc(evidence.unit.flops)
+        log.info("replayed", unit_key=evidence.unit.key, kind=kind, answer=answer, seconds=round(found.seconds, 2))
+        return found
+
+
+def _in_words(found: Replayed) -> str:
+    """What was found beside what is allowed, the worst first."""
+    if not found.limits:
+        return f"{found.seconds:.1f} s"
+    name = max(found.limits, key=lambda name: found.statistics[name] / (found.limits[name] or 1.0))
+    return f"{name} {found.statistics[name]:.1e}, allowed {found.limits[name]:.1e}, {found.seconds:.1f} s"

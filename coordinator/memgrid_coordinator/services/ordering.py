@@ -1,0 +1,51 @@
+"""Which files are ordered from the host that was chosen, and until when they have to be here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Self
+
+from memgrid.digest import canonical_json
+from memgrid.signing import SigningKey
+from memgrid.units import Output
+from memgrid_coordinator.policy.kinds import kind_in
+from memgrid_coordinator.records import Lease
+from memgrid_coordinator.settings import Settings
+
+_PURPOSE = b"memgrid draw v1\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRule:
+    """How orders are made; `secret` is the grid's alone."""
+
+    shortest: timedelta
+    slowest_bytes_per_s: int
+    secret: bytes
+
+    @classmethod
+    def of(cls, settings: Settings, grid_key: SigningKey) -> Self:
+        """The rule of a grid; another secret would draw otherwise after a restart, so it follows from the key."""
+        return cls(
+            shortest=settings.upload_shortest,
+            slowest_bytes_per_s=settings.upload_slowest_bytes_per_s,
+            secret=hashlib.sha256(_PURPOSE + grid_key.private.private_bytes_raw()).digest(),
+        )
+
+    def due_at(self, size_bytes: int, now: datetime) -> datetime:
+        return now + max(self.shortest, timedelta(seconds=size_bytes / self.slowest_bytes_per_s))
+
+    def draw(self, lease: Lease) -> bytes:
+        """32 bytes that nobody could know before the report was on disk, and that are the same ever after."""
+        assert lease.outputs, f"lease {lease.lease_id} has not been reported"
+        reported = [[output.name, output.digest, output.size_bytes] for output in lease.outputs]
+        return hmac.digest(self.secret, canonical_json([lease.lease_id, reported]), "sha256")
+
+    def wanted(self, spec: bytes, lease: Lease) -> Sequence[Output]:
+        """The files to fetch, the main output first."""
+        parsed, kind = kind_in(spec)
+        return kind.wanted(parsed, lease.outputs, self.draw(lease))
