@@ -14,7 +14,7 @@ from memgrid.distill.model import load_model
 from memgrid.distill.state import TrainState, read_state, state_bytes, write_state
 from memgrid.distill.training import train
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.train import StepTrace
+from memgrid.kinds.trace import StepTrace
 from memgrid.specs import AdapterSpec
 from memgrid.units import ReasonCode
 from tests.models import make_tiny_model

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from memgrid.errors import InvalidError
+from memgrid.kinds.state_file import FIRST_MOMENT, SECOND_MOMENT, STATE_FORMAT, STEP, VELOCITY
 from memgrid.kinds.tensorfile import TensorFile
-from memgrid.kinds.train import FIRST_MOMENT, SECOND_MOMENT, STATE_FORMAT, STEP, VELOCITY
 
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]

@@ -22,7 +22,7 @@ from memgrid.distill.state import TrainState
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import ChatFrame
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.train import StepTrace
+from memgrid.kinds.trace import StepTrace
 from memgrid.specs import AdapterKind, AdapterSpec, Schedule, TrainSpec
 from memgrid.units import ReasonCode
 

@@ -1,62 +1,175 @@
-"""What a train unit hands in: the state it ends with, its trace, the states on the way; how far two may differ."""
+"""The train kind as the grid sees it: the files a unit hands in, their form, and which of them to fetch.
+
+Outputs, in this order: `state.safetensors` (the unit's result), `trace.json`, and the committed states on the way,
+`state-0001.safetensors` up to one less than there are segments. The sketch stands for the result's difference to
+the state the unit began with.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from memgrid.digest import canonical_json
 from memgrid.errors import InvalidError
+from memgrid.kinds.delta_sketch import (
+    DeltaSketch,
+    differences,
+    is_recomputed,
+    parse_delta_sketch,
+    sketch_states,
+)
+from memgrid.kinds.frame import FRAME_FILE
+from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.prefill import ModelGeometry, flops
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.state_file import check_state, group_count, state_bytes_max
+from memgrid.kinds.trace import TRACE_FILE, read_trace, trace_bytes_max
+from memgrid.kinds.train_limits import pair_limits
+from memgrid.specs import TrainSpec
+from memgrid.units import Output, ReasonCode
 
 STATE_FILE = "state.safetensors"
-TRACE_FILE = "trace.json"
-STATE_FORMAT = "memgrid.state.v1"
-TRACE_FORMAT = "memgrid.trace.v1"
-STEP = "step"
-FIRST_MOMENT = "adam.m/"
-SECOND_MOMENT = "adam.v/"
-VELOCITY = "outer.velocity/"
+_ANSWER_SHARE = 0.5
+"""Of a row's tokens, those that the output head is needed for: about so many are answers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTrace:
-    """What one logical step was like before its update: its mean loss an answer token, and its gradient's norm."""
+class TrainKind:
+    """Implements `memgrid.kinds.kind.UnitKind`."""
 
-    step: int
-    loss: float
-    tokens: int
-    gradient_norm: float
+    is_audited = True
 
-
-def trace_bytes(trace: Sequence[StepTrace]) -> bytes:
-    """The content of trace.json."""
-    return canonical_json({"format": TRACE_FORMAT, "steps": [asdict(entry) for entry in trace]})
-
-
-def read_trace(content: bytes) -> tuple[StepTrace, ...]:
-    """Raises InvalidError unless it is a trace of finite numbers.
-
-    >>> entry = StepTrace(step=4, loss=1.25, tokens=300, gradient_norm=0.5)
-    >>> read_trace(trace_bytes([entry])) == (entry,)
-    True
-    """
-    try:
-        value = json.loads(content)
-        if value.pop("format") != TRACE_FORMAT or set(value) != {"steps"}:
-            raise InvalidError(f"{TRACE_FILE}: expected format {TRACE_FORMAT} and steps")
-        trace = tuple(
-            StepTrace(
-                step=int(each["step"]),
-                loss=float(each["loss"]),
-                tokens=int(each["tokens"]),
-                gradient_norm=float(each["gradient_norm"]),
-            )
-            for each in value["steps"]
+    def inputs(self, spec: TrainSpec) -> tuple[InputFile, ...]:
+        return (
+            InputFile(name=FRAME_FILE, digest=spec.frame),
+            InputFile(name=STATE_FILE, digest=spec.state),
+            *(InputFile(name=shard_name(number), digest=digest) for number, digest in enumerate(spec.shards)),
+            *(
+                InputFile(name=distractor_name(number), digest=digest)
+                for number, digest in enumerate(spec.distractors)
+            ),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise InvalidError(f"{TRACE_FILE}: {type(error).__name__}: {error}"[:300]) from None
-    if not all(math.isfinite(each.loss) and math.isfinite(each.gradient_norm) for each in trace):
-        raise InvalidError(f"{TRACE_FILE}: expected finite numbers")
-    return trace
+
+    def check_claim(self, spec: TrainSpec, outputs: Sequence[Output], sketch: bytes, geometry: ModelGeometry) -> None:
+        expected = output_names(spec)
+        found = [output.name for output in outputs]
+        if found != expected:
+            raise RefusedError(
+                ReasonCode.WRONG_OUTPUTS, f"expected {len(expected)} files from {expected[0]} to {expected[-1]}"
+            )
+        largest = state_bytes_max(spec.adapter, geometry)
+        for output in outputs:
+            limit = trace_bytes_max(spec) if output.name == TRACE_FILE else largest
+            if output.size_bytes > limit:
+                raise RefusedError(
+                    ReasonCode.WRONG_OUTPUTS, f"{output.name}: {output.size_bytes} bytes, at most {limit} expected"
+                )
+        parse_delta_sketch(sketch, group_count(spec.adapter, geometry))
+
+    def wanted(self, spec: TrainSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+        """The result, the trace, and both ends of the segment to replay."""
+        names = {STATE_FILE, TRACE_FILE, *segment_files(spec, drawn_segment(spec, draw))}
+        return tuple(output for output in outputs if output.name in names)
+
+    def compare(self, spec: TrainSpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+        try:
+            groups = group_count(spec.adapter, geometry)
+            first, second = (parse_delta_sketch(each.sketch, groups) for each in (one, other))
+            limits = pair_limits(one.compute_dtype, other.compute_dtype, spec.first_step)
+        except InvalidError as error:
+            return Difference(distance=float("inf"), exceeded=str(error))
+        found = differences(first, second)
+        # Written so that NaN is above any limit.
+        above = [name for name, value in found.items() if not value <= limits[name]]
+        exceeded = f"{above[0]} {found[above[0]]:.1e}, allowed {limits[above[0]]:.1e}" if above else None
+        return Difference(distance=max(found[name] / limits[name] for name in found), exceeded=exceeded)
+
+    def check_files(
+        self,
+        spec: TrainSpec,
+        files: Mapping[str, Path],
+        inputs: Mapping[str, Path],
+        sketch: bytes,
+        geometry: ModelGeometry,
+    ) -> None:
+        """Form, steps, finite numbers, an untouched sink, and that result and start yield the reported sketch."""
+        start = inputs[STATE_FILE]
+        for name, path in files.items():
+            if name == TRACE_FILE:
+                _check_trace(path, spec)
+            else:
+                check_state(path, spec.adapter, start, step=committed_step(spec, name), geometry=geometry)
+        reported = parse_delta_sketch(sketch, group_count(spec.adapter, geometry))
+        made: DeltaSketch = sketch_states(start, files[STATE_FILE], spec.adapter, geometry, spec.key)
+        if not is_recomputed(reported, made):
+            raise RefusedError(ReasonCode.SKETCH_MISMATCH, "the uploaded states do not have the reported sketch")
+
+    def flops(self, spec: TrainSpec, geometry: ModelGeometry) -> int:
+        return train_flops(spec, geometry, spec.stop_step - spec.first_step)
+
+
+def train_flops(spec: TrainSpec, geometry: ModelGeometry, steps: int) -> int:
+    """Forward and backward through a frozen model over whole rows; the backward pass needs no gradient of weights."""
+    rows = steps * spec.batch_rows
+    body = flops(geometry, spec.row_tokens, spec.adapter.virtual_tokens)
+    head = int(2 * geometry.vocab * geometry.hidden * spec.row_tokens * _ANSWER_SHARE)
+    return 2 * rows * (body + head)
+
+
+def shard_name(number: int) -> str:
+    return f"shards/{number:04d}.safetensors"
+
+
+def distractor_name(number: int) -> str:
+    return f"distractors/{number:04d}.safetensors"
+
+
+def committed_name(number: int) -> str:
+    """The file of the state after so many segments; the last one's is the unit's result instead.
+
+    >>> committed_name(3)
+    'state-0003.safetensors'
+    """
+    return f"state-{number:04d}.safetensors"
+
+
+def output_names(spec: TrainSpec) -> list[str]:
+    """The unit's outputs in order."""
+    return [STATE_FILE, TRACE_FILE, *(committed_name(number) for number in range(1, spec.segments))]
+
+
+def committed_step(spec: TrainSpec, name: str) -> int:
+    """How many steps are done in the state of that file."""
+    if name == STATE_FILE:
+        return spec.stop_step
+    return spec.first_step + (output_names(spec).index(name) - 1) * spec.segment_steps
+
+
+def drawn_segment(spec: TrainSpec, draw: bytes) -> int:
+    """Which segment to replay; the last one is twice as likely as any other, for what is added there stays."""
+    return last_twice(spec.segments, draw)
+
+
+def last_twice(count: int, draw: bytes) -> int:
+    """One of `count` by a draw, the last with twice the probability of each other.
+
+    >>> [last_twice(4, bytes([value])) for value in range(6)]
+    [0, 1, 2, 3, 3, 0]
+    """
+    return min(int.from_bytes(draw, "little") % (count + 1), count - 1)
+
+
+def segment_files(spec: TrainSpec, segment: int) -> list[str]:
+    """The outputs at both ends of a segment; the first one begins with an input instead."""
+    ends = [committed_name(segment)] if segment else []
+    return [*ends, STATE_FILE if segment == spec.segments - 1 else committed_name(segment + 1)]
+
+
+def _check_trace(path: Path, spec: TrainSpec) -> None:
+    try:
+        trace = read_trace(path.read_bytes())
+    except InvalidError as error:
+        raise RefusedError(ReasonCode.WRONG_SHAPE, str(error)) from None
+    if [entry.step for entry in trace] != list(range(spec.first_step, spec.stop_step)):
+        raise RefusedError(
+            ReasonCode.WRONG_OUTPUTS, f"{TRACE_FILE}: expected steps {spec.first_step} to {spec.stop_step - 1}"
+        )

@@ -1,0 +1,45 @@
+"""How far two honest trainings may lie apart, by what they were computed in."""
+
+from __future__ import annotations
+
+from memgrid.errors import InvalidError
+from memgrid.units import ComputeDtype
+
+COLD_STEPS = 10
+"""Adam's first steps are little more than signs of the gradient, where the smallest rounding flips some."""
+
+_WARM: dict[ComputeDtype, dict[str, float]] = {
+    ComputeDtype.FLOAT32: {
+        "relative L2": 2e-3, "relative L2 of the largest": 5e-4, "worst part": 6e-3, "norm ratio": 5e-4,
+        "Adam m": 4e-3, "Adam v": 4e-3, "loss": 5e-4,
+    },
+    ComputeDtype.FLOAT16: {
+        "relative L2": 0.010, "relative L2 of the largest": 0.0025, "worst part": 0.03, "norm ratio": 0.002,
+        "Adam m": 0.02, "Adam v": 0.02, "loss": 2e-3,
+    },
+    ComputeDtype.BFLOAT16: {
+        "relative L2": 0.030, "relative L2 of the largest": 0.0075, "worst part": 0.08, "norm ratio": 0.005,
+        "Adam m": 0.05, "Adam v": 0.05, "loss": 0.01,
+    },
+}  # fmt: skip
+_COLD_FACTOR = 8.0
+
+
+def segment_limits(compute_dtype: ComputeDtype, first_step: int) -> dict[str, float]:
+    """For a replay in float32 of steps from `first_step` on; raises InvalidError for a claim that names no dtype.
+
+    >>> segment_limits(ComputeDtype.BFLOAT16, 40)["relative L2"]
+    0.03
+    """
+    limits = _WARM.get(compute_dtype)
+    if limits is None:
+        raise InvalidError(f"no tolerance for {compute_dtype}: a report names the dtype it was computed in")
+    if first_step >= COLD_STEPS:
+        return dict(limits)
+    return {name: value if name == "loss" else value * _COLD_FACTOR for name, value in limits.items()}
+
+
+def pair_limits(one: ComputeDtype, other: ComputeDtype, first_step: int) -> dict[str, float]:
+    """For two sketches of the same unit: a whole unit drifts further than a segment, and an estimate adds its own."""
+    first, second = segment_limits(one, first_step), segment_limits(other, first_step)
+    return {name: 2 * max(first[name], second[name]) for name in ("relative L2", "worst part", "norm ratio")}
