@@ -69,13 +69,13 @@ class _Bench:
     @torch.inference_mode()
     def measure(self, folder: Path, size: int) -> Row:
         cube = make_cube(folder, self.model, self._tokens(size))
-        ids = cube.prompt(self.tokenizer, QUESTION)["input_ids"].to(self.model.device)
+        memory = cube.attach(self.model)  # hashes the model once
+        ids = memory.prompt(self.tokenizer, QUESTION)["input_ids"]
         question = ids[:, size:]
         files = sorted((folder / "kv").iterdir())
-        cube.attach(self.model)  # hashes the model once
         done = self._in_turns(
             prefill_s=lambda: self._first(ids, None),
-            cube_s=lambda: self._first(question, cube.attach(self.model)),
+            cube_s=lambda: self._first(question, cube.attach(self.model).cache()),
             plain_torch_s=lambda: self._first(question, plain_cache(files, self.model)),
             disk_s=lambda: [path.read_bytes() for path in files],
             memory_s=_casting(files, self.model),
@@ -103,7 +103,7 @@ class _Bench:
 
     def _question(self, question: torch.Tensor, cube: MemCube) -> Callable[[], torch.Tensor]:
         """The question alone, over a cache that is cut back to its length after each run."""
-        cache = cube.attach(self.model)
+        cache = cube.attach(self.model).cache()
 
         def ask() -> torch.Tensor:
             logits = self._first(question, cache)

@@ -46,7 +46,8 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def read_both_ways(model: Any, tokenizer: Any, cube: MemCube, question: str) -> Reading:
-    prompt = cube.prompt(tokenizer, question)
+    memory = cube.attach(model)  # compares the model with the cube's, once; not part of an answer
+    prompt = memory.prompt(tokenizer, question)
     ids: torch.Tensor = prompt["input_ids"]
     held = cube.info().tokens
     question_ids = ids[:, held:]
@@ -55,13 +56,11 @@ def read_both_ways(model: Any, tokenizer: Any, cube: MemCube, question: str) -> 
         return model(input_ids=ids, logits_to_keep=1).logits[0, -1]
 
     def from_cube() -> torch.Tensor:
-        cache = cube.attach(model)
-        return model(input_ids=question_ids, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        return model(input_ids=question_ids, past_key_values=memory.cache(), logits_to_keep=1).logits[0, -1]
 
-    cube.attach(model)  # compares the model with the cube's, once; not part of an answer
     ttft_prefill_s, ttft_cube_s, full, attached = _in_turns(from_text, from_cube)
     alone = model(input_ids=question_ids, logits_to_keep=1).logits[0, -1]
-    answer = model.generate(**prompt, past_key_values=cube.attach(model), **GREEDY)
+    answer = model.generate(**prompt, **GREEDY)
     guess = model.generate(question_ids, attention_mask=torch.ones_like(question_ids), **GREEDY)
     return Reading(
         tokens=held,

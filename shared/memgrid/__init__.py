@@ -2,8 +2,8 @@
 
 from memgrid import Pool
 
-cube = Pool("https://grid.example").pull("peps/pep-0008")
-output = model.generate(**cube.prompt(tokenizer, "…?"), past_key_values=cube.attach(model))
+memory = Pool("https://grid.example").pull("peps/pep-0008").attach(model)
+output = model.generate(**memory.prompt(tokenizer, "…?"))
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memgrid.cube.attach import Attachment, attach, detach
     from memgrid.cube.cube import MemCube
     from memgrid.errors import MemgridError
     from memgrid.pool.client import Pool
 
-__all__ = ["MemCube", "MemgridError", "Pool"]
+__all__ = ["Attachment", "MemCube", "MemgridError", "Pool", "attach", "detach"]
 
-_HOMES = {"MemCube": "memgrid.cube.cube", "MemgridError": "memgrid.errors", "Pool": "memgrid.pool.client"}
+_HOMES = {
+    "Attachment": "memgrid.cube.attach",
+    "MemCube": "memgrid.cube.cube",
+    "MemgridError": "memgrid.errors",
+    "Pool": "memgrid.pool.client",
+    "attach": "memgrid.cube.attach",
+    "detach": "memgrid.cube.attach",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -89,9 +89,10 @@ def test_attached_cube_predicts_what_the_model_that_read_the_text_predicts(
     tmp_path: Path, model: Any, tokenizer: Any, store_dtype: StoreDtype, most: float
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, store_dtype=store_dtype)
-    ids, own = cube.prompt(tokenizer, QUESTION)["input_ids"], cube.manifest.token_count
+    memory, own = cube.attach(model), cube.manifest.token_count
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"]
     read = log_probabilities(model, ids)[own:]
-    attached = log_probabilities(model, ids[:, own:], cube.attach(model))
+    attached = log_probabilities(model, ids[:, own:], memory.cache())
     assert divergence(read, attached) < most
     assert torch.equal(read.argmax(-1), attached.argmax(-1))
     without = log_probabilities(model, ids[:, own:])
@@ -100,18 +101,20 @@ def test_attached_cube_predicts_what_the_model_that_read_the_text_predicts(
 
 def test_answer_comes_out_of_the_cube(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     cube = cube_of(tmp_path, model, tokenizer, store_dtype=StoreDtype.BFLOAT16)
-    prompt = cube.prompt(tokenizer, QUESTION)
+    prompt = cube.attach(model).prompt(tokenizer, QUESTION)
+    read = {name: prompt[name] for name in ("input_ids", "attention_mask")}
     settings = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    answer = model.generate(**prompt, past_key_values=cube.attach(model), **settings)
+    answer = model.generate(**prompt, **settings)
     assert "Lindqvist" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
-    assert answer.tolist() == model.generate(**prompt, **settings).tolist()
+    assert answer.tolist() == model.generate(**read, **settings).tolist()
 
 
 def test_independent_chunks_are_nearer_to_the_text_than_nothing(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     cube = cube_of(tmp_path, model, tokenizer, layout=LayoutKind.INDEPENDENT, sink_tokens=4)
-    ids, own = cube.prompt(tokenizer, QUESTION)["input_ids"], cube.manifest.token_count
+    memory, own = cube.attach(model), cube.manifest.token_count
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"]
     read = log_probabilities(model, ids)[own:]
-    composed = divergence(read, log_probabilities(model, ids[:, own:], cube.attach(model)))
+    composed = divergence(read, log_probabilities(model, ids[:, own:], memory.cache()))
     nothing = divergence(read, log_probabilities(model, ids[:, own:]))
     assert 0 < composed < nothing / 2
 
@@ -120,7 +123,7 @@ def test_independent_chunks_are_nearer_to_the_text_than_nothing(tmp_path: Path, 
 def test_same_weights_in_sixteen_bits_take_the_cube(tmp_path: Path, model: Any, tokenizer: Any, dtype: Any) -> None:
     cube = cube_of(tmp_path, model, tokenizer)
     half = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype).eval()
-    assert {k.dtype for k, *_ in cube.attach(half)} == {dtype}
+    assert {k.dtype for k, *_ in cube.attach(half).cache()} == {dtype}
 
 
 def test_quantised_weights_are_refused_with_what_to_do(tmp_path: Path, model: Any, tokenizer: Any) -> None:

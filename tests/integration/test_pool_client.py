@@ -153,10 +153,9 @@ async def test_cube_is_found_priced_pulled_and_attached(plane: DataPlane, made: 
     cube = await with_pool(plane, tmp_path, lambda pool: pool.pull(NAME, progress=moved.append))
     assert sum(moved) == offer.download_bytes
     assert cube.digest == made.manifest.digest
-    cache = cube.attach(made.model)
-    prompt = cube.prompt(made.tokenizer, "When does the valve open?")
+    prompt = cube.attach(made.model).prompt(made.tokenizer, "When does the valve open?")
     answer = made.model.generate(
-        **prompt, past_key_values=cache, max_new_tokens=4, do_sample=False, pad_token_id=made.tokenizer.pad_token_id
+        **prompt, max_new_tokens=4, do_sample=False, pad_token_id=made.tokenizer.pad_token_id
     )
     assert answer.shape[1] == prompt["input_ids"].shape[1] + 4
     assert (await with_pool(plane, tmp_path, lambda pool: pool.info(NAME))).missing_bytes == 0
@@ -300,7 +299,7 @@ async def test_cube_is_served_from_this_machine_when_the_grid_is_gone(made: Made
         await publish(plane, made.folder)
         await with_pool(plane, tmp_path, lambda pool: pool.pull(NAME))
     cube = await with_pool(plane, tmp_path, lambda pool: pool.pull(NAME))
-    assert cube.attach(made.model).get_seq_length() == made.manifest.token_count
+    assert cube.attach(made.model).positions == made.manifest.token_count
     with pytest.raises(UnavailableError):
         await with_pool(plane, tmp_path, lambda pool: pool.pull("docs/other"))
 

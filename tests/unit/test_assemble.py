@@ -162,9 +162,9 @@ def test_an_assembled_cube_verifies_and_attaches(
     cube = pull(tmp_path, assemble_cube(made.order, key), made.files)
     assert cube.verify([key.public_key]).files == len(made.order.chunks) + 1
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    prompt = cube.prompt(tokenizer, QUESTION)
-    cache = cube.attach(model)
-    assert cache.get_seq_length() == cube.manifest.token_count > 60
+    memory = cube.attach(model)
+    prompt = memory.prompt(tokenizer, QUESTION)
+    assert memory.cache().get_seq_length() == memory.positions == cube.manifest.token_count > 60
     expected_ids = tokenizer.apply_chat_template(
         [{"role": "system", "content": TEXT}, {"role": "user", "content": QUESTION}],
         add_generation_prompt=True,
@@ -179,8 +179,9 @@ def test_a_chained_cube_gives_the_logits_of_reading_the_text(
     key = SigningKey.generate()
     cube = pull(tmp_path, assemble_cube(chained.order, key), chained.files)
     cube.verify([key.public_key])
-    ids = cube.prompt(AutoTokenizer.from_pretrained(tiny_model_folder), QUESTION)["input_ids"]
-    cache = cube.attach(model)
+    memory = cube.attach(model)
+    ids = memory.prompt(AutoTokenizer.from_pretrained(tiny_model_folder), QUESTION)["input_ids"]
+    cache = memory.cache()
     with torch.inference_mode():
         whole = model(ids).logits[0, -1]
         with_cube = model(ids[:, cache.get_seq_length() :], past_key_values=cache).logits[0, -1]

@@ -56,10 +56,11 @@ def test_attached_cube_answers_like_the_model_that_read_the_text(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path, wrap: Wrap
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder, wrap=wrap)
-    ids = cube.prompt(tokenizer, QUESTION)["input_ids"]
+    memory = cube.attach(model)
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"]
     own = cube.manifest.token_count
     read = logits(model, ids)[own:]
-    attached = logits(model, ids[:, own:], cube.attach(model))
+    attached = logits(model, ids[:, own:], memory.cache())
     assert len(cube.manifest.chunks) > 3
     assert (read - attached).abs().max() < 1e-4
     assert read.abs().max() > 1  # of logits that are not all the same
@@ -71,18 +72,20 @@ def test_wrapped_document_is_the_beginning_of_the_rendered_conversation(
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     turns = [{"role": "system", "content": TEXT}, {"role": "user", "content": QUESTION}]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert cube.prompt(tokenizer, QUESTION)["input_ids"][0].tolist() == tokenizer(rendered)["input_ids"]
+    memory = cube.attach(model)
+    assert memory.prompt(tokenizer, QUESTION)["input_ids"][0].tolist() == tokenizer(rendered)["input_ids"]
 
 
 def test_generate_continues_from_a_cube_and_leaves_it_as_it_was(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
-    prompt = cube.prompt(tokenizer, QUESTION)
+    memory = cube.attach(model)
+    prompt = memory.prompt(tokenizer, QUESTION)
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    read = model.generate(**prompt, **settings)
-    first = model.generate(**prompt, past_key_values=cube.attach(model), **settings)
-    second = model.generate(**prompt, past_key_values=cube.attach(model), **settings)
+    read = model.generate(input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], **settings)
+    first = model.generate(**prompt, **settings)
+    second = model.generate(**memory.prompt(tokenizer, QUESTION), **settings)
     assert read.tolist() == first.tolist() == second.tolist()
 
 
@@ -91,9 +94,10 @@ def test_rounded_storage_changes_logits_by_its_rounding_only(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path, store_dtype: StoreDtype
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder, store_dtype=store_dtype)
-    ids = cube.prompt(tokenizer, QUESTION)["input_ids"]
+    memory = cube.attach(model)
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"]
     read = logits(model, ids)[cube.manifest.token_count :]
-    attached = logits(model, ids[:, cube.manifest.token_count :], cube.attach(model))
+    attached = logits(model, ids[:, cube.manifest.token_count :], memory.cache())
     worst = (read - attached).norm() / read.norm()
     assert worst < {StoreDtype.FLOAT32: 1e-5, StoreDtype.FLOAT16: 5e-3, StoreDtype.BFLOAT16: 3e-2}[store_dtype]
 
@@ -102,8 +106,9 @@ def test_independent_chunks_are_moved_to_where_a_prefill_at_those_positions_puts
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder, layout=LayoutKind.INDEPENDENT, sink_tokens=2)
-    ids, sink = cube.token_ids(), 2
-    cache = cube.attach(model)
+    memory, sink = cube.attach(model), 2
+    cache = memory.cache()
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"][0, : memory.positions].tolist()
     assert cache.get_seq_length() == cube.manifest.token_count == len(ids)
     start = 32
     for chunk in cube.manifest.chunks[1:]:
@@ -125,7 +130,7 @@ def test_link_policy_that_the_layout_lacks_is_refused(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
-    assert cube.attach(model, link="exact").get_seq_length() == cube.manifest.token_count
+    assert cube.attach(model, link="exact").positions == cube.manifest.token_count
     with pytest.raises(InvalidError, match=r"link: .* takes exact"):
         cube.attach(model, link="rerotate")
 
@@ -134,7 +139,7 @@ def test_unverified_cube_is_not_attached(tmp_path: Path, model: Any, tokenizer: 
     cube_of(tmp_path, model, tokenizer, tiny_model_folder)
     with pytest.raises(NotVerifiedError, match="verify"):
         MemCube.open(tmp_path).attach(model)
-    assert MemCube.open(tmp_path, trusted=True).attach(model).get_seq_length() > 0
+    assert MemCube.open(tmp_path, trusted=True).attach(model).positions > 0
 
 
 def test_model_with_other_weights_is_refused(
@@ -215,9 +220,10 @@ def local_layers_model(folder: Path, kind: str) -> Any:
 def test_layers_with_a_window_keep_what_lies_outside_it(tmp_path: Path, tokenizer: Any, kind: str) -> None:
     model = local_layers_model(tmp_path / "model", kind)
     cube = cube_of(tmp_path / "cube", model, tokenizer, tmp_path / "model")
-    ids, own = cube.prompt(tokenizer, QUESTION)["input_ids"], cube.manifest.token_count
+    memory, own = cube.attach(model), cube.manifest.token_count
+    ids = memory.prompt(tokenizer, QUESTION)["input_ids"]
     assert own > 5 * 16
-    assert (logits(model, ids)[own:] - logits(model, ids[:, own:], cube.attach(model))).abs().max() < 1e-4
+    assert (logits(model, ids)[own:] - logits(model, ids[:, own:], memory.cache())).abs().max() < 1e-4
     independent = cube_of(tmp_path / "other", model, tokenizer, tmp_path / "model", layout=LayoutKind.INDEPENDENT)
     with pytest.raises(DoesNotFitError, match=r"^re-rotation: "):
         independent.attach(model)
@@ -236,11 +242,12 @@ def test_another_tokenizer_or_template_is_refused(
     tmp_path: Path, model: Any, tokenizer: Any, tiny_model_folder: Path
 ) -> None:
     cube = cube_of(tmp_path, model, tokenizer, tiny_model_folder)
+    memory = cube.attach(model)
     other = AutoTokenizer.from_pretrained(tiny_model_folder)
     other.chat_template += " "
     with pytest.raises(DoesNotFitError, match=r"^chat_template: "):
-        cube.prompt(other, QUESTION)
+        memory.prompt(other, QUESTION)
     other = AutoTokenizer.from_pretrained(tiny_model_folder)
     other.add_tokens(["valve"])
     with pytest.raises(DoesNotFitError, match=r"^tokenizer: "):
-        cube.prompt(other, QUESTION)
+        memory.prompt(other, QUESTION)

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memgrid.cube.attach import build_cache, link_for
 from memgrid.cube.info import CubeInfo
-from memgrid.cube.manifest import MANIFEST_BYTES_MAX, MANIFEST_FILE, PROVENANCE_FILE, CubeManifest, LayoutKind, Wrap
+from memgrid.cube.manifest import MANIFEST_BYTES_MAX, MANIFEST_FILE, PROVENANCE_FILE, CubeManifest
 from memgrid.cube.provenance import Provenance, check_provenance
-from memgrid.cube.wrap import digest_of_template, digest_of_tokenizer, question_ids
-from memgrid.digest import Digest, digest_of, digest_of_file, token_bytes
-from memgrid.errors import DoesNotFitError, InvalidError, NotVerifiedError
-from memgrid.kinds.tensorfile import TensorFile
+from memgrid.digest import Digest, digest_of, digest_of_file
+from memgrid.errors import InvalidError, NotVerifiedError
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, DynamicCache
+    from memgrid.cube.attach import Attachment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +34,15 @@ class MemCube:
 
         cube = MemCube.open(Path("my-cube"))
         cube.verify([grid_key])
-        output = model.generate(**cube.prompt(tokenizer, "…?"), past_key_values=cube.attach(model))
+        with cube.attach(model) as memory:
+            output = model.generate(**memory.prompt(tokenizer, "…?"))
     """
 
     def __init__(self, folder: Path, manifest: CubeManifest, manifest_bytes: bytes) -> None:
         self.folder = folder
         self.manifest = manifest
         self._manifest_bytes = manifest_bytes
-        self._is_trusted = False
+        self.is_trusted = False
 
     @staticmethod
     def open(folder: Path | str, *, trusted: bool = False) -> MemCube:
@@ -59,7 +57,7 @@ class MemCube:
             raise InvalidError(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes")
         content = path.read_bytes()
         cube = MemCube(Path(folder), CubeManifest.from_bytes(content), content)
-        cube._is_trusted = trusted
+        cube.is_trusted = trusted
         return cube
 
     @property
@@ -88,7 +86,7 @@ class MemCube:
         self._refuse_unlisted({MANIFEST_FILE, PROVENANCE_FILE, *listed})
         for name, (digest, size_bytes) in listed.items():
             self._check_file(name, digest, size_bytes)
-        self._is_trusted = True
+        self.is_trusted = True
         total_bytes = sum(size_bytes for _, size_bytes in listed.values())
         return Verification(digest=self.digest, files=len(listed), size_bytes=total_bytes, provenance=provenance)
 
@@ -101,54 +99,19 @@ class MemCube:
 
         check_fits(self.manifest.base, model)
 
-    def attach(self, model: Any, link: str | None = None) -> DynamicCache:
-        """A fresh cache for `model.generate(…, past_key_values=…)`; generation uses it up, so attach each time.
+    def attach(self, model: Any, link: str | None = None) -> Attachment:
+        """Put this cube to work in a model; `memgrid.attach(model, [a, b])` does so with several.
 
         Raises NotVerifiedError for a cube that was not verified, DoesNotFitError for another model, InvalidError
         for a `link` policy that the layout does not have.
         """
-        if not self._is_trusted:
-            raise NotVerifiedError(f"{self.manifest.name}: call verify(trusted_keys) before attaching")
-        policy = link_for(self.manifest, link)
-        self.check_fits(model)
-        return build_cache(self.folder, self.manifest, model, policy)
+        from memgrid.cube.attach import attach
 
-    def token_ids(self) -> list[int]:
-        """The tokens the cube holds, in order; raises NotVerifiedError when they are not the manifest's."""
-        ids: list[int] = []
-        for chunk in self.manifest.chunks:
-            stored = TensorFile.open(self.folder / chunk.path).bits("tokens").tolist()
-            is_repeated = ids and self.manifest.layout.kind is LayoutKind.INDEPENDENT
-            ids += stored[self.manifest.layout.sink_tokens :] if is_repeated else stored
-        if digest_of(token_bytes(ids)) != self.manifest.tokens:
-            raise NotVerifiedError(f"{self.manifest.name}: the chunks do not hold the manifest's tokens")
-        return ids
-
-    def prompt(self, tokenizer: Any, question: str) -> BatchEncoding:
-        """`input_ids` and `attention_mask` [1, n] of the whole conversation: the cube's tokens, then the question.
-
-        Raises DoesNotFitError when `tokenizer` is not the base model's.
-        """
-        import torch
-        from transformers import BatchEncoding
-
-        self._check_tokenizer(tokenizer)
-        question_tokens = question_ids(tokenizer, question, self.manifest.layout.wrap)
-        if not question_tokens:
-            raise InvalidError("question: expected some text")
-        ids = torch.tensor([self.token_ids() + question_tokens])
-        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        return attach(model, self, link)
 
     def info(self) -> CubeInfo:
         """The cube's price tag and label."""
         return CubeInfo.of(self.manifest)
-
-    def _check_tokenizer(self, tokenizer: Any) -> None:
-        base = self.manifest.base
-        if digest_of_tokenizer(tokenizer) != base.tokenizer:
-            raise DoesNotFitError(f"tokenizer: not the one of {base.name} ({base.tokenizer})")
-        if self.manifest.layout.wrap is Wrap.CHAT and digest_of_template(tokenizer) != base.chat_template:
-            raise DoesNotFitError(f"chat_template: not the one of {base.name} ({base.chat_template})")
 
     def _listed_files(self) -> dict[str, tuple[Digest, int]]:
         return {file.title or "": (file.digest, file.size_bytes) for file in self.manifest.listed()}

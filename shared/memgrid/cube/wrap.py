@@ -6,6 +6,7 @@ Whoever plans a cube and whoever asks it must cut text into tokens at the same p
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from memgrid.cube.manifest import Wrap
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import InvalidError
 
+ROLES = ("system", "user", "assistant")
 _MARK = "memgrid document stands here"
 
 
@@ -29,11 +31,45 @@ def document_ids(tokenizer: Any, text: str, wrap: Wrap) -> list[int]:
     return _ids(tokenizer, before + text + after, add_special_tokens=False)
 
 
-def question_ids(tokenizer: Any, question: str, wrap: Wrap) -> list[int]:
-    """The tokens that follow the document: the user's turn and the start of the answer, or the bare text."""
+def turns_of(question: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A question, or a conversation so far, as the turns of a chat; raises InvalidError for anything else.
+
+    >>> turns_of("When does it open?")
+    [{'role': 'user', 'content': 'When does it open?'}]
+    """
+    given = (
+        [{"role": "user", "content": question}] if isinstance(question, str) else [dict(turn) for turn in question]
+    )
+    for number, turn in enumerate(given, 1):
+        if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise InvalidError(f"message {number}: expected a role of {', '.join(ROLES)} and content that is text")
+        if turn["role"] == "system" and number > 1:
+            raise InvalidError(f"message {number}: a system message can only be the first")
+    if not given or given[-1]["role"] != "user" or not given[-1]["content"]:
+        raise InvalidError("question: expected some text from the user at the end")
+    return given
+
+
+def chat_ids(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+    """The tokens of a conversation up to where the answer starts, as adapters saw them when they were trained.
+
+    A base model without a chat template reads lines that begin with `Question:` and `Answer:`.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        return _ids(tokenizer, _render(tokenizer, turns, answer=True), add_special_tokens=False)
+    words = {"user": "Question: ", "assistant": "Answer: ", "system": ""}
+    lines = [words[turn["role"]] + turn["content"] for turn in turns]
+    return _ids(tokenizer, "\n".join([*lines, "Answer:"]), add_special_tokens=True)
+
+
+def question_ids(tokenizer: Any, question: str | list[dict[str, str]], wrap: Wrap) -> list[int]:
+    """The tokens that follow the document: the turns and the start of the answer, or the bare text."""
+    turns = turns_of(question)
     if wrap is Wrap.PLAIN:
-        return _ids(tokenizer, question, add_special_tokens=False)
-    turns = [{"role": "system", "content": _MARK}, {"role": "user", "content": question}]
+        return _ids(tokenizer, "\n".join(turn["content"] for turn in turns), add_special_tokens=False)
+    if turns[0]["role"] == "system":
+        raise InvalidError("message 1: the cube's text is the system message already; leave it out")
+    turns = [{"role": "system", "content": _MARK}, *turns]
     document = _render(tokenizer, turns[:1], answer=False)
     whole = _render(tokenizer, turns, answer=True)
     if not whole.startswith(document):
