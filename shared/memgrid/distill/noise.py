@@ -31,7 +31,8 @@ def conversation_keys(seed: int, purpose: Purpose, conversations: Sequence[int])
     np.True_
     """
     key = _mixed(np.uint64(seed), np.uint64(_CODES[purpose]))
-    return _mixed(key, np.asarray(conversations, dtype=np.uint64))
+    keys: Keys = _mixed(key, np.asarray(conversations, dtype=np.uint64))
+    return keys
 
 
 def draw_asks(keys: Keys, count: int) -> list[int]:
@@ -52,7 +53,8 @@ def gumbel(keys: Keys, positions: npt.NDArray[Any], tokens: npt.NDArray[Any]) ->
     bits = _mixed(places[:, None], tokens.astype(np.uint64))
     # 53 bits and a half: never 0, never 1, so neither logarithm is infinite.
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return -np.log(-np.log(uniform))
+    noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
 
 
 def _mixed(key: Any, value: Any) -> Any:

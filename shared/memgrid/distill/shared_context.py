@@ -37,14 +37,16 @@ class Context:
 NO_CONTEXT = Context(keys=(), values=())
 
 
-@torch.inference_mode()
 def read_context(model: CausalLM, ids: Sequence[int]) -> Context:
     """Read some tokens once, from position 0."""
     from transformers import DynamicCache
 
     # A plain cache, without the model's config: one that knows sliding windows would drop what left them.
     cache = DynamicCache()
-    model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True)
+    with torch.inference_mode():
+        model.base_model(
+            input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True
+        )
     return Context(
         keys=tuple(layer.keys[0] for layer in cache.layers), values=tuple(layer.values[0] for layer in cache.layers)
     )
@@ -76,7 +78,7 @@ class Rows:
         self._length = int(self._slots.max()) + 1
         assert self._length <= self._capacity
         seen = torch.arange(self._length, device=ids.device) <= self._slots[..., None]  # [b, t, s]
-        with _attention(self._model):
+        with _attention(self._model), torch.inference_mode():
             hidden: torch.Tensor = self._model.base_model(
                 input_ids=ids,
                 position_ids=self._context.tokens + self._slots,
@@ -123,7 +125,7 @@ def attend(
     b, h, t, _d = query.shape
     row_scores = h * t * (key.shape[2] + shared_context.tokens)
     step = max(1, _SCORES_MAX // row_scores)
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = module.layer_idx
     parts = [
         _attend(query[i : i + step], key[i : i + step], value[i : i + step],
                 attention_mask[i : i + step], scaling, shared_context, layer)

@@ -1,62 +1,82 @@
 """What bot A is told to write: five families of seed prompts, so that a text is talked about from all sides.
 
-The families are those of "Cartridges" (arXiv 2506.06266): structuring, summarising, question, use case, creative.
-Questions have to name what they ask about, for whoever answers them later has the text in memory, not before him.
+The families are those of "Cartridges" (arXiv 2506.06266): structuring, summarising, question, use case, creative. A
+seed prompt comes with the first words of what it asks for. Small models, told only to write a question, talk about
+the task instead; made to begin with "When did", they ask when something did (measured on SmolLM2-135M-Instruct:
+about one question in four made sense without given words, about three in four with them).
 """
 
 from __future__ import annotations
 
+_QUESTION = "Write one question about a fact in this text."
+_PRECISE = "Write one precise question about a name, a number or a date in this text."
+_REASON = "Write one question about how or why something in this text is as it is."
+_LIST = "Write one request for a list of facts in this text."
+_TABLE = "Write one request to put facts of this text in order."
+_SUMMARY = "Write one request to summarize a part of this text."
+_EXPLAIN = "Write one request to explain something in this text in simple words."
+_TASK = "Write one question of a person who needs the facts in this text."
+_DECISION = "Write one request for advice that depends on the facts in this text."
+_SURPRISE = "Write one surprising question about this text."
+_PIECE = "Write one request for a short piece of writing that uses the facts in this text."
+
 STRUCTURING = (
-    "Write one message in which a user asks for facts of the text above as a list, a table or JSON. The message must"
-    " say which facts. Write only the message.",
-    "Ask for one part of the text above to be put into a clear structure. Name the subject and the dates, names or"
-    " numbers that must be in it. Write only the request.",
-    "Write a short instruction that makes an assistant list everything the text above says about one subject. Name"
-    " that subject. Write only the instruction.",
+    (_LIST, "List the names of"),
+    (_LIST, "List the dates"),
+    (_LIST, "List all facts about"),
+    (_TABLE, "Give all numbers about"),
+    (_TABLE, "Make a table of"),
+    (_TABLE, "Write down in order"),
 )
 SUMMARISING = (
-    "Write one message in which a user asks for a summary of one part of the text above. Say precisely which part and"
-    " what it is about. Write only the message.",
-    "Ask for the main points that the text above makes about one subject of your choice. Name the subject. Write only"
-    " the request.",
-    "Write a short instruction to explain a passage of the text above in simple words. Say which passage by its"
-    " subject. Write only the instruction.",
+    (_SUMMARY, "Summarize what is known about"),
+    (_SUMMARY, "Tell me about the"),
+    (_SUMMARY, "What are the main points about"),
+    (_EXPLAIN, "Explain the"),
+    (_EXPLAIN, "Explain how"),
+    (_EXPLAIN, "Describe the"),
 )
 QUESTION = (
-    "Write one question about a fact in the text above. Include names, numbers or dates, so that it can be answered"
-    " without seeing the text. Write only the question.",
-    "Ask one precise question that only somebody who knows the text above can answer. Name the person, thing or place"
-    " it is about. Write only the question.",
-    "Think of a detail near the end or in the middle of the text above, and write one question about it that makes"
-    " clear what is meant. Write only the question.",
-    "Write one question that begins with How or Why and is answered by the text above. Name its subject. Write only"
-    " the question.",
+    (_QUESTION, "What is the"),
+    (_QUESTION, "Who"),
+    (_QUESTION, "When did"),
+    (_QUESTION, "Where is"),
+    (_QUESTION, "What happened"),
+    (_PRECISE, "How many"),
+    (_PRECISE, "How much"),
+    (_PRECISE, "Which"),
+    (_PRECISE, "In what year"),
+    (_PRECISE, "What"),
+    (_REASON, "Why did"),
+    (_REASON, "How does"),
 )
 USE_CASE = (
-    "Write one message from a person who needs to know something from the text above for a practical task. Say what"
-    " the task is. Write only the message.",
-    "Imagine someone who works with what the text above describes and has a problem. Write the question they would"
-    " ask. Write only the question.",
-    "Write one request for help with a decision that depends on facts in the text above. Name those facts' subject."
-    " Write only the request.",
+    (_TASK, "I want to know"),
+    (_TASK, "I need to find out"),
+    (_TASK, "Can you tell me"),
+    (_DECISION, "How can I"),
+    (_DECISION, "What do I have to know about"),
+    (_DECISION, "Is it possible to"),
 )
 CREATIVE = (
-    "Write one unusual question inspired by the text above, one that compares or connects two things it mentions."
-    " Write only the question.",
-    "Ask for a short text, such as a letter, a headline or a dialogue, that uses facts of the text above. Name the"
-    " subject. Write only the request.",
-    "Write one question that starts a conversation about something surprising in the text above. Name what it is."
-    " Write only the question.",
+    (_SURPRISE, "Why"),
+    (_SURPRISE, "Is it true that"),
+    (_SURPRISE, "What is the difference between"),
+    (_SURPRISE, "What would happen if"),
+    (_PIECE, "Write a short article about"),
+    (_PIECE, "Write a headline about"),
 )
 FAMILIES = (STRUCTURING, SUMMARISING, QUESTION, USE_CASE, CREATIVE)
-LINES = 12
-"""Each family gets so many places in the frame, its phrasings in turn: 12 is a multiple of 3 and of 4."""
+LEAD = "Question:\n"
+"""How bot A's reply is made to begin, before the first words of the question itself."""
+_PLACES = 12
+"""Each family gets so many places in the frame, its phrasings in turn: all have 6 or 12."""
 
 
-def every_ask() -> tuple[str, ...]:
-    """All places in order: a uniform draw among them draws families uniformly, then phrasings.
+def every_ask() -> tuple[tuple[str, str], ...]:
+    """Seed prompt and first words of every place: a uniform draw among them draws families uniformly, then phrasings.
 
-    >>> len(every_ask()), all(LINES % len(family) == 0 for family in FAMILIES)
+    >>> len(every_ask()), all(_PLACES % len(family) == 0 for family in FAMILIES)
     (60, True)
     """
-    return tuple(family[line % len(family)] for family in FAMILIES for line in range(LINES))
+    return tuple(family[place % len(family)] for family in FAMILIES for place in range(_PLACES))

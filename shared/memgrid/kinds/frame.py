@@ -8,7 +8,7 @@ from typing import Any
 
 from memgrid.digest import Digest, canonical_json
 from memgrid.errors import InvalidError
-from memgrid.kinds.asks import every_ask
+from memgrid.kinds.asks import LEAD, every_ask
 
 Ids = tuple[int, ...]
 FRAME_FILE = "frame.json"
@@ -24,7 +24,8 @@ class ChatFrame:
     The teacher reads `context (a unit's tokens) + teacher_before + question + teacher_after + answer`, the student
     `student_before + question + student_after + answer`: what the template makes of the same turn when no
     document was ever mentioned, so that an adapter serves in ordinary chats. Bot A reads `context + asks[i]` and
-    writes a question; both end with one of `stops`.
+    writes a question that begins with `openings[i]`; both end with one of `stops`, a question also with one of
+    `question_stops`.
     """
 
     tokenizer: Digest
@@ -37,6 +38,12 @@ class ChatFrame:
     student_before: Ids
     student_after: Ids
     stops: Ids
+    openings: tuple[Ids, ...] = ()
+    """The first tokens of the question that each seed prompt asks for; none when empty."""
+    question_stops: Ids = ()
+
+    def opening(self, ask: int) -> Ids:
+        return self.openings[ask] if self.openings else ()
 
     def to_bytes(self) -> bytes:
         return canonical_json({"format": "memgrid.frame.v1", **asdict(self)})
@@ -50,16 +57,23 @@ class ChatFrame:
             value = json.loads(content)
             if value.pop("format") != "memgrid.frame.v1":
                 raise InvalidError(f"{FRAME_FILE}: expected format memgrid.frame.v1")
-            asks = tuple(_ids(ask) for ask in value.pop("asks"))
+            asks, openings = (tuple(_ids(ids) for ids in value.pop(name)) for name in ("asks", "openings"))
             tokenizer, vocab = Digest(value.pop("tokenizer")), int(value.pop("vocab"))
             frame = ChatFrame(
-                tokenizer=tokenizer, vocab=vocab, asks=asks, **{name: _ids(ids) for name, ids in value.items()}
+                tokenizer=tokenizer,
+                vocab=vocab,
+                asks=asks,
+                openings=openings,
+                **{name: _ids(ids) for name, ids in value.items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidError(f"{FRAME_FILE}: {type(error).__name__}: {error}"[:300]) from None
-        every = [*asks, frame.teacher_before, frame.teacher_after, frame.student_before, frame.student_after]
-        if not frame.stops or not all(0 <= token < vocab for ids in [*every, frame.stops] for token in ids):
+        every = [*asks, *openings, frame.teacher_before, frame.teacher_after, frame.student_before]
+        every += [frame.student_after, frame.stops, frame.question_stops]
+        if not frame.stops or not all(0 <= token < vocab for ids in every for token in ids):
             raise InvalidError(f"{FRAME_FILE}: expected tokens below {vocab}, and one at least that stops")
+        if not asks or not all(asks) or len(openings) not in (0, len(asks)):
+            raise InvalidError(f"{FRAME_FILE}: expected seed prompts, and an opening for each or none at all")
         return frame
 
 
@@ -79,12 +93,14 @@ def build_frame(tokenizer: Any) -> ChatFrame:
     return ChatFrame(
         tokenizer=digest_of_tokenizer(tokenizer),
         vocab=len(tokenizer),
-        asks=tuple(_encode(tokenizer, parts.ask_before + ask + parts.ask_after) for ask in every_ask()),
+        asks=tuple(_encode(tokenizer, parts.ask_before + ask + parts.ask_after) for ask, _ in every_ask()),
+        openings=tuple(_encode(tokenizer, words) for _, words in every_ask()),
         teacher_before=_encode(tokenizer, parts.teacher_before),
         teacher_after=_encode(tokenizer, parts.after),
         student_before=_encode(tokenizer, parts.student_before),
         student_after=_encode(tokenizer, parts.after),
         stops=tuple(sorted(parts.stops)),
+        question_stops=_line_ends(tokenizer),
     )
 
 
@@ -130,7 +146,7 @@ def _chat_parts(tokenizer: Any) -> _Parts:
     closes = {token for token in _encode(tokenizer, closing)[:1] if token in set(tokenizer.all_special_ids)}
     return _Parts(
         ask_before=before,
-        ask_after=after,
+        ask_after=after + LEAD,
         teacher_before=before,
         student_before=student_before,
         after=after,
@@ -140,15 +156,19 @@ def _chat_parts(tokenizer: Any) -> _Parts:
 
 def _plain_parts(tokenizer: Any) -> _Parts:
     begins = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
-    line_ends = {ids[0] for end in ("\n", "\n\n") if len(ids := _encode(tokenizer, end)) == 1}
     return _Parts(
         ask_before="\n\n",
-        ask_after="\nQuestion:",
+        ask_after=f"\n{LEAD}",
         teacher_before="\n\nQuestion:",
         student_before=f"{begins}Question:",
         after="\nAnswer:",
-        stops=frozenset(_ends(tokenizer) | line_ends),
+        stops=frozenset({*_ends(tokenizer), *_line_ends(tokenizer)}),
     )
+
+
+def _line_ends(tokenizer: Any) -> Ids:
+    """The tokens that are nothing but the end of a line."""
+    return tuple(sorted({ids[0] for end in ("\n", "\n\n") if len(ids := _encode(tokenizer, end)) == 1}))
 
 
 def _ends(tokenizer: Any) -> set[int]:
