@@ -42,14 +42,40 @@ def audit(
     # Each replay brings torch code of its own: only the one that is needed is imported.
     match spec:
         case StudySpec():
-            from memgrid.distill.study_replay import audit_study as replay
+            from memgrid.distill.study_replay import audit_study
+
+            return audit_study(
+                spec,
+                model_folder=model_folder,
+                inputs=inputs,
+                files=files,
+                compute_dtype=compute_dtype,
+                draw=draw,
+            )
         case TrainSpec():
-            from memgrid.distill.train_replay import audit_train as replay  # type: ignore[assignment]
+            from memgrid.distill.train_replay import audit_train
+
+            return audit_train(
+                spec,
+                model_folder=model_folder,
+                inputs=inputs,
+                files=files,
+                compute_dtype=compute_dtype,
+                draw=draw,
+            )
         case EvaluateSpec():
-            from memgrid.distill.evaluate_replay import audit_evaluate as replay  # type: ignore[assignment]
+            from memgrid.distill.evaluate_replay import audit_evaluate
+
+            return audit_evaluate(
+                spec,
+                model_folder=model_folder,
+                inputs=inputs,
+                files=files,
+                compute_dtype=compute_dtype,
+                draw=draw,
+            )
         case PrefillSpec():
             raise InvalidError("prefill units are compared by sketch, not replayed")
-    return replay(spec, model_folder=model_folder, inputs=inputs, files=files, compute_dtype=compute_dtype, draw=draw)
 
 
 def judge(statistics: dict[str, float], limits: dict[str, float], where: str, flops: int) -> Audit:

@@ -1,0 +1,221 @@
+"""Read some conversations as written, and see whether the model would have talked like that.
+
+Knows what studying does and repeats it with the answers known: one pass over all tokens instead of one a token.
+A sampled token was right when, with its keyed noise, it was the best of the candidates; an answer's token when it
+was the likeliest. Tokens whose rank is so near to the last candidate's that rounding decides are neither required
+nor forbidden. Shapes: t tokens looked at, V vocabulary, k log-probabilities kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from memgrid.digest import token_ids
+from memgrid.distill.audit import Audit, judge
+from memgrid.distill.model import CausalLM, load_model
+from memgrid.distill.noise import conversation_keys, draw_asks, gumbel
+from memgrid.distill.shared_context import Rows, read_context
+from memgrid.distill.study import CANDIDATES, check_frame, logits_of, opening_of
+from memgrid.distill.train_inputs import geometry_of_model
+from memgrid.kinds.frame import FRAME_FILE, ChatFrame, Ids
+from memgrid.kinds.prefill import ModelGeometry, flops
+from memgrid.kinds.prefill_kind import TOKENS_FILE
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.shard import SHARD_FILE, Shard, read_shard
+from memgrid.kinds.study import StudyLimits, audited, mean_limit, study_limits
+from memgrid.specs import StudySpec
+from memgrid.units import ComputeDtype, ReasonCode
+
+_CLIPPED_AT = 0.5
+_COMPARED = 8
+"""Log-probabilities are compared on so many of the likeliest; on all of them, by their mass."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+def audit_study(
+    spec: StudySpec,
+    *,
+    model_folder: Path,
+    inputs: Mapping[str, Path],
+    files: Mapping[str, Path],
+    compute_dtype: ComputeDtype,
+    draw: bytes,
+) -> Audit:
+    """Replay the conversations that `draw` picks, in float32 on the CPU.
+
+    Raises RefusedError (REPLAY_DIFFERS, naming the statistic) when they are not what the model says.
+    """
+    frame = ChatFrame.from_bytes(inputs[FRAME_FILE].read_bytes())
+    tokens = token_ids(inputs[TOKENS_FILE].read_bytes())
+    shard = read_shard(files[SHARD_FILE])
+    model = load_model(model_folder, torch.float32, torch.device("cpu"))
+    picked = audited(spec, draw)
+    limits = study_limits(compute_dtype)
+    replay = replay_conversations(model, spec, frame, tokens, shard, picked, edge=limits.edge)
+    where = f"conversations {', '.join(map(str, picked))}"
+    return judge(
+        replay.statistics(), _allowed(limits, replay), where, replay_flops(spec, geometry_of_model(model), replay)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replay:
+    """What each token shows: margins [t] in logits, differences of log-probabilities [t, 8] and of their mass [t]."""
+
+    question_margins: Doubles
+    answer_margins: Doubles
+    logprobs: Doubles
+    masses: Doubles
+    lengths: tuple[int, ...]
+    """Of all sequences that were read."""
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "question margin": _largest(self.question_margins),
+            "mean question margin": _mean(np.minimum(self.question_margins, _CLIPPED_AT)),
+            "answer margin": _largest(self.answer_margins),
+            "mean answer margin": _mean(np.minimum(self.answer_margins, _CLIPPED_AT)),
+            "mean log-probability difference": _mean(self.logprobs),
+            "99th percentile of log-probability differences": _percentile(self.logprobs),
+            "log-probability difference": _largest(self.logprobs),
+            "probability mass difference": _largest(self.masses),
+        }
+
+
+def _allowed(limits: StudyLimits, replay: Replay) -> dict[str, float]:
+    return {
+        "question margin": limits.question_margin,
+        "mean question margin": mean_limit(limits.question_mean, len(replay.question_margins)),
+        "answer margin": limits.answer_margin,
+        "mean answer margin": mean_limit(limits.answer_mean, len(replay.answer_margins)),
+        "mean log-probability difference": limits.logprob_mean,
+        "99th percentile of log-probability differences": limits.logprob_p99,
+        "log-probability difference": limits.logprob_max,
+        "probability mass difference": limits.mass_max,
+    }
+
+
+def replay_conversations(
+    model: CausalLM,
+    spec: StudySpec,
+    frame: ChatFrame,
+    tokens: Sequence[int],
+    shard: Shard,
+    picked: Sequence[int],
+    *,
+    edge: float,
+) -> Replay:
+    """Read questions after their seed prompts, and answers after their questions, all in one pass.
+
+    Raises RefusedError when a question does not begin with the words it was given: no rounding explains that.
+    """
+    check_frame(model, frame)
+    keys = conversation_keys(spec.seed, spec.purpose, [spec.first + index for index in picked])
+    asks = draw_asks(keys, len(frame.asks))
+    questions = [tuple(shard.question(index).tolist()) for index in picked]
+    answers = [tuple(shard.answer(index).tolist()) for index in picked]
+    openings = [opening_of(spec, frame, ask) for ask in asks]
+    for index, question, opening in zip(picked, questions, openings, strict=True):
+        if question[: len(opening)] != opening:
+            text = f"conversation {index}: its question does not begin with the words it was given"
+            raise RefusedError(ReasonCode.REPLAY_DIFFERS, text)
+    asking = [(*frame.asks[ask], *question) for ask, question in zip(asks, questions, strict=True)]
+    answering = [
+        (*frame.teacher_before, *question, *frame.teacher_after, *answer[:-1])
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+    read = [*asking, *answering]
+    hidden = Rows(model, read_context(model, tokens), len(read), max(map(len, read))).feed(read)
+    margins, differences = [], []
+    for row, index in enumerate(picked):
+        drawn = hidden[row, len(frame.asks[asks[row]]) + len(openings[row]) - 1 : len(asking[row])]
+        margins.append(_question_margins(logits_of(model, frame, drawn), keys[row : row + 1], questions[row],
+                                         len(openings[row]), spec, frame, edge))  # fmt: skip
+        if answers[row]:
+            end = len(answering[row])
+            said = hidden[len(picked) + row, end - len(answers[row]) : end]
+            differences.append(_answer_differences(logits_of(model, frame, said), shard, shard.rows(index)))
+    empty = (np.zeros(0), np.zeros((0, _COMPARED)), np.zeros(0))
+    answer_margins, logprobs, masses = (np.concatenate(parts) for parts in zip(empty, *differences, strict=True))
+    return Replay(
+        question_margins=np.concatenate(margins),
+        answer_margins=answer_margins,
+        logprobs=logprobs,
+        masses=masses,
+        lengths=tuple(map(len, read)),
+    )
+
+
+def _question_margins(
+    logits: torch.Tensor,
+    key: npt.NDArray[np.uint64],
+    question: Ids,
+    given: int,
+    spec: StudySpec,
+    frame: ChatFrame,
+    edge: float,
+) -> Doubles:
+    """How much better than each claimed token another candidate was, in logits; infinite for one that was none.
+
+    After the last token of a question that ended by itself comes whichever stop fits best.
+    """
+    ended = len(question) < spec.question_tokens
+    claimed: list[Ids] = [(token,) for token in question[given:]]
+    claimed += [(*frame.stops, *frame.question_stops)] if ended else []
+    top = logits[: len(claimed)].topk(min(4 * CANDIDATES, frame.vocab))
+    values, ids = top.values.double().numpy(), top.indices.numpy()
+    last = values[:, min(CANDIDATES, values.shape[1]) - 1]
+    positions = np.arange(given, given + len(claimed))
+    noise = gumbel(np.repeat(key, len(claimed)), positions, ids) * spec.temperature
+    noisy = values + noise
+    certain = values >= last[:, None] + edge
+    possible = values >= last[:, None] - edge
+    margins = np.full(len(claimed), np.inf)
+    for place, tokens in enumerate(claimed):
+        named = np.isin(ids[place], tokens) & possible[place]
+        if named.any():
+            best = noisy[place][certain[place]].max(initial=-np.inf)
+            margins[place] = max(0.0, best - noisy[place][named].max())
+    return margins
+
+
+def _answer_differences(logits: torch.Tensor, shard: Shard, rows: slice) -> tuple[Doubles, Doubles, Doubles]:
+    """Greedy margins [t], |log-probability differences| [t, 8] of the likeliest, |mass differences| [t] of all."""
+    logits = logits.double()
+    chosen = logits.gather(1, torch.from_numpy(shard.answer_ids[rows].astype(np.int64))[:, None])[:, 0]
+    margins = (logits.max(dim=1).values - chosen).numpy()
+    top_ids = torch.from_numpy(shard.top_ids[rows].astype(np.int64))
+    found = (logits.gather(1, top_ids) - torch.logsumexp(logits, dim=1, keepdim=True)).numpy()
+    claimed = shard.top_logprobs[rows].astype(np.float64)
+    # Rounded as the shard is, so that its rounding does not count as the host's.
+    rounded = np.minimum(found, 0).astype(np.float16).astype(np.float64)
+    apart = np.full((len(margins), _COMPARED), np.nan)
+    width = min(_COMPARED, claimed.shape[1])
+    apart[:, :width] = np.abs(claimed - rounded)[:, :width]
+    return margins, apart, np.abs(np.exp(claimed) - np.exp(rounded)).sum(axis=1)
+
+
+def replay_flops(spec: StudySpec, geometry: ModelGeometry, replay: Replay) -> int:
+    """What the replay cost, by the count that prices units."""
+    looked_at = len(replay.question_margins) + len(replay.answer_margins)
+    read = sum(flops(geometry, length, spec.token_count) for length in replay.lengths)
+    return flops(geometry, spec.token_count, 0) + read + 2 * geometry.vocab * geometry.hidden * looked_at
+
+
+def _largest(values: Doubles) -> float:
+    return float(np.nanmax(values)) if values.size else 0.0
+
+
+def _mean(values: Doubles) -> float:
+    return float(np.nanmean(values)) if values.size else 0.0
+
+
+def _percentile(values: Doubles) -> float:
+    return float(np.nanpercentile(values, 99)) if values.size else 0.0
