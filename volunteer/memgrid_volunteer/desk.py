@@ -29,9 +29,13 @@ class Held:
     model: ModelFiles
     stage: Stage = Stage.OFFERED
     began_s: float = 0.0
+    told: float | None = None
+    """The share that is done, by the worker's own word."""
 
     def progress(self, now_s: float) -> float:
-        """A guess from the time it has run."""
+        """What the worker said, else a guess from the time it has run."""
+        if self.told is not None:
+            return self.told
         if self.stage is not Stage.RUNNING or self.offer.estimate_s <= 0:
             return 0.0
         return min(0.95, max(0.0, now_s - self.began_s) / self.offer.estimate_s)

@@ -10,9 +10,11 @@ from typing import Any
 from memgrid.clock import Clock
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
 from memgrid_volunteer.home import Home
+from memgrid_volunteer.kinds.job import Progress
 
 Tell = Callable[[str], None]
 REPEAT_IDLE_S = 60.0
+REPEAT_PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class Diary:
         self._idle: Reason | None = None
         self._told_idle: ReasonCode | None = None
         self._told_idle_at_s = 0.0
+        self._progress = ""
+        self._told_progress_at_s = 0.0
         self._last: dict[str, Any] = {}
         self.tally = Tally.from_status(home.status())
         self.awaiting = 0
@@ -76,9 +80,19 @@ class Diary:
         self.write()
 
     def unit_started(self, key: UnitKey, tokens: int, start: int) -> None:
-        self._unit = key
+        self._unit, self._progress = key, ""
+        self._told_progress_at_s = self._clock.monotonic_s()
         self._state, self._idle = "running", None
         self._tell(f"unit {key[:12]}: started, {tokens} tokens from position {start}")
+        self.write()
+
+    def unit_goes_on(self, key: UnitKey, progress: Progress) -> None:
+        """The owner hears of it now and then; `status` always knows."""
+        now_s = self._clock.monotonic_s()
+        self._progress = progress.text
+        if now_s - self._told_progress_at_s >= REPEAT_PROGRESS_S:
+            self._told_progress_at_s = now_s
+            self._tell(f"unit {key[:12]}: {progress.text}")
         self.write()
 
     def unit_done(self, key: UnitKey, tokens: int, compute_s: float) -> None:
@@ -128,6 +142,7 @@ class Diary:
         status = {
             "state": self._state,
             "unit": self._unit,
+            "progress": self._progress if self._unit else "",
             "idle_reason": None if self._idle is None else asdict(self._idle),
             "awaiting_verdict": self.awaiting,
             "isolation": self._facts.isolation,

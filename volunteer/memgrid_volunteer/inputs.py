@@ -13,6 +13,7 @@ from memgrid.errors import InvalidError
 from memgrid.specs import PrefillSpec, unit_key_of
 from memgrid.units import LeaseOffer, ModelFiles
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.kept import keep, take_back
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name
 from memgrid_volunteer.transfers import Transfers
@@ -32,6 +33,12 @@ class Prepared:
         """Remove the unit's folder; its results have been moved out before, if there are any."""
         self.pins.close()
         shutil.rmtree(self.job.unit_dir.parent, ignore_errors=True)
+
+    def keep(self) -> None:
+        """Remove the folder, but for what the next lease of the same unit can go on from."""
+        self.pins.close()
+        folder = self.job.unit_dir.parent
+        keep(folder, folder.parent)
 
 
 def check_offer(offer: LeaseOffer) -> PrefillSpec:
@@ -70,7 +77,7 @@ async def prepare(
 def _lay_out(offer: LeaseOffer, folder: Path, cache: BlobCache) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "in" / "past").mkdir(parents=True)
-    (folder / "out").mkdir()
+    take_back(offer.unit_key, offer.spec, folder / "out", folder.parent)
     (folder / "in" / "spec.json").write_bytes(offer.spec)
     for blob in offer.inputs:
         _show(cache.path_of(blob.digest), folder / "in" / blob.name)

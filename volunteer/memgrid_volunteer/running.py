@@ -25,6 +25,7 @@ from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
 from memgrid_volunteer.isolation import Folders, Isolation
+from memgrid_volunteer.kept import gather
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.patience import Backoff
@@ -75,8 +76,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
     membership = home.membership()
     home.make()
     with home.lock():
-        shutil.rmtree(home.work, ignore_errors=True)
-        home.work.mkdir()
+        gather(home.work, SystemClock().now())
         async with _worker(home, options) as sandbox:
             facts = await _facts(sandbox)
             tell(f"worker ready: {facts.devices[0].name}, isolation {facts.isolation}")

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from memgrid.errors import InternalError, InvalidError
 from memgrid.log import get_logger
 from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.isolation import Folders, Isolation, command_for, probe
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
 
 WORKER_MODULE = "memgrid_volunteer.worker"
 START_LIMIT_S = 180.0
@@ -90,8 +91,8 @@ class Sandbox:
         log.info("worker started", pid=self._process.pid, isolation=str(self._isolation))
         return self._hello
 
-    async def run(self, job: Job) -> Outcome:
-        """Run one unit to its outcome; a worker that dies over it is an outcome too."""
+    async def run(self, job: Job, hear: Callable[[Progress], None] | None = None) -> Outcome:
+        """Run one unit to its outcome; a worker that dies over it is an outcome too. `hear` is told how it goes."""
         try:
             await self.start()
         except InternalError as error:
@@ -101,7 +102,10 @@ class Sandbox:
         try:
             process.stdin.write(job.to_line())
             await process.stdin.drain()
-            return Outcome.from_line(await self._answer())
+            while (progress := Progress.from_line(line := await self._answer())) is not None:
+                if hear is not None:
+                    hear(progress)
+            return Outcome.from_line(line)
         except InvalidError as error:
             await self.kill()
             return _failed(ReasonCode.UNIT_FAILED, str(error))

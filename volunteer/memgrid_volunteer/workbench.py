@@ -11,15 +11,19 @@ from memgrid.log import get_logger
 from memgrid.specs import PrefillSpec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
 from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.desk import Desk, Stage
+from memgrid_volunteer.desk import Desk, Held, Stage
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.inputs import Prepared, prepare
+from memgrid_volunteer.kept import forget_old
+from memgrid_volunteer.kinds.job import Progress
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.transfers import Transfers
 
 FAILURES_BEFORE_REST = 3
 REST_MAX_S = 600.0
+_CUT_OFF = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING, ReasonCode.OUT_OF_MEMORY)
+"""Ways to fail that say nothing against going on from the last committed state."""
 
 log = get_logger(__name__)
 
@@ -92,13 +96,20 @@ class Workbench:
         """Loop: from ready to the outbox."""
         while True:
             prepared = await self._ready.get()
+            ended = False
             try:
                 if self._desk.holds(prepared.offer.lease_id):
-                    await self._run(prepared)
+                    ended = await self._run(prepared)
             finally:
-                prepared.clear()
+                # Cut off by the owner, the grid or the system, a unit may come back, and goes on where it was.
+                if ended:
+                    prepared.clear()
+                else:
+                    prepared.keep()
+                    forget_old(self._work, self._clock.now())
 
-    async def _run(self, prepared: Prepared) -> None:
+    async def _run(self, prepared: Prepared) -> bool:
+        """Whether the unit has come to an end here: done, or failed in a way that it would fail again."""
         offer = prepared.offer
         held = self._desk.find(offer.lease_id)
         assert held is not None
@@ -107,17 +118,24 @@ class Workbench:
         self._diary.unit_started(offer.unit_key, spec.token_count, spec.start)
         self._running = offer.lease_id
         try:
-            outcome = await self._sandbox.run(prepared.job)
+            outcome = await self._sandbox.run(prepared.job, lambda progress: self._hear(held, progress))
         finally:
             self._running = None
         if not self._desk.holds(offer.lease_id):
             # Cancelled, or given back by the owner, while it ran.
             reason = outcome.failure or Reason(code=ReasonCode.LEASE_ENDED, text="no longer wanted")
             self._diary.unit_dropped(offer.unit_key, reason)
-        elif outcome.facts is None:
-            self._give_back(offer, outcome.failure or Reason(code=ReasonCode.UNIT_FAILED))
-        else:
-            await self._finish(prepared, outcome.facts)
+            return False
+        if outcome.facts is None:
+            reason = outcome.failure or Reason(code=ReasonCode.UNIT_FAILED)
+            self._give_back(offer, reason)
+            return reason.code not in _CUT_OFF
+        await self._finish(prepared, outcome.facts)
+        return True
+
+    def _hear(self, held: Held, progress: Progress) -> None:
+        held.told = progress.done
+        self._diary.unit_goes_on(held.offer.unit_key, progress)
 
     async def _finish(self, prepared: Prepared, facts: WorkFacts) -> None:
         offer = prepared.offer

@@ -13,10 +13,12 @@ import torch
 
 from memgrid.clock import SystemClock
 from memgrid.errors import InvalidError
+from memgrid.kinds.refusal import RefusedError
 from memgrid.units import Reason, ReasonCode, WorkFacts
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
 from memgrid_volunteer.kinds.prefill import Prefill
-from memgrid_volunteer.numerics import find_devices, make_deterministic
+from memgrid_volunteer.kinds.train import Train
+from memgrid_volunteer.numerics import Device, find_devices, make_deterministic
 
 RunUnit = Callable[[Job], WorkFacts]
 
@@ -26,10 +28,19 @@ def main(kinds: Mapping[str, RunUnit] | None = None) -> None:
     answers = _keep_answers_apart()
     make_deterministic()
     devices = find_devices()
-    runners = {"prefill": Prefill(devices[0], SystemClock()).run} if kinds is None else kinds
+
+    def tell(progress: Progress) -> None:
+        _send(answers, progress.to_line())
+
+    runners = _runners(devices[0], tell) if kinds is None else kinds
     _send(answers, Hello(devices=tuple(device.facts for device in devices)).to_line())
     for line in _lines():
         _send(answers, _run(runners, line).to_line())
+
+
+def _runners(device: Device, tell: Callable[[Progress], None]) -> dict[str, RunUnit]:
+    clock = SystemClock()
+    return {"prefill": Prefill(device, clock).run, "train": Train(device, clock, tell).run}
 
 
 def _run(runners: Mapping[str, RunUnit], line: bytes) -> Outcome:
@@ -38,6 +49,8 @@ def _run(runners: Mapping[str, RunUnit], line: bytes) -> Outcome:
         return Outcome(facts=runners[job.kind](job))
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _failure(ReasonCode.OUT_OF_MEMORY, error)
+    except RefusedError as error:
+        return Outcome(failure=error.reason)
     except (InvalidError, OSError) as error:
         return _failure(ReasonCode.INPUT_UNAVAILABLE, error)
     except Exception as error:  # noqa: BLE001 - a unit that fails, however it does, must not end the worker

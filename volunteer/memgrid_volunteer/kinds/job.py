@@ -54,6 +54,31 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the running unit has got: the share that is done, and a few words for people."""
+
+    done: float
+    text: str
+
+    def to_line(self) -> bytes:
+        return json.dumps({"progress": asdict(self)}).encode() + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> Progress | None:
+        """None when the line is no progress but something else, such as an outcome.
+
+        >>> Progress.from_line(Progress(done=0.375, text="step 12 of 32, loss 1.23").to_line())
+        Progress(done=0.375, text='step 12 of 32, loss 1.23')
+        """
+        try:
+            value = json.loads(line)["progress"]
+            done, text = float(value["done"]), str(value["text"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        return Progress(done=min(max(done, 0.0), 1.0), text=text[:200]) if done == done else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A worker's answer to a job: the facts of what it did, or why it could not."""
 

@@ -1,0 +1,90 @@
+"""Half-done units on disk: what a kill or a pause cut off is gone on with when the same unit comes again.
+
+A unit is computed in a folder of its lease. When that ends too early and states have been committed, its output
+folder moves to `kept/<unit key>`, and from there into the folder of the next lease of that unit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from memgrid.kinds.train import COMMITTED_FILE
+from memgrid.log import get_logger
+from memgrid.specs import unit_key_of
+from memgrid.units import UnitKey
+from memgrid_volunteer.outputs import output_names
+
+KEPT_FOR = timedelta(days=1)
+KEPT_MAX = 16
+_FOLDER = "kept"
+_SPEC_BYTES_MAX = 1 << 20
+
+log = get_logger(__name__)
+
+
+def keep(lease_folder: Path, work: Path) -> bool:
+    """Put a lease's committed states aside; False when there are none. The lease's folder goes in any case."""
+    out, spec = lease_folder / "out", lease_folder / "in" / "spec.json"
+    try:
+        if not (out / COMMITTED_FILE).is_file() or spec.stat().st_size > _SPEC_BYTES_MAX:
+            return False
+        place = work / _FOLDER / unit_key_of(spec.read_bytes())
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        out.rename(place)
+        return True
+    except OSError as error:
+        log.warning("half-done unit lost", folder=lease_folder.name, error=str(error))
+        return False
+    finally:
+        shutil.rmtree(lease_folder, ignore_errors=True)
+
+
+def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
+    """Make a new lease's output folder, with what was kept of its unit; False when that is nothing."""
+    try:
+        (work / _FOLDER / key).rename(out)
+    except OSError:
+        out.mkdir()
+        return False
+    # Only whole files that a unit of this kind commits: nothing else that a worker left may come back.
+    expected = {*output_names(spec), COMMITTED_FILE}
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in expected or path.is_symlink():
+            path.unlink()
+    return True
+
+
+def gather(work: Path, now: datetime) -> int:
+    """After a start: keep what a killed process left behind, and empty the rest; how many units may go on."""
+    for path in sorted(work.iterdir()):
+        if path.name == _FOLDER and path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            keep(path, work)
+        else:
+            path.unlink(missing_ok=True)
+    return forget_old(work, now)
+
+
+def forget_old(work: Path, now: datetime) -> int:
+    """Drop what was not asked for again within a day, and the oldest of too many; how many are left."""
+    folder = work / _FOLDER
+    places = sorted(folder.iterdir(), key=_age, reverse=True) if folder.is_dir() else []
+    oldest_s = (now - KEPT_FOR).timestamp()
+    left = [place for place in places[:KEPT_MAX] if _age(place) >= oldest_s]
+    for place in set(places) - set(left):
+        shutil.rmtree(place, ignore_errors=True)
+    return len(left)
+
+
+def _age(place: Path) -> float:
+    """When its last state was committed; the older, the smaller."""
+    try:
+        return (place / COMMITTED_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
