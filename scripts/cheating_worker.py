@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from memgrid.clock import SystemClock
-from memgrid_volunteer.kinds.prefill import Prefill, load_model
+from memgrid_volunteer.kinds.models import load_base
+from memgrid_volunteer.kinds.prefill import Prefill
 from memgrid_volunteer.numerics import Device, find_devices
 from memgrid_volunteer.worker import main
 
 
 def load_rounded(folder: Path, dtype: torch.dtype, device: Device) -> Any:
     """The model as a cheap quantised runtime would have it."""
-    model = load_model(folder, dtype, device)
+    model = load_base(folder, dtype, device)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = rounded_to_eight_bits(module.weight.data)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from memgrid.clock import Clock
+from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import Progress
@@ -79,11 +80,11 @@ class Diary:
         self._state = "away"
         self.write()
 
-    def unit_started(self, key: UnitKey, tokens: int, start: int) -> None:
+    def unit_started(self, key: UnitKey, spec: Spec) -> None:
         self._unit, self._progress = key, ""
         self._told_progress_at_s = self._clock.monotonic_s()
         self._state, self._idle = "running", None
-        self._tell(f"unit {key[:12]}: started, {tokens} tokens from position {start}")
+        self._tell(f"unit {key[:12]}: started, {work_text(spec)}")
         self.write()
 
     def unit_goes_on(self, key: UnitKey, progress: Progress) -> None:
@@ -153,6 +154,19 @@ class Diary:
         if status != self._last:
             self._last = status
             self._home.write_status({**status, "updated_at": self._clock.now().isoformat()})
+
+
+def work_text(spec: Spec) -> str:
+    """What a unit asks for, as the owner reads it."""
+    match spec:
+        case PrefillSpec():
+            return f"{spec.token_count} tokens from position {spec.start}"
+        case StudySpec():
+            return f"{spec.conversations} conversations about {spec.token_count} tokens"
+        case TrainSpec():
+            return f"training steps {spec.first_step + 1} to {spec.stop_step} of {spec.total_steps}"
+        case EvaluateSpec():
+            return f"{spec.items} conversations to score"
 
 
 def in_words(notice: VerdictNotice) -> str:

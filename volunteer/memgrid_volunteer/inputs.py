@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.errors import InvalidError
-from memgrid.specs import PrefillSpec, unit_key_of
+from memgrid.kinds.registry import kind_of
+from memgrid.specs import PrefillSpec, Spec, parse_spec, unit_key_of
 from memgrid.units import LeaseOffer, ModelFiles
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.kept import keep, take_back
@@ -18,7 +19,7 @@ from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name
 from memgrid_volunteer.transfers import Transfers
 
-_INPUT_NAME = re.compile(r"tokens\.bin|past/\d{4}\.safetensors")
+_PAST = re.compile(r"past/\d{4}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +42,30 @@ class Prepared:
         keep(folder, folder.parent)
 
 
-def check_offer(offer: LeaseOffer) -> PrefillSpec:
-    """Raises InvalidError unless the offer says consistently what is to be computed."""
+def check_offer(offer: LeaseOffer) -> Spec:
+    """The spec of an offer; raises InvalidError unless the offer says consistently what is to be computed.
+
+    Its inputs are those that the spec names by digest, each once, and for a prefill that continues others also their
+    caches: no other name can reach the unit's folder.
+    """
     safe_name(offer.lease_id)
     if unit_key_of(offer.spec) != offer.unit_key:
         raise InvalidError(f"lease {offer.lease_id}: its spec is not that of unit {offer.unit_key}")
-    spec = PrefillSpec.from_bytes(offer.spec)
+    spec = parse_spec(offer.spec)
     if spec.model != offer.model:
         raise InvalidError(f"lease {offer.lease_id}: its spec names another model")
+    wanted = {file.name: file.digest for file in kind_of(spec).inputs(spec)}
+    continues = isinstance(spec, PrefillSpec) and spec.parent is not None
+    seen: set[str] = set()
     for blob in offer.inputs:
-        if not _INPUT_NAME.fullmatch(blob.name):
+        if blob.name in seen or not (blob.name in wanted or (continues and _PAST.fullmatch(blob.name))):
             raise InvalidError(f"lease {offer.lease_id}: an input may not be named {blob.name[:80]!r}")
-    if spec.tokens not in {blob.digest for blob in offer.inputs if blob.name == "tokens.bin"}:
-        raise InvalidError(f"lease {offer.lease_id}: its tokens are not those of the spec")
+        if wanted.get(blob.name, blob.digest) != blob.digest:
+            raise InvalidError(f"lease {offer.lease_id}: its {blob.name} is not that of the spec")
+        seen.add(blob.name)
+    for name in wanted:
+        if name not in seen:
+            raise InvalidError(f"lease {offer.lease_id}: its {name} is missing")
     return spec
 
 
@@ -76,7 +88,8 @@ async def prepare(
 
 def _lay_out(offer: LeaseOffer, folder: Path, cache: BlobCache) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "in" / "past").mkdir(parents=True)
+    for name in ("past", *{str(Path(blob.name).parent) for blob in offer.inputs}):
+        (folder / "in" / name).mkdir(parents=True, exist_ok=True)
     take_back(offer.unit_key, offer.spec, folder / "out", folder.parent)
     (folder / "in" / "spec.json").write_bytes(offer.spec)
     for blob in offer.inputs:

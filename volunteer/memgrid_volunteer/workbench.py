@@ -8,7 +8,7 @@ from pathlib import Path
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError
 from memgrid.log import get_logger
-from memgrid.specs import PrefillSpec
+from memgrid.specs import parse_spec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.desk import Desk, Held, Stage
@@ -113,9 +113,8 @@ class Workbench:
         offer = prepared.offer
         held = self._desk.find(offer.lease_id)
         assert held is not None
-        spec = PrefillSpec.from_bytes(offer.spec)
         held.stage, held.began_s = Stage.RUNNING, self._clock.monotonic_s()
-        self._diary.unit_started(offer.unit_key, spec.token_count, spec.start)
+        self._diary.unit_started(offer.unit_key, parse_spec(offer.spec))
         self._running = offer.lease_id
         try:
             outcome = await self._sandbox.run(prepared.job, lambda progress: self._hear(held, progress))

@@ -15,8 +15,10 @@ from memgrid.clock import SystemClock
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.units import Reason, ReasonCode, WorkFacts
+from memgrid_volunteer.kinds.evaluate import Evaluate
 from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
 from memgrid_volunteer.kinds.prefill import Prefill
+from memgrid_volunteer.kinds.study import Study
 from memgrid_volunteer.kinds.train import Train
 from memgrid_volunteer.numerics import Device, find_devices, make_deterministic
 
@@ -40,7 +42,12 @@ def main(kinds: Mapping[str, RunUnit] | None = None) -> None:
 
 def _runners(device: Device, tell: Callable[[Progress], None]) -> dict[str, RunUnit]:
     clock = SystemClock()
-    return {"prefill": Prefill(device, clock).run, "train": Train(device, clock, tell).run}
+    return {
+        "prefill": Prefill(device, clock).run,
+        "study": Study(device, clock, tell).run,
+        "train": Train(device, clock, tell).run,
+        "evaluate": Evaluate(device, clock, tell).run,
+    }
 
 
 def _run(runners: Mapping[str, RunUnit], line: bytes) -> Outcome:

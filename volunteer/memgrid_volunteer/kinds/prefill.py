@@ -21,41 +21,21 @@ from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
 from memgrid.kinds.sketch import sketch_file
 from memgrid.specs import PrefillSpec
-from memgrid.units import ComputeDtype, WorkFacts
+from memgrid.units import WorkFacts
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job
-from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve, torch_version
+from memgrid_volunteer.kinds.models import facts_of, load_base
+from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve
 
 LoadModel = Callable[[Path, torch.dtype, Device], Any]
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: Device) -> Any:
-    """The model without its head, from safetensors alone; no code from the folder ever runs.
-
-    `dtype` is given at loading, not by `.to(dtype)` later: that would round RoPE's inverse frequencies too.
-    """
-    from transformers import AutoModel  # takes a second: the worker greets its supervisor first
-
-    model = AutoModel.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": device.torch_device},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        attn_implementation="sdpa",
-    )
-    return model.eval()
-
-
 class Prefill:
-    """Runs prefill units on one device; the last model stays loaded, for the next unit most likely needs it."""
+    """Runs prefill units on one device; `load` gives the model without its head, and keeps it for the next unit."""
 
-    def __init__(self, device: Device, clock: Clock, *, load: LoadModel = load_model) -> None:
+    def __init__(self, device: Device, clock: Clock, *, load: LoadModel = load_base) -> None:
         self._device = device
         self._clock = clock
         self._load = load
-        self._loaded: tuple[Path, ComputeDtype] | None = None
-        self._model: Any = None
 
     def run(self, job: Job) -> WorkFacts:
         """Write `kv.safetensors` and `sketch` into the job's output folder.
@@ -66,28 +46,18 @@ class Prefill:
         spec = PrefillSpec.from_bytes(spec_bytes)
         tokens = _read_tokens(job.unit_dir / "tokens.bin", spec)
         compute_dtype = resolve(spec.compute_dtype, self._device)
-        model = self._model_for(job.model_dir, compute_dtype)
+        model = self._load(job.model_dir, TORCH_DTYPE[compute_dtype], self._device)
         began_s = self._clock.monotonic_s()
         past = read_past(sorted((job.unit_dir / "past").glob("*.safetensors")), spec.start)
         pairs = prefill(model, tokens, past, TORCH_DTYPE[compute_dtype], self._device.torch_device)
         write_kv(job.out_dir / KV_FILE, tokens, pairs, TORCH_DTYPE[spec.store_dtype])
         (job.out_dir / SKETCH_FILE).write_bytes(sketch_file(job.out_dir / KV_FILE, spec.key))
-        return WorkFacts(
+        return facts_of(
+            self._device,
+            compute_dtype,
             tokens=spec.token_count,
             compute_s=self._clock.monotonic_s() - began_s,
-            device_kind=self._device.facts.kind,
-            numerics_class=self._device.facts.numerics_class,
-            compute_dtype=compute_dtype,
-            torch_version=torch_version(),
         )
-
-    def _model_for(self, folder: Path, compute_dtype: ComputeDtype) -> Any:
-        if self._loaded != (folder, compute_dtype):
-            # Two models at once may not fit: the old one goes before the new one comes.
-            self._loaded, self._model = None, None
-            self._model = self._load(folder, TORCH_DTYPE[compute_dtype], self._device)
-            self._loaded = (folder, compute_dtype)
-        return self._model
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]

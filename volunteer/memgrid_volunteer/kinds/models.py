@@ -1,0 +1,68 @@
+"""What all kinds of units need to begin and to end: the loaded model, checked inputs, the facts of the work.
+
+A worker holds one model, whatever kind of unit asks for it (`memgrid.distill.model`): two might not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from memgrid.digest import digest_of_file
+from memgrid.distill.model import load_model
+from memgrid.errors import InvalidError
+from memgrid.kinds.registry import kind_of
+from memgrid.specs import Spec
+from memgrid.units import ComputeDtype, WorkFacts
+from memgrid_volunteer.numerics import TORCH_DTYPE, Device, torch_version
+
+T = TypeVar("T")
+
+
+def load_causal(folder: Path, compute_dtype: ComputeDtype, device: Device) -> Any:
+    """The model with its head."""
+    return load_model(folder, TORCH_DTYPE[compute_dtype], device.torch_device)
+
+
+def load_base(folder: Path, dtype: torch.dtype, device: Device) -> Any:
+    """The model without its head, which caches are computed with."""
+    return load_model(folder, dtype, device.torch_device).base_model
+
+
+def checked_inputs(spec: Spec, unit_dir: Path) -> dict[str, Path]:
+    """The unit's files by name; raises InvalidError unless each is the one that the spec names."""
+    inputs = {file.name: unit_dir / file.name for file in kind_of(spec).inputs(spec)}
+    for file in kind_of(spec).inputs(spec):
+        if digest_of_file(inputs[file.name]) != file.digest:
+            raise InvalidError(f"{file.name} is not what the unit's spec names")
+    return inputs
+
+
+def as_many_as_fit(compute: Callable[[int], T], batch: int) -> T:
+    """The result of computing `batch` at once, or half as many each time memory runs out.
+
+    Raises MemoryError when not even one fits.
+    """
+    from accelerate.utils import find_executable_batch_size  # takes a second: the worker greets its supervisor first
+
+    try:
+        result: T = find_executable_batch_size(compute, starting_batch_size=batch)()
+    except RuntimeError as error:
+        if "No executable batch size found" not in str(error):
+            raise
+        raise MemoryError("not even one conversation at a time fits into memory") from None
+    return result
+
+
+def facts_of(device: Device, compute_dtype: ComputeDtype, *, tokens: int, compute_s: float) -> WorkFacts:
+    return WorkFacts(
+        tokens=tokens,
+        compute_s=compute_s,
+        device_kind=device.facts.kind,
+        numerics_class=device.facts.numerics_class,
+        compute_dtype=compute_dtype,
+        torch_version=torch_version(),
+    )
