@@ -37,6 +37,7 @@ def build_app(word: str | None = None) -> typer.Typer:
     if word not in extras:
         pool.mount(app)
         if word not in pool.COMMANDS:
+            _mount_talking_commands(app)
             _mount_operator_commands(app)
     for name, entry in sorted(extras.items()):
         if word == name or (word not in extras and word not in pool.COMMANDS):
@@ -83,6 +84,14 @@ def _mount_operator_commands(app: typer.Typer) -> None:
     app.add_typer(campaign.app, name="campaign")
     app.add_typer(model.app, name="model")
     app.command(name="explain")(explain)
+
+
+def _mount_talking_commands(app: typer.Typer) -> None:
+    from memgrid.cli.chat import chat
+    from memgrid.cli.serve import serve
+
+    app.command(name="chat")(chat)
+    app.command(name="serve")(serve)
 
 
 def _mount_extra(app: typer.Typer, entry: EntryPoint) -> None:

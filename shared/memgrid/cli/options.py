@@ -43,6 +43,21 @@ def token_of(token: str | None) -> str | None:
         raise InvalidError(f"--token: expected a readable file, found {path}: {error.strerror}") from None
 
 
+def trusted_keys(given: list[str] | None) -> list[bytes]:
+    """Raw Ed25519 public keys from the hex digits of `--key`; raises InvalidError."""
+    return [_key(text) for text in given or []]
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise InvalidError(f"--key: expected 64 hex digits, found {text[:80]!r}")
+    return key
+
+
 def remember_globally(grid: str | None, token: str | None) -> None:
     """Let `memgrid --grid URL COMMAND` mean the same as `memgrid COMMAND --grid URL`."""
     if grid is not None:

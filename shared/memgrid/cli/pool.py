@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from memgrid.cli.options import GridOption, JsonOption, TokenOption, print_json, token_of
+from memgrid.cli.options import GridOption, JsonOption, TokenOption, print_json, token_of, trusted_keys
 from memgrid.cli.pricing import Rates, measured_flops_per_s, price_json, price_table
 from memgrid.cube.cube import MemCube, Verification
 from memgrid.cube.manifest import MANIFEST_FILE
@@ -171,7 +171,7 @@ def _progress(what: str, *, shown: bool) -> Iterator[tuple[Any, Moved]]:
 def _keys(given: list[str] | None, grid: str | None) -> list[bytes]:
     """The keys to trust for a folder: those given, that of the grid given, or those of every grid met."""
     if given:
-        return [_key(text) for text in given]
+        return trusted_keys(given)
     known = GridTrust(memgrid_home()).all()
     if grid:
         base = GridUrl.parse(grid).base
@@ -179,16 +179,6 @@ def _keys(given: list[str] | None, grid: str | None) -> list[bytes]:
     if not known:
         raise InvalidError("no grid's key is known here: use --key, or pull something from the grid first")
     return [trusted.grid_key for trusted in known]
-
-
-def _key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise InvalidError(f"--key: expected 64 hex digits, found {text[:80]!r}")
-    return key
 
 
 def _positive(value: float | None, option: str, unit: float) -> float | None:

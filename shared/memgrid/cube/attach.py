@@ -91,15 +91,17 @@ class Attachment:
         import torch
         from transformers import BatchEncoding
 
-        self._check_usable()
-        self._check_tokenizer(tokenizer)
-        turns = turns_of(question)
-        wrap = self._wrap()
-        own = chat_ids(tokenizer, turns) if wrap is None else question_ids(tokenizer, turns, wrap)
-        before = [] if self._past is None else self._past.token_ids(own[0])
-        ids = torch.tensor([before + own], device=self.model.device)
+        ids = torch.tensor([self.ids(tokenizer, question)], device=self.model.device)
         encoding = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return BatchEncoding(encoding if self._past is None else {**encoding, "past_key_values": self.cache()})
+
+    def ids(self, tokenizer: Any, question: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of such a prompt alone, for whoever keeps a cache of their own; raises as `prompt` does."""
+        self._check_usable()
+        self._check_tokenizer(tokenizer)
+        turns, wrap = turns_of(question), self._wrap()
+        own = chat_ids(tokenizer, turns) if wrap is None else question_ids(tokenizer, turns, wrap)
+        return [*([] if self._past is None else self._past.token_ids(own[0])), *own]
 
     def cache(self) -> DynamicCache:
         """A fresh cache holding the cubes' positions, empty when they have none; for calling the model by oneself."""

@@ -44,7 +44,7 @@ class ChunkPast:
         self._layers = manifest.base.geometry.layers
         self._mover = _Mover(manifest) if link is Link.REROTATE else None
         self._model = model
-        self.ids = _token_ids(folder, manifest)
+        self.ids = text_ids(folder, manifest)
 
     def token_ids(self, filler: int) -> list[int]:
         """The text's tokens."""
@@ -66,7 +66,7 @@ class ChunkPast:
             yield _join(k, self._model), _join(v, self._model)
 
 
-def _token_ids(folder: Path, manifest: ActivationManifest) -> list[int]:
+def text_ids(folder: Path, manifest: ActivationManifest) -> list[int]:
     """The tokens of the text, in order; raises NotVerifiedError when they are not the manifest's."""
     ids: list[int] = []
     for chunk in manifest.chunks:
