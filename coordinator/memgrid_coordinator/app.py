@@ -20,6 +20,7 @@ from memgrid_coordinator.heavy.measured import MeasuredEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.rpc.server import RpcServer, RpcServices
+from memgrid_coordinator.services.advancing import Advancing
 from memgrid_coordinator.services.assembling import Assembling
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.campaigns import Campaigns
@@ -27,14 +28,18 @@ from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.enrolment import EnrolmentService
 from memgrid_coordinator.services.expiring import Expiring
 from memgrid_coordinator.services.explaining import Explaining
+from memgrid_coordinator.services.finishing import Finishing
 from memgrid_coordinator.services.gauging import Gauging
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.leasing import Leasing
+from memgrid_coordinator.services.looking import Looking
 from memgrid_coordinator.services.models import ModelFolders, Models
 from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.planning import Planning
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
+from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -135,32 +140,26 @@ class Coordinator:
             new_id=new_id,
         )
         self.publishing = Publishing(store, self.blobs, clock)
-        self.campaigns = Campaigns(
+        planning = Planning(
             store=store,
             settings=settings,
             clock=clock,
             blobs=self.blobs,
             engine=self.engine,
             models=Models(self.publishing, self.blobs, settings.scratch / "models"),
+            publishing=self.publishing,
+        )
+        self.campaigns = Campaigns(
+            store=store,
+            clock=clock,
+            planning=planning,
             catalogue=catalogue,
             judging=self.judging,
             bell=bell,
             rule=rule,
             new_id=new_id,
         )
-        self.assembling = Assembling(
-            store=store,
-            clock=clock,
-            metrics=metrics,
-            blobs=self.blobs,
-            engine=self.engine,
-            catalogue=catalogue,
-            publishing=self.publishing,
-            judging=self.judging,
-            grid_key=self.grid_key,
-            settings=settings,
-            rule=rule,
-        )
+        self._build_recipes(bell, catalogue, model_folders, rule)
         self.uploads = Uploads(
             store=store,
             blobs=self.blobs,
@@ -170,12 +169,58 @@ class Coordinator:
             new_id=new_id,
             limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max),
         )
+        self._build_sweeps(rule)
+
+    def _build_recipes(self, bell: Bell, catalogue: Catalogue, models: ModelFolders, rule: UploadRule) -> None:
+        """What takes documents to their cubes."""
+        store, clock, blobs = self.store, self.clock, self.blobs
+        looking = Looking(store=store, clock=clock, blobs=blobs, catalogue=catalogue)
+        working = Working(
+            blobs=blobs,
+            engine=self.engine,
+            replays=self.replays,
+            models=models,
+            folder=self.settings.scratch / "making",
+        )
+        working.clear()
+        assembling = Assembling(
+            store=store,
+            settings=self.settings,
+            blobs=blobs,
+            engine=self.engine,
+            looking=looking,
+            grid_key=self.grid_key,
+        )
+        finishing = Finishing(
+            store=store,
+            clock=clock,
+            metrics=self.metrics,
+            blobs=blobs,
+            looking=looking,
+            assembling=assembling,
+            publishing=self.publishing,
+            judging=self.judging,
+            rule=rule,
+        )
+        self.advancing = Advancing(
+            store=store,
+            clock=clock,
+            bell=bell,
+            judging=self.judging,
+            looking=looking,
+            working=working,
+            finishing=finishing,
+            rule=rule,
+        )
+
+    def _build_sweeps(self, rule: UploadRule) -> None:
+        settings, store, clock, metrics = self.settings, self.store, self.clock, self.metrics
         expiring = Expiring(store=store, clock=clock, metrics=metrics, judging=self.judging, rule=rule)
         gauging = Gauging(store=store, clock=clock, metrics=metrics, blobs=self.blobs)
         self.sweeps = Sweeps(metrics)
         self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
         self.sweeps.add("judging", self.judging.catch_up, settings.recover_every)
-        self.sweeps.add("assembly", self.assembling.assemble_complete, settings.sweep_every)
+        self.sweeps.add("documents", self.advancing.advance, settings.sweep_every)
         self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))
         self.sweeps.add("gauges", gauging.refresh, GAUGES_EVERY)
 
@@ -242,6 +287,7 @@ class Coordinator:
         self.leasing.drain()
         self.campaigns.drain()
         self.sweeps.stop()
+        await self.advancing.close()
         drain_s = self.settings.drain_max.total_seconds()
         await self.rpc.stop(drain_s)
         await self.web.stop()

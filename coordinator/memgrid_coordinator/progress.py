@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from memgrid.cube.manifest import Quality
 from memgrid.units import Reason, ReasonCode
 
 LOSSES_MAX = 200
@@ -19,34 +20,6 @@ class Stage(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """Scores on held-out conversations: mean negative log-likelihood and divergence a token, in nats.
-
-    `none` is the bare model, `text` the model with the whole text in its context; `exact` is the share of answers
-    that greedy decoding would give exactly.
-    """
-
-    nll_none: float
-    nll_cube: float
-    nll_text: float
-    items: int
-    kl_none: float = 0.0
-    kl_cube: float = 0.0
-    exact_none: float = 0.0
-    exact_cube: float = 0.0
-
-    @property
-    def gap_closed(self) -> float:
-        """The share of what the text is worth that the cube is worth; 0 where the text is worth nothing.
-
-        >>> round(Quality(nll_none=2.0, nll_cube=0.8, nll_text=0.5, items=1).gap_closed, 3)
-        0.8
-        """
-        gap = self.nll_none - self.nll_text
-        return (self.nll_none - self.nll_cube) / gap if gap > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -196,6 +196,46 @@ class NewDocument:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimate:
+    """What one kind of unit will cost. `flops` counts each unit once, `flops_left` replicas of what is not present.
+
+    `serial_flops` are those that can't be shared out: one stretch of training begins where the former ended.
+    """
+
+    kind: str
+    units: int
+    units_present: int
+    flops: int
+    flops_left: int
+    serial_flops: int
+    bytes: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignEstimate:
+    """What a campaign will cost on the hosts now alive; `speeds` are their FLOP/s."""
+
+    recipe: str
+    documents: int
+    tokens: int
+    stages: tuple[StageEstimate, ...]
+    speeds: tuple[float, ...]
+
+    def expected_s(self, stage: StageEstimate) -> float | None:
+        """Seconds a stage should take: shared out over all hosts, but no faster than one goes through its chain."""
+        if not self.speeds:
+            return None
+        usual = self.speeds[len(self.speeds) // 2]
+        return max(stage.flops_left / sum(self.speeds), stage.serial_flops / usual if stage.flops_left else 0.0)
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds for all of them, one after another."""
+        return sum(self.expected_s(stage) or 0.0 for stage in self.stages) if self.speeds else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One line of the log that `explain` reads: what happened, to what, and why."""
 
@@ -242,6 +282,8 @@ class CubeFacts:
     base: str
     title: str
     source_names: tuple[str, ...]
+    terms: tuple[str, ...] = ()
+    """Words that tell what it is about."""
     tokens: int
     payload_bytes: int
     licence: str

@@ -22,6 +22,7 @@ from memgrid_coordinator.heavy.chunks import as_tokens, cut
 from memgrid_coordinator.heavy.plan import ActivationPlan, PlannedDocument
 from memgrid_coordinator.lifecycle import DocumentState, UnitState
 from memgrid_coordinator.recipes import activation
+from memgrid_coordinator.recipes.facts import cube_facts
 from memgrid_coordinator.records import CampaignId, Document, NewUnit, Unit
 
 GEOMETRY = ModelGeometry(
@@ -230,7 +231,7 @@ def test_search_learns_what_the_manifest_says() -> None:
         making=MAKING,
     )
     cube = assemble_cube(order, SigningKey.generate())
-    facts = activation.cube_facts(cube.manifest)
+    facts = cube_facts(cube.manifest)
     assert facts.digest == cube.digest == Digest(digest_of(cube.blobs[1]))
     assert (facts.kind, facts.base, facts.title) == ("activation", "models/tiny", "Handbook: d0")
     assert (facts.tokens, facts.payload_bytes, facts.licence) == (40, 3003, "CC-BY-4.0")

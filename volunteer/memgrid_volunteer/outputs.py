@@ -18,10 +18,9 @@ def output_names(spec: bytes) -> tuple[str, ...]:
 
             return (SHARD_FILE,)
         case TrainSpec() as train:
-            from memgrid.kinds.train import STATE_FILE, TRACE_FILE
+            from memgrid.kinds import train as train_kind
 
-            between = (f"state-{number:04d}.safetensors" for number in range(1, train.segments))
-            return (STATE_FILE, TRACE_FILE, *between)
+            return tuple(train_kind.output_names(train))
         case EvaluateSpec():
             from memgrid.kinds.evaluate import SCORES_FILE
 

@@ -87,6 +87,11 @@ def load_tokenizer(folder: Path) -> Any:
         raise InvalidError(f"model: its tokenizer can't be loaded: {type(error).__name__}: {reason}") from None
 
 
+def longest_context(model: ModelIdentity) -> int | None:
+    """The tokens a model can read, if its configuration says so."""
+    return next((model.config[key] for key in _LENGTH_KEYS if isinstance(model.config.get(key), int)), None)
+
+
 def tokenise(
     documents: Iterable[Document], tokenizer: Any, parameters: PlanParameters
 ) -> Iterator[tuple[Document, Tokens]]:
@@ -144,7 +149,7 @@ def _check_tokens(document: Document, tokens: Tokens, model: ModelIdentity, para
     where = f"{document.where}: document {document.name!r}"
     if not len(tokens):
         raise InvalidError(f"{where}: expected tokens, found none: the tokenizer drops all of its text")
-    most = next((model.config[key] for key in _LENGTH_KEYS if isinstance(model.config.get(key), int)), None)
+    most = longest_context(model)
     if most is not None and len(tokens) > most:
         raise InvalidError(f"{where}: expected at most the {most} tokens its model can read, found {len(tokens)}")
     if len(tokens) > parameters.document_tokens_max:

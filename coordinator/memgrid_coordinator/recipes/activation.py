@@ -6,13 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from memgrid.campaign import CampaignFile
 from memgrid.cube.identity import ModelIdentity
-from memgrid.cube.manifest import CubeManifest, Layout, LayoutKind, Numerics, SourceText, Wrap
+from memgrid.cube.manifest import Layout, LayoutKind, Numerics, SourceText, Wrap
 from memgrid.digest import Digest
 from memgrid.specs import PrefillSpec
+from memgrid.units import Reason
 from memgrid_coordinator.heavy.assemble import AssemblyOrder, Making, OrderedChunk
 from memgrid_coordinator.heavy.chunks import PlannedChunk, PlanParameters, sink_tokens_of
 from memgrid_coordinator.heavy.plan import ActivationPlan
-from memgrid_coordinator.records import CubeFacts, Document, NewDocument, NewUnit, Unit
+from memgrid_coordinator.lifecycle import UnitState
+from memgrid_coordinator.progress import NO_PROGRESS, Progress
+from memgrid_coordinator.recipes.steps import Failed, Publish, Seen, Step, Wait, why_unit_failed
+from memgrid_coordinator.records import Document, NewDocument, NewUnit, Unit
 
 
 def plan_parameters(campaign: CampaignFile, *, flops_per_s: float, document_tokens_max: int) -> PlanParameters:
@@ -98,19 +102,24 @@ def assembly_order(
     )
 
 
-def cube_facts(manifest: CubeManifest) -> CubeFacts:
-    """What search is told of an assembled cube."""
-    return CubeFacts(
-        digest=manifest.digest,
-        kind=manifest.kind,
-        base=manifest.base.name,
-        title=manifest.title,
-        source_names=tuple(source.uri for source in manifest.sources),
-        tokens=manifest.token_count,
-        payload_bytes=manifest.payload_bytes,
-        licence=manifest.licence,
-        produced_flops=manifest.cost.flops,
-    )
+def next_step(seen: Seen) -> Step:
+    """A document whose caches are all there is done; one that lacks a cache for good can't be."""
+    for unit in seen.units:
+        if unit.state is UnitState.FAILED:
+            return Failed(reason=why_unit_failed(unit))
+    if any(unit.state is not UnitState.ACCEPTED for unit in seen.units):
+        return Wait()
+    return Publish()
+
+
+def withdrawn(seen: Seen) -> dict[int, Reason]:
+    """Nothing: whatever a document was cut into it needs."""
+    return {}
+
+
+def progress(seen: Seen, losses: Sequence[tuple[int, float]]) -> Progress:
+    """Its units say everything."""
+    return NO_PROGRESS
 
 
 def _new_unit(chunk: PlannedChunk) -> NewUnit:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
+from memgrid.cube.manifest import Quality
 from memgrid.digest import parse_digest
 from memgrid.v1 import campaigns_pb2 as pb
 from memgrid.v1 import campaigns_pb2_grpc as pb_grpc
 from memgrid.wire import duration_to_message, reason_to_message, timestamp_to_message
-from memgrid_coordinator.progress import Quality
-from memgrid_coordinator.records import Campaign, Document, SubmittedSource
+from memgrid_coordinator.records import Campaign, CampaignEstimate, Document, SubmittedSource
 from memgrid_coordinator.rpc.interceptor import caller
 from memgrid_coordinator.services.campaigns import Campaigns
 
@@ -27,6 +29,10 @@ class CampaignsServicer(pb_grpc.CampaignsServicer):
             caller(), request_id=request.request_id, campaign=request.campaign, sources=sources
         )
         return pb.Submission(campaign=_campaign(submission.campaign), units_reused=submission.units_reused)
+
+    async def Plan(self, request: pb.SubmitRequest, context: Any) -> pb.CampaignPlan:  # noqa: N802
+        sources = tuple(_source(source) for source in request.sources)
+        return _plan(await self._campaigns.plan(caller(), campaign=request.campaign, sources=sources))
 
     async def Get(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
         return _campaign(await self._campaigns.get(caller(), request.campaign_id))
@@ -60,6 +66,38 @@ def _source(source: pb.Source) -> SubmittedSource:
     )
 
 
+def _plan(estimate: CampaignEstimate) -> pb.CampaignPlan:
+    return pb.CampaignPlan(
+        recipe=estimate.recipe,
+        documents=estimate.documents,
+        tokens=estimate.tokens,
+        stages=[
+            pb.PlannedStage(
+                kind=stage.kind,
+                units=stage.units,
+                units_present=stage.units_present,
+                flops=stage.flops,
+                flops_left=stage.flops_left,
+                bytes=stage.bytes,
+                replicas=stage.replicas,
+                expected=_seconds(estimate.expected_s(stage)),
+            )
+            for stage in estimate.stages
+        ],
+        units=sum(stage.units for stage in estimate.stages),
+        units_present=sum(stage.units_present for stage in estimate.stages),
+        flops=sum(stage.flops for stage in estimate.stages),
+        flops_left=sum(stage.flops_left for stage in estimate.stages),
+        hosts=len(estimate.speeds),
+        flops_per_s=sum(estimate.speeds),
+        expected=_seconds(estimate.total_s),
+    )
+
+
+def _seconds(seconds: float | None) -> Duration | None:
+    return None if seconds is None else duration_to_message(timedelta(seconds=seconds))
+
+
 def _campaign(campaign: Campaign) -> pb.Campaign:
     return pb.Campaign(
         campaign_id=campaign.campaign_id,
@@ -77,7 +115,7 @@ def _campaign(campaign: Campaign) -> pb.Campaign:
         produced_flops=campaign.produced_flops,
         spent_flops=campaign.spent_flops,
         documents=[_document(document) for document in campaign.documents],
-        eta=None if campaign.eta_s is None else duration_to_message(timedelta(seconds=campaign.eta_s)),
+        eta=_seconds(campaign.eta_s),
         recipe=campaign.recipe,
         device_hours=campaign.device_hours,
     )

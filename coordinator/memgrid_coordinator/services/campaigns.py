@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import Connection
 
 from memgrid.campaign import CampaignFile
 from memgrid.clock import Clock
-from memgrid.cube.identity import ModelIdentity, identity_of_folder
-from memgrid.errors import AmbiguousIdError, InvalidError, NotAllowedError, UnknownCampaignError, UnknownSourceError
+from memgrid.errors import AmbiguousIdError, InvalidError, NotAllowedError, UnknownCampaignError
 from memgrid.log import get_logger
 from memgrid.units import BlobRef
-from memgrid_coordinator.heavy.plan import ActivationPlan, plan_activation
-from memgrid_coordinator.heavy.runner import Engine
-from memgrid_coordinator.heavy.sources import DocumentLimits, SourceFile, SourceFormat
-from memgrid_coordinator.lifecycle import ENDED_CAMPAIGNS, DocumentState, UnitState
-from memgrid_coordinator.policy.deadlines import first_guess
+from memgrid_coordinator.lifecycle import ENDED_CAMPAIGNS, DocumentState
 from memgrid_coordinator.policy.life import Withdrawn
-from memgrid_coordinator.recipes import activation
 from memgrid_coordinator.records import (
     Caller,
     Campaign,
+    CampaignEstimate,
     CampaignId,
     Event,
-    NewDocument,
     Role,
     Submission,
     SubmittedSource,
 )
+from memgrid_coordinator.services.asking import ask_for
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.models import Models, PooledModel
 from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.planning import Planned, Planning
 from memgrid_coordinator.services.settling import Settlement, settle
-from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import campaigns, events, hosts, units
-from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store import campaigns, events, hosts
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -57,11 +50,8 @@ class Campaigns:
         self,
         *,
         store: Store,
-        settings: Settings,
         clock: Clock,
-        blobs: BlobStore,
-        engine: Engine,
-        models: Models,
+        planning: Planning,
         catalogue: Catalogue,
         judging: Judging,
         bell: Bell,
@@ -69,11 +59,8 @@ class Campaigns:
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
-        self._settings = settings
         self._clock = clock
-        self._blobs = blobs
-        self._engine = engine
-        self._models = models
+        self._planning = planning
         self._catalogue = catalogue
         self._judging = judging
         self._bell = bell
@@ -92,25 +79,19 @@ class Campaigns:
         if known is not None:
             return Submission(campaign=await self._get(known), units_reused=0)
         wanted = CampaignFile.from_bytes(campaign)
-        files = [self._source(source) for source in sources]
-        model = await self._models.find(wanted.model)
-        folder = await self._models.folder_of(model)
-        identity = await self._engine.run(identity_of_folder, folder, model.repository)
-        parameters = activation.plan_parameters(
-            wanted,
-            flops_per_s=await self._fleet_speed(),
-            document_tokens_max=self._settings.document_tokens_max,
-        )
-        plan = await self._engine.run(plan_activation, files, folder, identity, parameters, self._limits())
-        await asyncio.to_thread(self._keep_tokens, plan)
-        documents = activation.new_documents(plan)
-        campaign_id, reused = await self._store.write(
-            partial(self._create, request_id, wanted, documents, identity, model)
-        )
+        planned = await self._planning.plan(wanted, sources)
+        await self._planning.keep(planned)
+        documents = planned.documents
+        campaign_id, reused = await self._store.write(partial(self._create, request_id, wanted, planned))
         self._bell.ring_for_work()
         self._judging.note_progress()
         log.info("campaign submitted", campaign_id=campaign_id, documents=len(documents), units_reused=reused)
         return Submission(campaign=await self._get(campaign_id), units_reused=reused)
+
+    async def plan(self, caller: Caller, *, campaign: bytes, sources: Sequence[SubmittedSource]) -> CampaignEstimate:
+        """What a campaign would cost; nothing is created. Raises what `submit` raises."""
+        _only_operators(caller)
+        return await self._planning.estimate(CampaignFile.from_bytes(campaign), sources)
 
     async def get(self, caller: Caller, campaign_id: str) -> Campaign:
         """A campaign by its id or a unique beginning of it."""
@@ -180,49 +161,17 @@ class Campaigns:
         """End the watches: their clients come back to the next coordinator."""
         self._stopping.set()
 
-    def _source(self, source: SubmittedSource) -> SourceFile:
-        try:
-            form = SourceFormat(source.format)
-        except ValueError:
-            raise InvalidError(f"{source.uri}: expected txt, md, jsonl or parquet, found {source.format!r}") from None
-        if not self._blobs.has(source.digest):
-            raise UnknownSourceError(f"{source.uri}: its content {source.digest} has not been pushed to the pool")
-        return SourceFile(
-            path=self._blobs.path_of(source.digest),
-            uri=source.uri,
-            digest=source.digest,
-            format=form,
-            licence=source.licence,
-            text_column=source.text_column or "text",
-            id_column=source.id_column,
-        )
-
-    def _limits(self) -> DocumentLimits:
-        return DocumentLimits(file_bytes=self._settings.source_bytes_max)
-
-    async def _fleet_speed(self) -> float:
-        """FLOP/s to size units for: a slow quarter of the hosts alive should still make the target."""
-        since = self._clock.now() - ALIVE
-        speeds = await self._store.read(lambda connection: hosts.speeds_seen_since(connection, since))
-        return speeds[len(speeds) // 4] if speeds else first_guess(())
-
-    def _keep_tokens(self, plan: ActivationPlan) -> None:
-        """Put the inputs of the units where hosts fetch them, before any unit can be leased."""
-        for chunk in plan.chunks:
-            self._blobs.put_bytes(chunk.tokens)
-
     def _create(
         self,
         request_id: str,
         wanted: CampaignFile,
-        documents: Sequence[NewDocument],
-        identity: ModelIdentity,
-        model: PooledModel,
+        planned: Planned,
         connection: Connection,
     ) -> tuple[CampaignId, int]:
         now = self._clock.now()
+        documents, model = planned.documents, planned.model
         files = tuple(file for file in model.files if _is_for_workers(file))
-        self._catalogue.add(connection, identity, model.repository, files)
+        self._catalogue.add(connection, planned.identity, model.repository, files)
         campaign_id = CampaignId(self._new_id())
         campaigns.add(
             connection,
@@ -235,41 +184,17 @@ class Campaigns:
             priority=wanted.priority,
             now=now,
         )
-        reused = self._create_units(connection, wanted, documents, now)
-        created = units.by_key(connection, [unit.key for document in documents for unit in document.units])
+        asked = ask_for(connection, [unit for document in documents for unit in document.units], wanted, now)
         for document in documents:
-            campaigns.add_document(
-                connection, campaign_id, document, [created[unit.key].unit_id for unit in document.units]
-            )
-        detail = f"{wanted.name}: {len(documents)} documents, {len(created)} units, {reused} of them done before"
+            unit_ids = [asked.unit_ids[unit.key] for unit in document.units]
+            campaigns.add_document(connection, campaign_id, document, unit_ids)
+        reused = asked.reused
+        detail = (
+            f"{wanted.name}: {len(documents)} documents, {len(asked.unit_ids)} units, {reused} of them done before"
+        )
         submitted = Event(at=now, name="campaign_submitted", campaign_id=campaign_id, detail=detail)
         events.append(connection, [submitted])
         return campaign_id, reused
-
-    def _create_units(
-        self, connection: Connection, wanted: CampaignFile, documents: Sequence[NewDocument], now: datetime
-    ) -> int:
-        """Create what nobody asked for before, ask more of what is running; returns how many are done already."""
-        asked = {unit.key: unit for unit in activation.new_units(documents)}
-        known = units.by_key(connection, list(asked))
-        priority, trust = wanted.priority, wanted.trust
-        new = [unit for key, unit in asked.items() if key not in known]
-        units.add(
-            connection,
-            new,
-            priority=priority,
-            min_replicas=trust.replicas(audited=False),
-            max_replicas=trust.max_replicas,
-        )
-        lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
-        units.revive(connection, lost)
-        running = [unit.unit_id for unit in known.values() if unit.state is not UnitState.ACCEPTED]
-        units.demand_more(connection, running, priority=priority, min_replicas=trust.replicas(audited=False))
-        every = [unit.unit_id for unit in units.by_key(connection, list(asked)).values()]
-        opened = units.openable(connection, every)
-        units.open_units(connection, opened, now)
-        events.append(connection, [Event(at=now, name="unit_opened", unit_id=unit_id) for unit_id in opened])
-        return sum(1 for unit in known.values() if unit.state is UnitState.ACCEPTED)
 
     def _cancel(self, campaign_id: CampaignId, connection: Connection) -> Settlement:
         now = self._clock.now()

@@ -182,6 +182,8 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
     )
 
 
+_ACTIVATION = "activation"
+"""The recipe whose documents are done when their units are; all others advance in stages."""
 _COMPUTED = (LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
 
 
@@ -224,7 +226,7 @@ def units_of(connection: Connection, document_id: int) -> list[int]:
 
 
 def complete_documents(connection: Connection, limit: int) -> list[int]:
-    """Running documents all of whose units are accepted: ready for what comes next."""
+    """Running documents of running campaigns all of whose units are accepted: ready to become cubes."""
     unfinished = (
         select(document_units.c.document_id)
         .join(units, units.c.unit_id == document_units.c.unit_id)
@@ -236,6 +238,7 @@ def complete_documents(connection: Connection, limit: int) -> list[int]:
         .where(
             documents.c.state == DocumentState.RUNNING,
             campaigns.c.state == CampaignState.RUNNING,
+            campaigns.c.recipe == _ACTIVATION,
             ~unfinished.exists(),
         )
         .order_by(documents.c.document_id)
@@ -244,16 +247,51 @@ def complete_documents(connection: Connection, limit: int) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def hopeless_documents(connection: Connection) -> list[tuple[int, str]]:
-    """Running documents with a failed unit, and that unit's key."""
+def hopeless_documents(connection: Connection, limit: int) -> list[int]:
+    """Running documents of running campaigns with a failed unit: whether that is their end, their recipe says."""
     query = (
-        select(documents.c.document_id, func.min(units.c.key))
+        select(documents.c.document_id)
+        .join(campaigns, campaigns.c.campaign_id == documents.c.campaign_id)
         .join(document_units, document_units.c.document_id == documents.c.document_id)
         .join(units, units.c.unit_id == document_units.c.unit_id)
-        .where(documents.c.state == DocumentState.RUNNING, units.c.state == UnitState.FAILED)
-        .group_by(documents.c.document_id)
+        .where(
+            documents.c.state == DocumentState.RUNNING,
+            campaigns.c.state == CampaignState.RUNNING,
+            campaigns.c.recipe == _ACTIVATION,
+            units.c.state == UnitState.FAILED,
+        )
+        .distinct()
+        .limit(limit)
     )
-    return [(row[0], row[1]) for row in connection.execute(query)]
+    return list(connection.execute(query).scalars())
+
+
+def staged_documents(connection: Connection, since: datetime | None) -> list[int]:
+    """Running documents of running campaigns that advance in stages: all, or those with a unit that ended since."""
+    query = (
+        select(documents.c.document_id)
+        .join(campaigns, campaigns.c.campaign_id == documents.c.campaign_id)
+        .where(
+            documents.c.state == DocumentState.RUNNING,
+            campaigns.c.state == CampaignState.RUNNING,
+            campaigns.c.recipe != _ACTIVATION,
+        )
+        .order_by(documents.c.document_id)
+    )
+    if since is not None:
+        lately = (
+            select(document_units.c.document_id)
+            .join(units, units.c.unit_id == document_units.c.unit_id)
+            .where(units.c.settled_at >= since)
+        )
+        query = query.where(documents.c.document_id.in_(lately))
+    return list(connection.execute(query).scalars())
+
+
+def in_state(connection: Connection, state: CampaignState) -> list[tuple[CampaignId, str]]:
+    """Campaigns in a state, with their files as canonical JSON."""
+    query = select(campaigns.c.campaign_id, campaigns.c.spec).where(campaigns.c.state == state)
+    return [(CampaignId(row[0]), row[1]) for row in connection.execute(query)]
 
 
 def without_running_documents(connection: Connection) -> list[tuple[CampaignId, bool]]:
@@ -327,6 +365,20 @@ def hold_units(connection: Connection, campaign_id: CampaignId) -> int:
     held = connection.execute(update(units).where(own, alive, ~wanted, ~units.c.on_hold).values(on_hold=True))
     freed = connection.execute(update(units).where(own, wanted, units.c.on_hold).values(on_hold=False))
     return held.rowcount + freed.rowcount
+
+
+def wanted_elsewhere(connection: Connection, document_id: int, unit_ids: Sequence[int]) -> set[int]:
+    """Of these units, those that another running document needs."""
+    query = (
+        select(document_units.c.unit_id)
+        .join(documents, documents.c.document_id == document_units.c.document_id)
+        .where(
+            document_units.c.unit_id.in_(list(unit_ids)),
+            documents.c.document_id != document_id,
+            documents.c.state == DocumentState.RUNNING,
+        )
+    )
+    return set(connection.execute(query).scalars())
 
 
 def unwanted_units(connection: Connection) -> list[int]:

@@ -151,7 +151,7 @@ def set_cube(
     if known == manifest_digest:
         return
     connection.execute(delete(pool_cubes).where(here))
-    looked_in = [repository, facts.title, facts.base, *facts.source_names]
+    looked_in = [repository, facts.title, facts.base, *facts.source_names, *facts.terms]
     connection.execute(
         insert(pool_cubes).values(
             repository=repository,

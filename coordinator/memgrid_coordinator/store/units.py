@@ -90,6 +90,13 @@ def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
     )
 
 
+def release(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """A running campaign wants these: they are on hold no more."""
+    connection.execute(
+        update(units).where(units.c.unit_id.in_(list(unit_ids)), units.c.on_hold).values(on_hold=False)
+    )
+
+
 def openable(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
     """Of these, the waiting units that need no parent, or whose parent was accepted."""
     parent = units.alias()

@@ -539,6 +539,9 @@ class Quality(_message.Message):
     KL_CUBE_FIELD_NUMBER: _builtins.int
     EXACT_NONE_FIELD_NUMBER: _builtins.int
     EXACT_CUBE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CORRECT_NONE_FIELD_NUMBER: _builtins.int
+    CORRECT_CUBE_FIELD_NUMBER: _builtins.int
     nll_none: _builtins.float
     """the bare model"""
     nll_cube: _builtins.float
@@ -553,6 +556,11 @@ class Quality(_message.Message):
     exact_none: _builtins.float
     """share of answers that greedy decoding would give exactly"""
     exact_cube: _builtins.float
+    tokens: _builtins.int
+    """of the answers"""
+    correct_none: _builtins.float
+    """share of answer tokens that come first"""
+    correct_cube: _builtins.float
     def __init__(
         self,
         *,
@@ -565,10 +573,13 @@ class Quality(_message.Message):
         kl_cube: _builtins.float = ...,
         exact_none: _builtins.float = ...,
         exact_cube: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+        correct_none: _builtins.float = ...,
+        correct_cube: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact_cube", b"exact_cube", "exact_none", b"exact_none", "gap_closed", b"gap_closed", "items", b"items", "kl_cube", b"kl_cube", "kl_none", b"kl_none", "nll_cube", b"nll_cube", "nll_none", b"nll_none", "nll_text", b"nll_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct_cube", b"correct_cube", "correct_none", b"correct_none", "exact_cube", b"exact_cube", "exact_none", b"exact_none", "gap_closed", b"gap_closed", "items", b"items", "kl_cube", b"kl_cube", "kl_none", b"kl_none", "nll_cube", b"nll_cube", "nll_none", b"nll_none", "nll_text", b"nll_text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

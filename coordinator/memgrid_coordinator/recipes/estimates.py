@@ -1,0 +1,154 @@
+"""What a campaign will cost, before anything runs; later stages from the campaign's numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from memgrid.campaign import CampaignFile
+from memgrid.campaign_distill import Mode
+from memgrid.cube.identity import ModelIdentity
+from memgrid.digest import digest_of
+from memgrid.kinds.registry import kind_of
+from memgrid.kinds.state_file import state_bytes_max
+from memgrid.kinds.study import shard_bytes
+from memgrid.specs import EvaluateSpec, PrefillSpec, Purpose, StudySpec, TrainSpec
+from memgrid.units import UnitKey
+from memgrid_coordinator.policy.kinds import spec_in
+from memgrid_coordinator.records import NewDocument, NewUnit, StageEstimate
+
+_UNKNOWN = digest_of(b"not made yet")
+_STATES_FETCHED = 3
+"""Of a train unit: its result, and both ends of the segment that is replayed."""
+_SCORE_BYTES = 256
+"""Of one conversation, generously."""
+
+
+def stages_of(
+    campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity, present: Collection[UnitKey]
+) -> tuple[StageEstimate, ...]:
+    """One entry for each kind of unit, in the order in which they come; `present` are those accepted before."""
+    units = {unit.key: unit for document in documents for unit in document.units}
+    if campaign.recipe == "activation":
+        return (_planned(PrefillSpec.kind, list(units.values()), campaign, base, present),)
+    study = _planned(StudySpec.kind, list(units.values()), campaign, base, present)
+    return (study, _training(campaign, documents, base), _evaluation(campaign, documents, base))
+
+
+def _planned(
+    kind: str, units: Sequence[NewUnit], campaign: CampaignFile, base: ModelIdentity, present: Collection[UnitKey]
+) -> StageEstimate:
+    """Of units that are known already."""
+    replicas = campaign.trust.replicas(audited=kind != PrefillSpec.kind)
+    left = [unit for unit in units if unit.key not in present]
+    return StageEstimate(
+        kind=kind,
+        units=len(units),
+        units_present=len(units) - len(left),
+        flops=sum(unit.flops for unit in units),
+        flops_left=replicas * sum(unit.flops for unit in left),
+        serial_flops=max((unit.flops for unit in left), default=0),
+        bytes=sum(_bytes(unit, base) for unit in left),
+        replicas=replicas,
+    )
+
+
+def _bytes(unit: NewUnit, base: ModelIdentity) -> int:
+    match spec_in(unit.spec):
+        case PrefillSpec() as prefill:
+            return base.geometry.kv_bytes(prefill.token_count, prefill.store_dtype)
+        case StudySpec() as study:
+            return shard_bytes(study, base.geometry.vocab)
+    return 0
+
+
+def _training(campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity) -> StageEstimate:
+    train = campaign.distill.train
+    rounds = train.mode is Mode.ROUNDS
+    stretch = train.rounds.local_steps if rounds else train.steps_per_unit
+    members = train.rounds.members if rounds else 1
+    flops = serial_flops = state_bytes = 0
+    for document in documents:
+        spec = _train_spec(campaign, document, base, members)
+        own = kind_of(spec).flops(spec, base.geometry)
+        flops += members * own
+        serial_flops = max(serial_flops, own)
+        state_bytes += state_bytes_max(spec.adapter, base.geometry)
+    stretches = -(-train.total_steps // stretch)
+    replicas = campaign.trust.replicas(audited=True)
+    return StageEstimate(
+        kind=TrainSpec.kind,
+        units=stretches * members * len(documents),
+        units_present=0,
+        flops=flops,
+        flops_left=replicas * flops,
+        serial_flops=serial_flops,
+        bytes=_STATES_FETCHED * stretches * members * state_bytes,
+        replicas=replicas,
+    )
+
+
+def _train_spec(campaign: CampaignFile, document: NewDocument, base: ModelIdentity, members: int) -> TrainSpec:
+    """All steps of a document at once, as one host would take them."""
+    train = campaign.distill.train
+    return TrainSpec(
+        model=base.digest,
+        frame=_UNKNOWN,
+        adapter=campaign.distill.adapter.shape(document.tokens),
+        state=_UNKNOWN,
+        shards=(),
+        distractors=(),
+        distractor_share=0.0,
+        first_step=0,
+        stop_step=train.total_steps,
+        total_steps=train.total_steps,
+        segment_steps=train.segment_steps,
+        batch_rows=train.batch_rows,
+        row_tokens=train.row_tokens,
+        learning_rate=campaign.distill.learning_rate,
+        warmup_steps=train.warmup_steps,
+        schedule=train.schedule,
+        seed=train.seed,
+        round=0,
+        stream=0,
+        streams=members,
+        compute_dtype=campaign.distill.compute_dtype,
+    )
+
+
+def _evaluation(campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity) -> StageEstimate:
+    each = campaign.distill.items_per_evaluation
+    units = items = flops = largest = 0
+    for document in documents:
+        held_out = _held_out(document)
+        spec = EvaluateSpec(
+            model=base.digest,
+            frame=_UNKNOWN,
+            adapter=campaign.distill.adapter.shape(document.tokens),
+            adapter_file=_UNKNOWN,
+            shards=(_UNKNOWN,),
+            first=0,
+            items=held_out,
+            compute_dtype=campaign.distill.compute_dtype,
+        )
+        one = replace(spec, items=min(each, held_out))
+        units += -(-held_out // each)
+        items += held_out
+        flops += kind_of(spec).flops(spec, base.geometry)
+        largest = max(largest, kind_of(one).flops(one, base.geometry))
+    replicas = campaign.trust.replicas(audited=False)
+    return StageEstimate(
+        kind=EvaluateSpec.kind,
+        units=units,
+        units_present=0,
+        flops=flops,
+        flops_left=replicas * flops,
+        serial_flops=largest,
+        bytes=items * _SCORE_BYTES,
+        replicas=replicas,
+    )
+
+
+def _held_out(document: NewDocument) -> int:
+    studied = [spec for unit in document.units if isinstance(spec := spec_in(unit.spec), StudySpec)]
+    return sum(spec.conversations for spec in studied if spec.purpose is Purpose.HELD_OUT)

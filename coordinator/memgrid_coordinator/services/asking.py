@@ -1,0 +1,52 @@
+"""Ask hosts for units: create what nobody asked for before, and want more of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+
+from sqlalchemy import Connection
+
+from memgrid.campaign import CampaignFile
+from memgrid.units import UnitKey
+from memgrid_coordinator.lifecycle import UnitState
+from memgrid_coordinator.policy.kinds import kind_in
+from memgrid_coordinator.records import Event, NewUnit
+from memgrid_coordinator.store import events, units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Units by key, and how many of them had a result already."""
+
+    unit_ids: dict[UnitKey, int]
+    reused: int
+    opened: int
+
+
+def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: CampaignFile, now: datetime) -> Asked:
+    """Have each of these once, parents before their children, open where nothing stands in the way."""
+    asked = {unit.key: unit for unit in wanted}
+    known = units.by_key(connection, list(asked))
+    priority, trust = campaign.priority, campaign.trust
+    new = [unit for key, unit in asked.items() if key not in known]
+    for replicas, alike in groupby(new, lambda unit: trust.replicas(audited=kind_in(unit.spec)[1].is_audited)):
+        units.add(connection, list(alike), priority=priority, min_replicas=replicas, max_replicas=trust.max_replicas)
+    lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
+    units.revive(connection, lost)
+    running: dict[int, list[int]] = {}
+    for key, unit in known.items():
+        if unit.state is not UnitState.ACCEPTED:
+            replicas = trust.replicas(audited=kind_in(asked[key].spec)[1].is_audited)
+            running.setdefault(replicas, []).append(unit.unit_id)
+    for replicas, unit_ids in running.items():
+        units.demand_more(connection, unit_ids, priority=priority, min_replicas=replicas)
+        units.release(connection, unit_ids)
+    every = {key: unit.unit_id for key, unit in units.by_key(connection, list(asked)).items()}
+    opened = units.openable(connection, list(every.values()))
+    units.open_units(connection, opened, now)
+    events.append(connection, [Event(at=now, name="unit_opened", unit_id=unit_id) for unit_id in opened])
+    reused = sum(1 for unit in known.values() if unit.state is UnitState.ACCEPTED)
+    return Asked(unit_ids=every, reused=reused, opened=len(opened))
