@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from memgrid.digest import digest_of_file
 from memgrid.distill.audit import Audit
-from memgrid.distill.model import load_model
-from memgrid.distill.state import TrainState, write_state
-from memgrid.distill.train_inputs import geometry_of_model, read_course
+from memgrid.distill.state import TrainState
+from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.distill.train_replay import audit_train
-from memgrid.distill.training import train
-from memgrid.kinds.trace import TRACE_FILE, StepTrace, trace_bytes
-from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name, drawn_segment
+from memgrid.kinds.delta_sketch import DeltaSketch, delta_sketch_bytes, sketch_states
+from memgrid.kinds.kind import Replica
+from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.train import STATE_FILE, TrainKind, drawn_segment, output_names
+from memgrid.kinds.train_limits import COLD_STEPS, segment_limits
 from memgrid.specs import AdapterSpec, TrainSpec
-from memgrid.units import ComputeDtype
+from memgrid.units import ComputeDtype, Output, ReasonCode
 from tests.models import make_tiny_model
-from tests.training import LORA, PREFIX, course, make_spec, random_shard, random_start, write_inputs
+from tests.train_cheats import CHEATS, Cheat, Unit, compute, copied_neighbour, make_unit, write_outputs
+from tests.training import LORA, PREFIX
 
 ADAPTERS = pytest.mark.parametrize("adapter", [PREFIX, LORA], ids=["prefix", "lora"])
-WARM_STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Unit:
-    """A unit of 12 steps from a warm state, its input files, and the model."""
-
-    folder: Path
-    spec: TrainSpec
-    start: TrainState
-    inputs: dict[str, Path]
-
-    @property
-    def model(self) -> Any:
-        return load_model(self.folder, torch.float32, torch.device("cpu"))
-
-
-def make_unit(folder: Path, where: Path, adapter: AdapterSpec) -> Unit:
-    model = load_model(folder, torch.float32, torch.device("cpu"))
-    warming = make_spec(adapter, stop_step=WARM_STEPS)
-    start, _ = train(model, warming, random_start(adapter, model), course(warming))
-    spec = make_spec(adapter, first_step=WARM_STEPS, stop_step=WARM_STEPS + 12)
-    spec, inputs = write_inputs(where / "in", spec, start, [random_shard(1), random_shard(2)])
-    return Unit(folder=folder, spec=spec, start=start, inputs=inputs)
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +41,6 @@ def units(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, U
         str(adapter.kind): make_unit(folder, tmp_path_factory.mktemp(str(adapter.kind)), adapter)
         for adapter in (PREFIX, LORA)
     }
-
-
-States = list[TrainState]
-
-
-def compute(unit: Unit, *, model: Any = None, **options: Any) -> tuple[States, tuple[StepTrace, ...]]:
-    """The committed states, in order, and the trace, as an honest host computes them."""
-    states: States = []
-    model = unit.model if model is None else model
-    _, trace = train(
-        model,
-        unit.spec,
-        unit.start,
-        read_course(unit.spec, unit.inputs, model),
-        on_segment=lambda state, _: states.append(state),
-        **options,
-    )
-    return states, trace
-
-
-def write_outputs(where: Path, states: States, trace: tuple[StepTrace, ...]) -> dict[str, Path]:
-    where.mkdir(parents=True, exist_ok=True)
-    names = [*(committed_name(number) for number in range(1, len(states))), STATE_FILE]
-    for name, state in zip(names, states, strict=True):
-        write_state(where / name, state)
-    (where / TRACE_FILE).write_bytes(trace_bytes(trace))
-    return {name: where / name for name in [*names, TRACE_FILE]}
 
 
 def draw_for(spec: TrainSpec, segment: int) -> bytes:
@@ -112,3 +66,142 @@ def test_honest_answer_passes(units: dict[str, Unit], adapter: AdapterSpec, segm
     assert set(audit.statistics.values()) == {0.0}
     assert set(audit.statistics) == set(audit.limits)
     assert 0 < audit.flops * 4 == TrainKind().flops(unit.spec, geometry_of_model(unit.model))
+
+
+@ADAPTERS
+@pytest.mark.parametrize(("cheat", "segments", "claims"), CHEATS, ids=[cheat.__name__ for cheat, *_ in CHEATS])
+def test_cheat_is_caught_in_the_segments_it_touches(
+    units: dict[str, Unit],
+    adapter: AdapterSpec,
+    cheat: Cheat,
+    segments: tuple[int, ...],
+    claims: tuple[ComputeDtype, ...],
+    tmp_path: Path,
+) -> None:
+    unit = units[adapter.kind]
+    honest, trace = compute(unit)
+    # The trace is an honest one, perhaps bought: the states alone have to give the cheat away.
+    files = write_outputs(tmp_path, cheat(unit, honest), trace)
+    for segment in (segments[0], segments[-1]):
+        for claim in claims:
+            with pytest.raises(RefusedError, match=rf"^segment {segment}: ") as refused:
+                replay(unit, files, segment, claim)
+            assert refused.value.reason.code is ReasonCode.REPLAY_DIFFERS
+
+
+@ADAPTERS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_honest_16_bits_pass_in_their_class(
+    units: dict[str, Unit], adapter: AdapterSpec, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    unit = units[adapter.kind]
+    claim = {torch.bfloat16: ComputeDtype.BFLOAT16, torch.float16: ComputeDtype.FLOAT16}[dtype]
+    files = write_outputs(tmp_path, *compute(unit, compute_dtype=dtype))
+    for segment in (0, 3):
+        audit = replay(unit, files, segment, claim)
+        assert 0 < audit.statistics["relative L2"] < audit.limits["relative L2"]
+    if dtype is torch.bfloat16:
+        with pytest.raises(RefusedError, match="allowed"):
+            replay(unit, files, 0, ComputeDtype.FLOAT32)
+
+
+@ADAPTERS
+def test_cold_adam_is_given_more_room(units: dict[str, Unit], adapter: AdapterSpec, tmp_path: Path) -> None:
+    unit = make_unit(units[adapter.kind].folder, tmp_path, adapter, warm_steps=0)
+    files = write_outputs(tmp_path / "out", *compute(unit, compute_dtype=torch.bfloat16))
+    first, last = (replay(unit, files, segment, ComputeDtype.BFLOAT16) for segment in (0, 3))
+    assert first.statistics["relative L2"] > 2 * last.statistics["relative L2"]
+    assert first.limits["relative L2"] > 4 * segment_limits(ComputeDtype.BFLOAT16, COLD_STEPS)["relative L2"]
+
+
+def test_last_segment_is_drawn_twice_as_often(units: dict[str, Unit]) -> None:
+    spec = units["prefix"].spec
+    draws = [drawn_segment(spec, hashlib.sha256(bytes([n % 256, n // 256])).digest()) for n in range(2000)]
+    counts = [draws.count(segment) for segment in range(4)]
+    assert all(320 < count < 480 for count in counts[:3]) and 720 < counts[3] < 880
+
+
+@ADAPTERS
+def test_sketch_is_that_of_the_files_and_tells_members_apart(
+    units: dict[str, Unit], adapter: AdapterSpec, tmp_path: Path
+) -> None:
+    unit, kind = units[adapter.kind], TrainKind()
+    geometry = geometry_of_model(unit.model)
+    honest = write_outputs(tmp_path / "honest", *compute(unit))
+    half = write_outputs(tmp_path / "half", *compute(unit, compute_dtype=torch.bfloat16))
+    other = write_outputs(tmp_path / "other", copied_neighbour(unit, []), compute(unit)[1])
+    sketches = {
+        name: delta_sketch_bytes(
+            sketch_states(unit.inputs[STATE_FILE], files[STATE_FILE], adapter, geometry, unit.spec.key)
+        )
+        for name, files in [("honest", honest), ("half", half), ("other", other)]
+    }
+    kind.check_files(unit.spec, honest, unit.inputs, sketches["honest"], geometry)
+    with pytest.raises(RefusedError, match="do not have the reported sketch"):
+        kind.check_files(unit.spec, honest, unit.inputs, sketches["half"], geometry)
+
+    def compared(one: str, two: str, dtype: ComputeDtype) -> str | None:
+        claims = (Replica(sketch=sketches[name], compute_dtype=dtype) for name in (one, two))
+        return kind.compare(unit.spec, *claims, geometry).exceeded
+
+    assert compared("honest", "honest", ComputeDtype.FLOAT32) is None
+    assert compared("honest", "half", ComputeDtype.BFLOAT16) is None
+    assert "relative L2" in str(compared("honest", "other", ComputeDtype.BFLOAT16))
+
+
+def test_claims_of_another_form_are_turned_down_at_the_door(units: dict[str, Unit], tmp_path: Path) -> None:
+    unit, kind = units["prefix"], TrainKind()
+    geometry = geometry_of_model(unit.model)
+    files = write_outputs(tmp_path, *compute(unit))
+    outputs = [
+        Output(name=name, digest=digest_of_file(files[name]), size_bytes=files[name].stat().st_size)
+        for name in output_names(unit.spec)
+    ]
+    sketch = delta_sketch_bytes(
+        sketch_states(unit.inputs[STATE_FILE], files[STATE_FILE], PREFIX, geometry, unit.spec.key)
+    )
+    kind.check_claim(unit.spec, outputs, sketch, geometry)
+    assert [file.name for file in kind.wanted(unit.spec, outputs, draw_for(unit.spec, 1))] == [
+        "state.safetensors", "trace.json", "state-0001.safetensors", "state-0002.safetensors",
+    ]  # fmt: skip
+    huge = [replace(outputs[0], size_bytes=10**9), *outputs[1:]]
+    for spoiled, brought, code in [
+        (outputs[:-1], sketch, ReasonCode.WRONG_OUTPUTS),
+        (huge, sketch, ReasonCode.WRONG_OUTPUTS),
+        (outputs, b"", ReasonCode.BAD_SKETCH),
+        (outputs, delta_sketch_bytes(DeltaSketch(parts=np.full((4, 7), np.nan, "f4"))), ReasonCode.NOT_FINITE),
+    ]:
+        with pytest.raises(RefusedError) as refused:
+            kind.check_claim(unit.spec, spoiled, brought, geometry)
+        assert refused.value.reason.code is code
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda state: replace(state, step=11), ReasonCode.WRONG_OUTPUTS),
+        (lambda state: replace(state, m={}, v={}), ReasonCode.WRONG_SHAPE),
+        (
+            lambda state: replace(state, parameters={"prompt_embeddings": np.ones((6, 8), "f4")}),
+            ReasonCode.WRONG_SHAPE,
+        ),
+        (lambda state: replace(state, v={name: -value for name, value in state.v.items()}), ReasonCode.NOT_FINITE),
+        (lambda state: replace(state, m={name: value / 0 for name, value in state.m.items()}), ReasonCode.NOT_FINITE),
+        (lambda state: replace(state, velocity=state.m), ReasonCode.WRONG_SHAPE),
+        (
+            lambda state: replace(state, parameters={name: value + 1 for name, value in state.parameters.items()}),
+            ReasonCode.WRONG_OUTPUTS,
+        ),
+    ],
+    ids=["step", "no moments", "shape", "negative square", "not finite", "velocity", "sink"],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_states_of_another_form_are_turned_down(
+    units: dict[str, Unit], tmp_path: Path, spoil: Callable[[TrainState], TrainState], code: ReasonCode
+) -> None:
+    unit, kind = units["prefix"], TrainKind()
+    states, trace = compute(unit)
+    files = write_outputs(tmp_path, [*states[:-1], spoil(states[-1])], trace)
+    with pytest.raises(RefusedError) as refused:
+        kind.check_files(unit.spec, files, unit.inputs, b"", geometry_of_model(unit.model))
+    assert refused.value.reason.code is code
