@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
+from memgrid.kinds.evaluate import EvaluateKind
 from memgrid.kinds.kind import UnitKind
+from memgrid.kinds.prefill_kind import PrefillKind
+from memgrid.kinds.study import StudyKind
+from memgrid.kinds.train import TrainKind
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
 
-_HOMES: dict[str, tuple[str, str]] = {
-    PrefillSpec.kind: ("memgrid.kinds.prefill_kind", "PrefillKind"),
-    StudySpec.kind: ("memgrid.kinds.study", "StudyKind"),
-    TrainSpec.kind: ("memgrid.kinds.train", "TrainKind"),
-    EvaluateSpec.kind: ("memgrid.kinds.evaluate", "EvaluateKind"),
+_KINDS: dict[str, UnitKind[Any]] = {
+    PrefillSpec.kind: PrefillKind(),
+    StudySpec.kind: StudyKind(),
+    TrainSpec.kind: TrainKind(),
+    EvaluateSpec.kind: EvaluateKind(),
 }
 
 
@@ -27,11 +29,4 @@ def kind_of(spec: Spec) -> UnitKind[Any]:
     >>> [file.name for file in kind_of(spec).inputs(spec)]
     ['tokens.bin']
     """
-    return _kind(spec.kind)
-
-
-@cache
-def _kind(name: str) -> UnitKind[Any]:
-    module, kind = _HOMES[name]
-    made: UnitKind[Any] = getattr(import_module(module), kind)()
-    return made
+    return _KINDS[spec.kind]
