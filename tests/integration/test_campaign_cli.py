@@ -19,6 +19,18 @@ from memgrid_coordinator.records import Submission
 from tests.grids import OPERATOR, run_until_ended, running_coordinator, simulated_hosts
 from tests.integration.test_pool_cli import Shell
 
+SMALL_DISTILLATION = {
+    "adapter": {"kind": "prefix", "virtual_tokens": 8},
+    "study": {
+        "conversations": 8,
+        "held_out": 4,
+        "conversations_per_unit": 2,
+        "question_tokens": 8,
+        "answer_tokens": 8,
+    },
+    "train": {"steps": 6, "steps_per_unit": 2, "segment_steps": 1, "row_tokens": 64},
+    "items_per_evaluation": 2,
+}
 TEXT = "The valve opens at three bar and closes at two. " * 8
 
 
@@ -105,6 +117,55 @@ async def test_a_second_campaign_says_what_it_need_not_pay_for(desk: Desk) -> No
     assert f"{first['units']} of them known already" in output
 
 
+async def test_a_plan_tells_what_a_campaign_costs_and_starts_nothing(desk: Desk) -> None:
+    code, output, errors = await desk.shell.run("campaign", "plan", desk.write_campaign())
+    assert code == 0, errors
+    assert output.startswith("activation: 2 documents, ")
+    assert "no host is here" in output
+    planned = await desk.shell.json("campaign", "plan", desk.write_campaign())
+    assert [stage["kind"] for stage in planned["stages"]] == ["prefill"]
+    assert await desk.coordinator.campaigns.newest(OPERATOR, 10) == []
+    submitted = await desk.shell.json("campaign", "submit", desk.write_campaign())
+    assert planned["units"] == submitted["units"]
+    assert planned["tokens"] == submitted["tokens"]
+    assert planned["flops_left"] == 2 * planned["flops"] > 0
+
+
+async def test_a_plan_leaves_out_what_the_pool_has(desk: Desk) -> None:
+    first = await desk.shell.json("campaign", "submit", desk.write_campaign())
+    await desk.compute(first["campaign_id"], biases=[0.0, 0.0])
+    planned = await desk.shell.json("campaign", "plan", desk.write_campaign(name="again"))
+    assert (planned["units"], planned["units_present"], planned["flops_left"]) == (first["units"], first["units"], 0)
+
+
+async def test_a_distillation_is_planned_stage_by_stage(desk: Desk) -> None:
+    wanted = {"recipe": "distill", "distill": SMALL_DISTILLATION}
+    planned = await desk.shell.json("campaign", "plan", desk.write_campaign(activation={}, **wanted))
+    stages = {stage["kind"]: stage for stage in planned["stages"]}
+    assert list(stages) == ["study", "train", "evaluate"]
+    # Two documents of one chunk: 8 conversations in twos to train on, 4 held out; 6 steps in twos; 4 items in twos.
+    assert [stages[kind]["units"] for kind in stages] == [2 * (4 + 2), 2 * 3, 2 * 2]
+    assert [stages[kind]["replicas"] for kind in stages] == [1, 1, 2]
+    assert all(stage["flops"] > 0 and stage["bytes"] > 0 for stage in stages.values())
+
+
+async def test_a_paused_campaign_waits_until_it_is_resumed(desk: Desk) -> None:
+    submitted = await desk.shell.json("campaign", "submit", desk.write_campaign())
+    paused = await desk.shell.json("campaign", "pause", submitted["campaign_id"][:8])
+    assert paused["state"] == "paused"
+    async with simulated_hosts(desk.endpoint, 1) as (host,):
+        assert (await host.sync(want=4)).leases == ()
+    resumed = await desk.shell.json("campaign", "resume", submitted["campaign_id"])
+    assert resumed["state"] == "running"
+    await desk.compute(submitted["campaign_id"], biases=[0.0, 0.0])
+    code, output, errors = await desk.shell.run("campaign", "results", submitted["campaign_id"])
+    assert code == 0, errors
+    assert "handbook/one:1.0.0" in output
+    assert output.splitlines()[-1] == "fetch one with: memgrid pull handbook/one:1.0.0"
+    results = await desk.shell.json("campaign", "results", submitted["campaign_id"])
+    assert all(each["cube_digest"].startswith("sha256:") for each in results["documents"])
+
+
 async def test_watching_a_cancelled_campaign_fails(desk: Desk) -> None:
     submitted = await desk.shell.json("campaign", "submit", desk.write_campaign())
     cancelled = await desk.shell.json("campaign", "cancel", submitted["campaign_id"])
@@ -134,7 +195,7 @@ async def test_a_model_is_pushed_once_and_named_by_its_identity(desk: Desk) -> N
         ),
     ],
 )
-@pytest.mark.parametrize("command", ["validate", "submit"])
+@pytest.mark.parametrize("command", ["validate", "plan", "submit"])
 async def test_bad_input_is_one_line_and_exit_code_2(
     desk: Desk, command: str, changed: dict[str, Any], expected: str
 ) -> None:
