@@ -14,18 +14,18 @@ from typing import Any
 
 from memgrid.clock import Clock
 from memgrid.digest import canonical_json, digest_of, digest_of_file
-from memgrid.distill.model import load_model
 from memgrid.distill.state import TrainState, read_state, state_bytes, write_whole
 from memgrid.distill.train_inputs import geometry_of_model, read_course
 from memgrid.distill.training import train
 from memgrid.errors import InvalidError
 from memgrid.kinds.delta_sketch import delta_sketch_bytes, sketch_states
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, read_trace, trace_bytes
-from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, TrainKind, committed_name, committed_step
+from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, committed_name, committed_step
 from memgrid.specs import TrainSpec
 from memgrid.units import WorkFacts
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job, Progress
-from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve, torch_version
+from memgrid_volunteer.kinds.models import checked_inputs, facts_of, load_causal
+from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve
 
 Tell = Callable[[Progress], None]
 _TELL_EVERY_S = 0.5
@@ -57,10 +57,9 @@ class Train:
         the like) when they can't be trained on, MemoryError when not even one row fits.
         """
         spec = TrainSpec.from_bytes((job.unit_dir / "spec.json").read_bytes())
-        inputs = {file.name: job.unit_dir / file.name for file in TrainKind().inputs(spec)}
-        check_digests(spec, inputs)
+        inputs = checked_inputs(spec, job.unit_dir)
         compute_dtype = resolve(spec.compute_dtype, self._device)
-        model = load_model(job.model_dir, TORCH_DTYPE[compute_dtype], self._device.torch_device)
+        model = load_causal(job.model_dir, compute_dtype, self._device)
         reached = resume(spec, job.out_dir) or _Reached(
             state=read_state(inputs[STATE_FILE]), trace=(), compute_s=0.0, digests={}
         )
@@ -68,14 +67,8 @@ class Train:
         geometry = geometry_of_model(model)
         sketch = sketch_states(inputs[STATE_FILE], job.out_dir / STATE_FILE, spec.adapter, geometry, spec.key)
         write_whole(job.out_dir / SKETCH_FILE, delta_sketch_bytes(sketch))
-        return WorkFacts(
-            tokens=(spec.stop_step - spec.first_step) * spec.batch_rows * spec.row_tokens,
-            compute_s=compute_s,
-            device_kind=self._device.facts.kind,
-            numerics_class=self._device.facts.numerics_class,
-            compute_dtype=compute_dtype,
-            torch_version=torch_version(),
-        )
+        tokens = (spec.stop_step - spec.first_step) * spec.batch_rows * spec.row_tokens
+        return facts_of(self._device, compute_dtype, tokens=tokens, compute_s=compute_s)
 
     def _train(
         self, spec: TrainSpec, job: Job, model: Any, inputs: dict[str, Path], reached: _Reached, dtype: Any
@@ -109,13 +102,6 @@ class Train:
         if done == count or now_s - self._told_s >= _TELL_EVERY_S:
             self._told_s = now_s
             self._tell(Progress(done=done / count, text=f"step {done} of {count}, loss {entry.loss:.2f}"))
-
-
-def check_digests(spec: TrainSpec, inputs: dict[str, Path]) -> None:
-    """Raises InvalidError unless every input is the one that the spec names."""
-    for file in TrainKind().inputs(spec):
-        if digest_of_file(inputs[file.name]) != file.digest:
-            raise InvalidError(f"{file.name} is not what the unit's spec names")
 
 
 def commit_state(spec: TrainSpec, out_dir: Path, reached: _Reached) -> None:
