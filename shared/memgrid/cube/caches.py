@@ -25,6 +25,13 @@ def append(cache: DynamicCache, layer: int, k: torch.Tensor, v: torch.Tensor) ->
     cache.update(k, v, layer)
 
 
+def forget_last(cache: DynamicCache, tokens: int) -> None:
+    """Take the last so many tokens out of every layer."""
+    if tokens:
+        # Positive numbers once meant what should be left, and are refused today.
+        cache.crop(-tokens)
+
+
 def layers_of(cache: DynamicCache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """k, v [1, kv_heads, tokens, head_dim] of each layer."""
     for k, v, *_ in cache:

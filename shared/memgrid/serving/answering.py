@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from memgrid.cube.attach import Attachment, attach
-from memgrid.cube.caches import new_cache
+from memgrid.cube.caches import forget_last, new_cache
 from memgrid.cube.cube import MemCube
 from memgrid.cube.wrap import chat_ids, turns_of
 from memgrid.digest import Digest
@@ -117,8 +117,7 @@ class Answerer:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         # At least one token has to be read, for there is no next one without it.
         shared = min(held + same, len(ids) - 1)
-        if shared < len(self._read.ids):
-            self._read.cache.crop(shared)
+        forget_last(self._read.cache, len(self._read.ids) - shared)
         self._read.ids = ids[:shared]
         return shared
 
