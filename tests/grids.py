@@ -71,6 +71,8 @@ def campaign_file(**changed: Any) -> CampaignFile:
         "activation": {"chunk_tokens": 32, "wrap": "plain"},
         "publish": {"namespace": "handbook", "version": "1.0.0", "licence": "CC-BY-4.0"},
     }
+    if changed.get("recipe") == "distill":
+        del value["activation"]
     return CampaignFile.model_validate({**value, **changed})
 
 
