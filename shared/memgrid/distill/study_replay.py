@@ -8,6 +8,8 @@ nor forbidden. Shapes: t tokens looked at, V vocabulary, k log-probabilities kep
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from memgrid.digest import token_ids
 from memgrid.distill.audit import Audit, judge
 from memgrid.distill.model import CausalLM, load_model
 from memgrid.distill.noise import conversation_keys, draw_asks, gumbel
-from memgrid.distill.shared_context import Rows, read_context
+from memgrid.distill.shared_context import Context, Rows, read_context
 from memgrid.distill.study import CANDIDATES, check_frame, logits_of, opening_of
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame, Ids
@@ -37,6 +39,8 @@ _COMPARED = 8
 """Log-probabilities are compared on so many of the likeliest; on all of them, by their mass."""
 
 Doubles = npt.NDArray[np.float64]
+_lock = threading.Lock()
+_last_context: tuple[weakref.ref[CausalLM], tuple[int, ...], Context] | None = None
 
 
 def audit_study(
@@ -132,7 +136,7 @@ def replay_conversations(
         for question, answer in zip(questions, answers, strict=True)
     ]
     read = [*asking, *answering]
-    hidden = Rows(model, read_context(model, tokens), len(read), max(map(len, read))).feed(read)
+    hidden = Rows(model, _context_of(model, tokens), len(read), max(map(len, read))).feed(read)
     margins, differences = [], []
     for row, index in enumerate(picked):
         drawn = hidden[row, len(frame.asks[asks[row]]) + len(openings[row]) - 1 : len(asking[row])]
@@ -151,6 +155,17 @@ def replay_conversations(
         masses=masses,
         lengths=tuple(map(len, read)),
     )
+
+
+def _context_of(model: CausalLM, tokens: Sequence[int]) -> Context:
+    """The text, read; the last one is remembered, for the units of a text are checked one after another."""
+    global _last_context
+    with _lock:
+        last = _last_context
+        if last is None or last[0]() is not model or last[1] != tuple(tokens):
+            _last_context = None
+            last = _last_context = (weakref.ref(model), tuple(tokens), read_context(model, tokens))
+        return last[2]
 
 
 def _question_margins(
