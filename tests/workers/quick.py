@@ -1,6 +1,7 @@
 """A worker without torch: it answers at once, so that tests of the supervisor need not wait for one.
 
-The tokens of a unit say what it does: the first one 7 fails, 8 dies, 9 hangs, anything else succeeds.
+The tokens of a unit say what it does: the first one 6 tells how far it is, 7 fails, 8 dies, 9 hangs, anything else
+succeeds.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from memgrid.digest import token_ids
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
 
 DEVICE = DeviceFacts(kind="cpu", name="a test", memory_bytes=1, numerics_class="test/none")
 
 
-def run(job: Job) -> Outcome:
+def run(job: Job, answers: BinaryIO) -> Outcome:
     tokens = token_ids((job.unit_dir / "tokens.bin").read_bytes())
     log = os.environ.get("LD_LIBRARY_PATH")
     if log is not None:
         # The one variable of a test's choice that reaches a worker: where to write down what was run.
         with Path(log).open("a") as lines:
             lines.write(f"{job.unit_dir.parent.name}\n")
+    if tokens[0] == 6:
+        for step in (1, 2, 3):
+            answers.write(Progress(done=step / 4, text=f"step {step} of 4, loss 1.23").to_line())
     if tokens[0] == 7:
         return Outcome(failure=Reason(code=ReasonCode.UNIT_FAILED, text="it does not add up"))
     if tokens[0] == 8:
@@ -49,10 +54,10 @@ def run(job: Job) -> Outcome:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    answers: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
     answers.write(Hello(devices=(DEVICE,)).to_line())
     for line in sys.stdin.buffer:
-        answers.write(run(Job.from_line(line)).to_line())
+        answers.write(run(Job.from_line(line), answers).to_line())
 
 
 if __name__ == "__main__":

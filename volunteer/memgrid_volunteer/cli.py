@@ -167,7 +167,7 @@ def _in_words(facts: dict[str, Any]) -> str:
     state = f"{facts['state']}{', paused by its owner' if facts['paused'] else ''}"
     lines = [
         f"{facts['label']} on {facts['grid']} (host {facts['host_id']})",
-        f"  state      {state}" + (f": {idle['text'] or idle['code']}" if idle else ""),
+        f"  state      {state}" + (f": {idle['text'] or idle['code']}" if idle else _progress(facts)),
         f"  devices    {devices}",
         f"  isolation  {facts.get('isolation', 'not known yet')}",
         f"  units      {facts.get('units_done', 0)} done, {facts.get('accepted', 0)} accepted,"
@@ -175,6 +175,10 @@ def _in_words(facts: dict[str, Any]) -> str:
         f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP",
     ]
     return "\n".join(lines)
+
+
+def _progress(facts: dict[str, Any]) -> str:
+    return f": {facts['progress']}" if facts["state"] == "running" and facts.get("progress") else ""
 
 
 def _print(facts: dict[str, Any], words: str, as_json: bool) -> None:
