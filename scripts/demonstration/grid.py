@@ -1,4 +1,4 @@
-"""A grid on this machine: a coordinator and three volunteers, one of whom cheats."""
+"""A grid on this machine: a coordinator and its volunteers, some of whom cheat."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 MEMGRID = str(Path(sys.executable).with_name("memgrid"))
 HONEST = ("alice", "bob")
 CHEAT = "mallory"
+LAZY = "oscar"
+_WORKERS = {CHEAT: "cheating_worker", LAZY: "lazy_worker"}
+"""Whose work is done by another module than memgrid's own."""
 START_LIMIT_S = 90.0
-COMMAND_LIMIT_S = 420.0
+COMMAND_LIMIT_S = 1200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +57,31 @@ class Grid:
         environment = {**os.environ, "MEMGRID_HOME": str(self.folder / who), "MEMGRID_GRID": self.url, **more}
         return run([MEMGRID, *arguments], environment, show)
 
-    def bring_volunteers(self) -> None:
-        """Let all three join and begin; returns when they have."""
-        names = (*HONEST, CHEAT)
+    def volunteer(self, command: str, name: str) -> str:
+        """Run `memgrid volunteer COMMAND` as one of them."""
+        arguments = [MEMGRID, "volunteer", command, "--home", str(self.folder / name)]
+        return run(arguments, volunteer_environment(self.folder, name), False)
+
+    def rejections(self) -> list[dict[str, str]]:
+        """Every report that was rejected so far, and whose it was."""
+        return [
+            {"volunteer": name, "host": host, "reason": event["reason"], "text": event["text"]}
+            for host, name in self.hosts.items()
+            for event in self.story(host)["events"]
+            if event["name"] == "report_rejected"
+        ]
+
+    def bring_volunteers(self, *names: str) -> None:
+        """Let them join, unless they have, and begin; returns when they have."""
+        new = [name for name in names if name not in self.hosts.values()]
         with ThreadPoolExecutor(len(names)) as pool:
-            ids = pool.map(lambda name: join(self.folder, self.url, name), names)
-            self.hosts.update(zip(ids, names, strict=True))
+            ids = list(pool.map(lambda name: join(self.folder, self.url, name), new))
+        self.hosts.update(zip(ids, new, strict=True))
         for name in names:
             start_volunteer(self.processes, self.folder, name)
 
     def send_volunteers_home(self) -> None:
-        self.processes.end(*HONEST, CHEAT)
+        self.processes.end(*HONEST, *_WORKERS)
 
 
 @contextmanager
@@ -95,8 +112,8 @@ def join(folder: Path, url: str, name: str) -> str:
 def start_volunteer(processes: Processes, folder: Path, name: str) -> None:
     """Let it work, in the background."""
     command = [MEMGRID, "volunteer", "run", "--home", str(folder / name)]
-    if name == CHEAT:
-        command += ["--worker-module", "cheating_worker"]
+    if name in _WORKERS:
+        command += ["--worker-module", _WORKERS[name]]
     environment = volunteer_environment(folder, name)
     processes.start(name, command, log=folder / f"{name}.log", environment=environment)
 
@@ -105,7 +122,7 @@ def volunteer_environment(folder: Path, name: str) -> dict[str, str]:
     # One thread each: three volunteers on a small machine would otherwise fight over its cores.
     own = {"MEMGRID_HOME": str(folder / name), "OMP_NUM_THREADS": "1"}
     # Where the module of a cheat is found; nobody else needs it.
-    return {**os.environ, **own, **({"PYTHONPATH": str(SCRIPTS)} if name == CHEAT else {})}
+    return {**os.environ, **own, **({"PYTHONPATH": str(SCRIPTS)} if name in _WORKERS else {})}
 
 
 def run(command: list[str], environment: dict[str, str], show: bool) -> str:
