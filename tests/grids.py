@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.campaign import CampaignFile
+from memgrid.clock import Clock
 from memgrid.cube.identity import model_files
 from memgrid.cube.oci import FILE_TYPE, MODEL_ARTIFACT_TYPE, OCI_MANIFEST_TYPE, Descriptor, OciManifest
 from memgrid.digest import digest_of
@@ -33,12 +34,21 @@ def shared_engine() -> Engine:
     return InlineEngine(processes=1)
 
 
+@cache
+def shared_replays() -> Engine:
+    """The lane for what needs torch, likewise."""
+    return InlineEngine(processes=1)
+
+
 @asynccontextmanager
-async def running_coordinator(data: Path, **changed: Any) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
+async def running_coordinator(
+    data: Path, *, clock: Clock | None = None, **changed: Any
+) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     """A coordinator on free ports; sweeps run fast, everything else is as in life."""
     quick = {"sweep_every": timedelta(milliseconds=50), "drain_max": timedelta(seconds=5)}
     settings = Settings(data=data, **{"http_port": 0, "grpc_port": 0, **quick, **changed})
-    async with Coordinator(settings, engine=shared_engine()) as coordinator:
+    engines = {"engine": shared_engine(), "replays": shared_replays()}
+    async with Coordinator(settings, clock=clock, **engines) as coordinator:
         endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
         yield coordinator, endpoint
 
@@ -126,12 +136,15 @@ async def work_on(coordinator: Coordinator, gpu: SimulatedGpu, offer: LeaseOffer
 
 
 async def run_until_ended(
-    coordinator: Coordinator, submission: Submission, hosts: dict[SimulatedHost, SimulatedGpu]
+    coordinator: Coordinator,
+    submission: Submission,
+    hosts: dict[SimulatedHost, SimulatedGpu],
+    reported: dict[SimulatedHost, list[SimulatedWork]] | None = None,
 ) -> None:
-    """Let hosts do everything they are asked until the campaign is over."""
+    """Let hosts do everything they are asked until the campaign is over; `reported` is what they did before."""
 
     async def volunteer(host: SimulatedHost, gpu: SimulatedGpu) -> None:
-        kept: dict[LeaseId, SimulatedWork] = {}
+        kept: dict[LeaseId, SimulatedWork] = {one.claim.lease_id: one for one in (reported or {}).get(host, [])}
         work: list[SimulatedWork] = []
         while True:
             answer = await host.sync(want=4, awaiting=list(kept), work=work, wait=timedelta(seconds=0.2))

@@ -147,10 +147,14 @@ def _in_words(event: Event, unit: str, host: str) -> str:
 
 _WORDS = {
     "campaign_submitted": "the campaign was planned and its units created",
+    "campaign_paused": "the operator paused the campaign: nothing more is handed out for it",
+    "campaign_resumed": "the operator let the campaign go on",
     "campaign_completed": "every document has its cube; the campaign is complete",
     "campaign_failed": "the campaign ended without some of its cubes",
     "campaign_cancelled": "the operator cancelled the campaign",
     "document_failed": "a document can't become a cube",
+    "units_asked": "what a document needs next was asked of the hosts",
+    "work_done": "the grid made something for a document",
     "unit_opened": "the unit was opened to volunteers",
     "unit_agreed": "enough reports agree; now one of them has to upload its output",
     "unit_accepted": "the uploaded output is what was reported; the unit is accepted and credit is written",
