@@ -117,6 +117,10 @@ class Rounds(Part):
     """A late delta counts while its base is at most so many rounds old."""
 
 
+SEGMENTS_MAX = 100
+"""States that a unit may commit: a report names each of them."""
+
+
 class Training(Part):
     """How much to train, and how. `learning_rate` None: 0.02 for a prefix, 2e-4 for LoRA."""
 
@@ -149,6 +153,10 @@ class Training(Part):
         if self.segment_steps > self.unit_steps:
             name = "rounds.local_steps" if self.mode is Mode.ROUNDS else "steps_per_unit"
             raise contradiction("segment_steps", f"at most {name} ({self.unit_steps})", self.segment_steps)
+        least = -(-self.unit_steps // SEGMENTS_MAX)
+        if self.segment_steps < least:
+            expected = f"at least {least}, so that a unit commits at most {SEGMENTS_MAX} states"
+            raise contradiction("segment_steps", expected, self.segment_steps)
         return self
 
     @model_validator(mode="after")

@@ -93,6 +93,10 @@ def test_a_faulty_adapter_is_told_without_the_branches_of_the_schema(adapter: An
         ({"steps": 8, "warmup_steps": 8}, "warmup_steps: expected fewer than the 8 steps, found 8"),
         ({"steps_per_unit": 2}, "segment_steps: expected at most steps_per_unit (2), found 4"),
         (
+            {"steps_per_unit": 401},
+            "segment_steps: expected at least 5, so that a unit commits at most 100 states, found 4",
+        ),
+        (
             {"mode": "rounds", "rounds": {"local_steps": 2}},
             "segment_steps: expected at most rounds.local_steps (2), found 4",
         ),
@@ -158,7 +162,7 @@ relays = st.builds(
     tokens=st.none() | st.integers(100_000, 2**40),
     learning_rate=st.none() | st.floats(1e-9, 1),
     schedule=st.sampled_from(Schedule),
-    steps_per_unit=st.integers(8, 1000),
+    steps_per_unit=st.integers(8, 100),
     segment_steps=st.integers(1, 8),
     distractors=st.lists(names, max_size=3).map(tuple),
     siblings=st.booleans(),
@@ -171,7 +175,7 @@ rounds = st.builds(
     rounds=st.builds(
         Rounds,
         members=st.integers(1, 64),
-        local_steps=st.integers(4, 1000),
+        local_steps=st.integers(4, 400),
         merge=st.sampled_from(Merge),
         trim=st.floats(0, 0.49),
         wait_s=st.floats(0, 86400) | st.integers(0, 86400),

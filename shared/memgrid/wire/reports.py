@@ -12,7 +12,8 @@ from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.wire.basics import at_most, integer, lease_id_of, parse, real, text, unit_key_from
 
 REPORTS_MAX = 256
-OUTPUTS_MAX = 16
+OUTPUTS_MAX = 128
+"""A training hands in a state a segment, at most a hundred."""
 
 
 class ReportBatch(NamedTuple):
