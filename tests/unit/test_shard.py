@@ -1,4 +1,4 @@
-"""A file of conversations is read only when it is one through and through, and equal talk is found wherever it stands."""
+"""A file of conversations is read only when it is one all through; equal talk is found wherever it stands."""
 
 from __future__ import annotations
 
