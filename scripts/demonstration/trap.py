@@ -13,8 +13,8 @@ from memgrid.cli.control import control_plane
 from memgrid.endpoint import discover
 from memgrid.v1 import campaigns_pb2 as pb
 
-STUDY_LIMIT_S = 400.0
-CAUGHT_LIMIT_S = 200.0
+STUDY_LIMIT_S = 900.0
+CAUGHT_LIMIT_S = 600.0
 
 
 def leave_training_to_the_cheat(grid: Grid, campaign_id: str) -> None:

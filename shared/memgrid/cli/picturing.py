@@ -34,7 +34,7 @@ def summary_of(status: CampaignStatus) -> str:
     """
     parts = [_progress(status), f"units: {_units(status)}"]
     if status.rejections:
-        parts.append(f"{status.rejections} reports rejected")
+        parts.append(f"{status.rejections} report{'' if status.rejections == 1 else 's'} rejected")
     if status.eta_s is not None and not status.is_over:
         parts.append(f"about {rough_text(status.eta_s)} to go")
     return f"{status.name} {status.state}: {', '.join(parts)}"
