@@ -16,7 +16,7 @@ from memgrid.campaign_status import COMPLETED, CampaignStatus, status_from_messa
 from memgrid.cli.control import control_plane, find_grid
 from memgrid.cli.following import follow
 from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json, token_of
-from memgrid.cli.picturing import picture, summary_of
+from memgrid.cli.picturing import endings_of, picture, progress_text, summary_of
 from memgrid.cli.planning import plan_line, plan_table
 from memgrid.cli.results import results_json, results_notes, results_table
 from memgrid.cli.submitting import Submitted, bring, plan_campaign, submit_campaign
@@ -157,13 +157,13 @@ def list_(
         print_json([campaign.to_json() for campaign in found])
         return
     table = Table(box=None, header_style="bold")
-    for heading in ("campaign", "name", "state", "documents", "tokens", "begun"):
+    for heading in ("campaign", "name", "recipe", "state", "documents", "progress", "begun"):
         table.add_column(heading, no_wrap=True)
     for campaign in found:
         begun = campaign.created_at.astimezone().strftime("%Y-%m-%d %H:%M") if campaign.created_at else ""
-        tokens = f"{campaign.tokens_accepted:,} of {campaign.tokens:,}"
-        documents = str(len(campaign.documents))
-        table.add_row(campaign.campaign_id[:12], campaign.name, campaign.state, documents, tokens, begun)
+        documents, progress = str(len(campaign.documents)), progress_text(campaign)
+        named = (campaign.campaign_id[:12], campaign.name, campaign.recipe, campaign.state)
+        table.add_row(*named, documents, progress, begun)
     Console().print(table if found else "no campaigns yet")
 
 
@@ -202,7 +202,8 @@ def _show(campaign: CampaignStatus, as_json: bool) -> None:
     elif (console := Console()).is_terminal:
         console.print(picture(campaign))
     else:
-        typer.echo(summary_of(campaign))
+        for line in (*endings_of(campaign), summary_of(campaign)):
+            typer.echo(line)
 
 
 def _ask(

@@ -68,6 +68,13 @@ def ending_of(document: DocumentStatus) -> str:
     return f"published {document.cube} ({document.tokens:,} tokens){_quality_clause(document.quality)}{note}"
 
 
+def endings_of(status: CampaignStatus) -> list[str]:
+    """A line for each document that is over, as far as there is room."""
+    over = [document for document in status.documents if document.state != "running"]
+    more = len(over) - DOCUMENTS_SHOWN_MAX
+    return [ending_of(each) for each in over[:DOCUMENTS_SHOWN_MAX]] + ([f"… and {more} more"] if more > 0 else [])
+
+
 def quality_text(quality: QualityStatus) -> str:
     """What a cube is worth, in half a sentence.
 
@@ -104,18 +111,25 @@ def shown(documents: Iterable[DocumentStatus]) -> list[DocumentStatus]:
     return ranked[:DOCUMENTS_SHOWN_MAX]
 
 
-def _progress(status: CampaignStatus) -> str:
-    """Tokens read, or steps trained and the stages the documents are in."""
+def progress_text(status: CampaignStatus) -> str:
+    """Tokens read, or steps trained."""
     if status.recipe != "distill":
         return f"{status.tokens_accepted:,} of {status.tokens:,} tokens"
     steps = sum(document.steps for document in status.documents)
     total = sum(document.steps_total for document in status.documents)
+    return f"{steps:,} of {total:,} steps"
+
+
+def _progress(status: CampaignStatus) -> str:
+    """How far, and of a distillation the stages its documents are in, and their loss."""
+    if status.recipe != "distill":
+        return progress_text(status)
     stages = Counter(document.stage for document in status.documents if document.state == "running")
     named = [f"{stages[stage]} in {stage}" for stage in _STAGES if stages[stage]]
     losses = [losses[-1][1] for losses in map(_curve, status.documents) if losses]
     loss = [f"loss {sum(losses) / len(losses):.2f}"] if losses else []
     count = f"{len(status.documents)} document{'' if len(status.documents) == 1 else 's'}"
-    return ", ".join([count + (f" ({', '.join(named)})" if named else ""), f"{steps:,} of {total:,} steps", *loss])
+    return ", ".join([count + (f" ({', '.join(named)})" if named else ""), progress_text(status), *loss])
 
 
 def _done(document: DocumentStatus) -> tuple[int, int]:
