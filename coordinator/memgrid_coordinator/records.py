@@ -288,6 +288,8 @@ class CubeFacts:
     payload_bytes: int
     licence: str
     produced_flops: int
+    gap_closed: float | None = None
+    """Of a trained cube: its quality between the model without the text and the one that read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +307,7 @@ class PoolCube:
     payload_bytes: int
     licence: str
     produced_flops: int
+    gap_closed: float | None = None
     created_at: datetime
 
 

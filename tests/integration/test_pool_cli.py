@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from memgrid.cube.identity import identity_of_folder
 from memgrid.cube.manifest import README_FILE
+from tests.adapters import PREFIX, make_parameter_cube
 from tests.integration.data_plane import DataPlane, running
 from tests.integration.test_pool_client import KEY, NAME, Made, made, publish
 
@@ -38,7 +40,7 @@ class Shell:
             **({"MEMGRID_GRID": grid} if grid else {}),
         }
 
-    async def run(self, *arguments: str) -> tuple[int, str, str]:
+    async def run(self, *arguments: str, typed: str | None = None) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
@@ -46,11 +48,12 @@ class Shell:
             "-c",
             _MEMGRID,
             *arguments,
+            stdin=asyncio.subprocess.DEVNULL if typed is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self.environment,
         )
-        output, errors = await process.communicate()
+        output, errors = await process.communicate(None if typed is None else typed.encode())
         assert process.returncode is not None
         return process.returncode, output.decode(), errors.decode()
 
@@ -138,3 +141,59 @@ def test_front_door_is_light() -> None:
         " assert not heavy, heavy; assert Pool and MemCube and MemgridError"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_a_trained_cube_says_how_good_it_is_and_answers(
+    made: Made, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    base = identity_of_folder(tiny_model_folder, "tiny")
+    make_parameter_cube(tmp_path / "pump", PREFIX, made.model, base, KEY, name="pumps/valves")
+    async with running(tmp_path / "grid", tls=False, grid_key=KEY.public_key) as plane:
+        await publish(plane, tmp_path / "pump", name="pumps/valves")
+        await publish(plane, made.folder)
+        shell = Shell(tmp_path, plane.url)
+        [found] = await shell.json("search", "pump", "--kind", "parameter")
+        assert found["repository"] == "pumps/valves" and found["gap_closed"] == pytest.approx(0.866667)
+        code, output, _ = await shell.run("search")
+        assert code == 0 and "87%" in output and "gap closed" in output
+
+        tag = await shell.json("info", "pumps/valves", "--bandwidth", "10", "--gflops", "50")
+        assert tag["quality"]["nll_cube"] == 0.7 and tag["quality"]["items"] == 100
+        kv_bytes = 64 * 2 * 2 * 2 * 16 * 2  # of 64 tokens in 2 layers, K and V, 2 heads of 16 numbers of 2 bytes
+        assert tag["compression"] == pytest.approx(kv_bytes / tag["bytes"], abs=0.01) and tag["layout"] is None
+        assert tag["break_even"]["compute_s"] == pytest.approx(3e12 / 50e9)
+        code, output, _ = await shell.run("info", "pumps/valves", "--bandwidth", "10", "--gflops", "50")
+        assert code == 0
+        for words in (
+            "a trained prefix of 6 virtual tokens",
+            "87% of the gap between no text and the text in context closed, on 100 held-out conversations",
+            "2.000 without the text, 0.700 with the cube, 0.500 with the text",
+            "about 1 min 0 s at 50.0 GFLOP/s",
+        ):
+            assert words in output
+
+        model = ("chat", "--model", str(tiny_model_folder), "--max-tokens", "8")
+        told = "When does the valve open?\n/compare\n/cubes\n/nonsense\n/add pumps/nothing\n"
+        code, output, errors = await shell.run(*model, "--cube", "pumps/valves", typed=told)
+        assert code == 0, errors
+        answer, *rest = output.split("\n")
+        without, having = rest.index("without cubes"), rest.index("with pumps/valves")
+        assert answer == rest[having + 1] != rest[without + 1]
+        assert "in use  pumps/valves  1.0.0" in output and "87%" in output
+        assert "/nonsense: no such command; /help lists them\nnothing in the pool is called pumps/nothing" in output
+
+        asked = "How does the pump's valve open?\nWho wrote Hamlet?\n"
+        code, output, _ = await shell.run(*model, "--auto", typed=asked)
+        assert code == 0
+        assert "auto: pumps/valves (3 of 3 words: pump, valve, open)" in output
+        assert "auto: none of 1 cubes knows these words" in output
+
+
+async def test_serving_beyond_this_machine_needs_a_key(tmp_path: Path, tiny_model_folder: Path) -> None:
+    shell = Shell(tmp_path, None)
+    code, _, errors = await shell.run("serve", "--model", str(tiny_model_folder), "--host", "0.0.0.0")
+    assert (
+        code == 2 and errors == "memgrid: --host 0.0.0.0: others could reach it; set an API key in MEMGRID_API_KEY\n"
+    )
+    code, _, errors = await shell.run("serve", "--model", str(tmp_path / "no model"))
+    assert code == 2 and "expected a model's folder or name" in errors and errors.count("\n") == 1

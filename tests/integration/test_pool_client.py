@@ -47,7 +47,7 @@ from memgrid.pool.patient import PatientClient
 from memgrid.pool.registry import Registry
 from memgrid.signing import SigningKey
 from memgrid.units import StoreDtype
-from memgrid_coordinator.records import CubeFacts
+from memgrid_coordinator.recipes.facts import cube_facts
 from tests.cubes import make_cube, write_cube
 from tests.integration.data_plane import OPERATOR, DataPlane, running
 
@@ -107,24 +107,13 @@ async def publish(plane: DataPlane, folder: Path, name: str = NAME, version: str
     )
     for content in contents_of(folder):
         plane.blobs.put_bytes(content)
-    facts = CubeFacts(
-        digest=manifest.digest,
-        kind="activation",
-        base=manifest.base.name,
-        title=manifest.title,
-        tokens=manifest.token_count,
-        payload_bytes=manifest.payload_bytes,
-        licence=manifest.licence,
-        produced_flops=manifest.cost.flops,
-        source_names=tuple(source.uri for source in manifest.sources),
-    )
     return await plane.publishing.publish_cube(
         repository=name,
         version=version,
         tags=("latest",),
         manifest=oci.to_bytes(),
         media_type=OCI_MANIFEST_TYPE,
-        facts=facts,
+        facts=cube_facts(manifest),
     )
 
 

@@ -138,6 +138,8 @@ async def test_auto_takes_what_the_question_is_about_or_nothing(client: Client) 
     assert milled.model_extra["memgrid"]["cubes"][0]["name"] == "mills/flour"
     went_on = [*TOLD, {"role": "assistant", "content": "Three."}, {"role": "user", "content": "Why is that?"}]
     assert (await ask(client, f"{BASE}+auto", went_on)).model_extra["memgrid"]["cubes"][0]["name"] == "pumps/valves"
+    turned = [*TOLD, {"role": "assistant", "content": "Three."}, *ELSEWHERE]
+    assert (await ask(client, f"{BASE}+auto", turned)).model_extra["memgrid"]["cubes"] == []
     nothing = await ask(client, f"{BASE}+auto", ELSEWHERE)
     assert nothing.model_extra["memgrid"] == {"cubes": [], "why": "none of 2 cubes knows these words"}
     assert nothing.choices[0].message.content == (await ask(client, BASE, ELSEWHERE)).choices[0].message.content

@@ -166,6 +166,7 @@ def set_cube(
             payload_bytes=facts.payload_bytes,
             licence=facts.licence,
             produced_flops=facts.produced_flops,
+            gap_closed=facts.gap_closed,
             created_at=now,
         )
     )
@@ -207,6 +208,7 @@ def _to_cube(row: Any) -> PoolCube:
         payload_bytes=row.payload_bytes,
         licence=row.licence,
         produced_flops=row.produced_flops,
+        gap_closed=row.gap_closed,
         created_at=row.created_at,
     )
 

@@ -329,6 +329,7 @@ class PoolCubeRow(SQLModel, table=True):
     payload_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     licence: str
     produced_flops: int = Field(sa_column=Column(BigInteger, nullable=False))
+    gap_closed: float | None = None
     created_at: datetime = Field(sa_column=_time(nullable=False, index=True))
 
 

@@ -31,6 +31,7 @@ ReferenceArgument = Annotated[
 ]
 
 
+_NUMBERS = ("tokens", "size", "gap closed", "took")
 COMMANDS = frozenset({"search", "info", "pull", "verify", "ls", "rm"})
 
 
@@ -54,11 +55,12 @@ def search(
     if as_json:
         print_json([asdict(listing) for listing in found])
         return
-    table = _table("cube", "base model", "tokens", "size", "licence", "saves", "title")
+    table = _table("cube", "kind", "base model", "tokens", "size", "gap closed", "licence", "took", "title")
     for cube in found:
-        size, saved = bytes_text(cube.bytes), flops_text(cube.produced_flops)
-        name = f"{cube.repository}:{cube.tag}"
-        table.add_row(name, cube.base, f"{cube.tokens:,}", size, cube.licence, saved, cube.title)
+        size, took = bytes_text(cube.bytes), flops_text(cube.produced_flops)
+        name, closed = f"{cube.repository}:{cube.tag}", "" if cube.gap_closed is None else f"{cube.gap_closed:.0%}"
+        tokens = f"{cube.tokens:,}"
+        table.add_row(name, cube.kind, cube.base, tokens, size, closed, cube.licence, took, cube.title)
     Console().print(table if found else "no cube matches")
 
 
@@ -211,5 +213,5 @@ def _cached_json(cube: CachedCube) -> dict[str, Any]:
 def _table(*headings: str) -> Table:
     table = Table(box=None, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("tokens", "size", "saves") else "left")
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
     return table

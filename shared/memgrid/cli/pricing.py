@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from memgrid.clock import Clock, SystemClock
-from memgrid.cube.info import BreakEven
+from memgrid.cube.info import BreakEven, CubeInfo
 from memgrid.pool.offers import Offer
 from memgrid.text import bytes_text, flops_text, seconds_text
 
@@ -53,14 +53,15 @@ def price_table(offer: Offer, rates: Rates) -> Table:
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    spent = (
-        f"{flops_text(info.produced_flops)} for the payload, at least {flops_text(info.spent_flops)} with replicas"
-    )
+    spent = f"{flops_text(info.produced_flops)} for the payload"
+    if info.spent_flops > info.produced_flops:
+        spent += f", at least {flops_text(info.spent_flops)} with replicas"
     for name, value in (
         ("cube", offer.reference),
         ("title", info.title),
         ("base model", f"{info.base}, weights {info.base_weights}"),
-        ("content", f"{info.tokens:,} tokens, {info.layout}, {info.wrap}, {info.store_dtype}"),
+        ("content", _content(info)),
+        *_quality_rows(info),
         ("licence", info.licence),
         ("sources", ", ".join(info.sources)),
         (
@@ -68,14 +69,48 @@ def price_table(offer: Offer, rates: Rates) -> Table:
             f"{bytes_text(offer.download_bytes)}, of which {bytes_text(offer.missing_bytes)} are not here yet",
         ),
         ("made with", spent),
-        ("saves", f"{flops_text(info.saved_flops)} of prefill, at every attach"),
+        ("saves", f"{flops_text(info.saved_flops)} of reading, at every attach"),
         ("pulling", _pull_line(offer, rates)),
-        ("computing", _compute_line(offer, rates)),
+        ("computing" if info.quality is None else "training", _compute_line(offer, rates)),
         ("so", _advice(_break_even(offer, rates))),
         ("digest", info.digest),
     ):
         table.add_row(name, value)
     return table
+
+
+def _content(info: CubeInfo) -> str:
+    if info.adapter is None:
+        return f"{info.tokens:,} tokens, {info.layout}, {info.wrap}, {info.store_dtype}"
+    size = f"{bytes_text(info.bytes)} in {info.store_dtype}"
+    return (
+        f"{info.adapter}, {size}: {info.compression:.1f} times less than the KV cache of its {info.tokens:,} tokens"
+    )
+
+
+def _quality_rows(info: CubeInfo) -> list[tuple[str, str]]:
+    """What a trained cube reaches between the model without its text and the model that read it."""
+    if info.quality is None:
+        return []
+    found = info.quality
+    return [
+        (
+            "quality",
+            f"{found['gap_closed']:.0%} of the gap between no text and the text in context closed,"
+            f" on {found['items']} held-out conversations of {found['tokens']:,} tokens",
+        ),
+        (
+            "NLL a token",
+            f"{found['nll_none']:.3f} without the text, {found['nll_cube']:.3f} with the cube,"
+            f" {found['nll_text']:.3f} with the text",
+        ),
+        ("KL a token", f"{found['kl_none']:.3f} without the text, {found['kl_cube']:.3f} with the cube"),
+        (
+            "right",
+            f"{found['correct_cube']:.0%} of tokens and {found['exact_cube']:.0%} of whole answers;"
+            f" without the text {found['correct_none']:.0%} and {found['exact_none']:.0%}",
+        ),
+    ]
 
 
 def _break_even(offer: Offer, rates: Rates) -> BreakEven:
@@ -95,5 +130,5 @@ def _compute_line(offer: Offer, rates: Rates) -> str:
 
 
 def _advice(even: BreakEven) -> str:
-    better = "pulling is faster here" if even.is_worth_pulling else "computing is faster here"
+    better = "pulling is faster here" if even.is_worth_pulling else "making it oneself is faster here"
     return f"{better}; both take as long on a line of {bytes_text(even.line_needed_bytes_per_s)}/s"

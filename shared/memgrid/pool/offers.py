@@ -27,6 +27,8 @@ class Listing:
     licence: str
     produced_flops: int
     created_at: str
+    gap_closed: float | None = None
+    """A trained cube's quality: 0 is the model without the text, 1 the model that read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,4 +69,9 @@ def _listing(entry: dict[str, Any]) -> Listing:
         licence=str(entry["licence"]),
         produced_flops=int(entry["produced_flops"]),
         created_at=str(entry["created_at"]),
+        gap_closed=_maybe_number(entry.get("gap_closed")),
     )
+
+
+def _maybe_number(value: Any) -> float | None:
+    return None if value is None else float(value)

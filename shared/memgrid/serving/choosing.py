@@ -24,6 +24,8 @@ from memgrid.serving.relevance import Index
 
 AUTO = "auto"
 _TITLE_WEIGHT, _SOURCE_WEIGHT = 3, 2
+_WORDS_OF_ITS_OWN = 2
+"""Telling words that make a question stand for itself."""
 log = get_logger(__name__)
 
 
@@ -83,7 +85,10 @@ class Shelf:
             return [by_digest[digest] for digest in ordered if self._fits(by_digest[digest])]
 
     def about(self, turns: Sequence[Mapping[str, str]]) -> Choice:
-        """The cube that a conversation is about, by the last thing its user said that any cube knows of."""
+        """The cube that a conversation is about, by its last question.
+
+        One that says little by itself ("And why?") is understood from those before it.
+        """
         cubes = self.at_hand()
         index = Index([(cube, self._words_of(cube)) for cube in cubes])
         asked = [turn["content"] for turn in reversed(turns) if turn.get("role") == "user"]
@@ -93,6 +98,8 @@ class Shelf:
                 words = ", ".join(match.matched)
                 why = f"{len(match.matched)} of {match.asked} words: {words}"
                 return Choice(cubes=(self._open(match.thing.folder),), why=f"{match.thing.manifest.name} ({why})")
+            if len(words_of(question)) >= _WORDS_OF_ITS_OWN:
+                break
         return Choice(cubes=(), why=f"none of {len(cubes)} cubes knows these words")
 
     def _try_open(self, folder: Path) -> MemCube | None:

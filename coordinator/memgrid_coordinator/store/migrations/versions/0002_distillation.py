@@ -38,11 +38,13 @@ def upgrade() -> None:
     _index_what_to_lease(_TO_LEASE)
     op.add_column("leases", sa.Column("compute_s", sa.Float(), nullable=False, server_default="0"))
     _sum_up_leases()
+    op.add_column("pool_cubes", sa.Column("gap_closed", sa.Float(), nullable=True))
     _rebuild_uploads("lease_id", "name")
 
 
 def downgrade() -> None:
     _rebuild_uploads("lease_id")
+    op.drop_column("pool_cubes", "gap_closed")
     op.drop_column("leases", "compute_s")
     op.drop_index("units_to_lease", "units")
     _index_what_to_lease(_OPEN)
