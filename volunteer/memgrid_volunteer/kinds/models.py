@@ -48,8 +48,18 @@ def as_many_as_fit(compute: Callable[[int], T], batch: int) -> T:
     """
     from accelerate.utils import find_executable_batch_size  # takes a second: the worker greets its supervisor first
 
+    size = batch
+
+    def tried(batch_size: int) -> T:
+        nonlocal size
+        size = batch_size
+        return compute(batch_size)
+
     try:
-        result: T = find_executable_batch_size(compute, starting_batch_size=batch)()
+        repeated = find_executable_batch_size(
+            tried, starting_batch_size=batch, reduce_batch_size_fn=lambda: size // 2
+        )
+        result: T = repeated()
     except RuntimeError as error:
         if "No executable batch size found" not in str(error):
             raise
