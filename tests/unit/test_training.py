@@ -12,10 +12,11 @@ import torch
 
 from memgrid.distill.model import load_model
 from memgrid.distill.state import TrainState, read_state, state_bytes, write_state
-from memgrid.distill.training import train
+from memgrid.distill.training import learning_rate, train
+from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.trace import StepTrace
-from memgrid.specs import AdapterSpec
+from memgrid.specs import AdapterSpec, Schedule
 from memgrid.units import ReasonCode
 from tests.models import make_tiny_model
 from tests.training import FROZEN_A, LORA, PREFIX, course, make_spec, random_start
@@ -112,3 +113,56 @@ def test_a_run_that_loses_what_it_had_learnt_is_stopped(model: Any) -> None:
     with pytest.raises(RefusedError, match=r"^step 2: .* more than 3 times the lowest of 1.5$") as refused:
         train(model, spec, random_start(LORA, model), course(spec), trace=[learnt])
     assert refused.value.reason.code is ReasonCode.DIVERGED
+
+
+class Forgetful:
+    """A decoder that has memory for so many rows at once and no more."""
+
+    def __init__(self, decoder: Any, rows_max: int) -> None:
+        self._decoder = decoder
+        self._rows_max = rows_max
+        self.asked: list[int] = []
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.asked.append(len(inputs["input_ids"]))
+        if len(inputs["input_ids"]) > self._rows_max:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self._decoder(**inputs)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, start = make_spec(PREFIX, stop_step=3, batch_rows=8), random_start(PREFIX, model)
+    calm = train(model, spec, start, course(spec))
+    small = Forgetful(model.get_decoder(), rows_max=2)
+    monkeypatch.setattr(model, "get_decoder", lambda: small)
+    halved = train(model, spec, start, course(spec), micro_batch=8)
+    assert (state_bytes(halved[0]), halved[1]) == (state_bytes(calm[0]), calm[1])
+    # Once found out, it is remembered: every later step begins with what fits.
+    assert small.asked == [8, 4, *[2] * 12]
+
+
+def test_a_machine_without_room_for_a_row_says_so(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, start = make_spec(PREFIX), random_start(PREFIX, model)
+    monkeypatch.setattr(model, "get_decoder", lambda: Forgetful(None, rows_max=0))
+    with pytest.raises(MemoryError, match="step 0: not even one row of 64 tokens fits"):
+        train(model, spec, start, course(spec), micro_batch=4)
+
+
+def test_start_of_another_adapter_or_step_is_refused(model: Any) -> None:
+    spec = make_spec(PREFIX)
+    with pytest.raises(InvalidError, match="state: base_model"):
+        train(model, spec, random_start(LORA, model), course(spec))
+    late = make_spec(PREFIX, first_step=4, stop_step=8)
+    with pytest.raises(InvalidError, match="state: step 0: the unit trains steps 4 to 8"):
+        train(model, late, random_start(PREFIX, model), course(late))
+
+
+def test_learning_rate_goes_up_then_down(model: Any) -> None:
+    for schedule, last in ((Schedule.CONSTANT, 0.1), (Schedule.LINEAR, 0.1 / 22), (Schedule.COSINE, 0.0006)):
+        spec = make_spec(PREFIX, schedule=schedule)
+        rates = [learning_rate(spec, step) for step in range(24)]
+        assert rates[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+        assert rates[2:] == sorted(rates[2:], reverse=True)
+        assert rates[-1] == pytest.approx(last, rel=0.2)
