@@ -108,7 +108,7 @@ class World:
 
     @property
     def open(self) -> list[Unit]:
-        return [unit for unit in self.seen.units if unit.state is UnitState.OPEN]
+        return [unit for unit in self.seen.units if unit.state in (UnitState.OPEN, UnitState.CHECKING)]
 
     def ask(self, wanted: tuple[NewUnit, ...]) -> None:
         """Units are stored once; asking for one that is there changes nothing."""
@@ -119,7 +119,8 @@ class World:
 
     def settle(self, unit: Unit, state: UnitState, reason: Reason | None = None) -> None:
         output = digest_of(b"output of " + unit.key.encode()) if state is UnitState.ACCEPTED else None
-        ended = replace(unit, state=state, output_digest=output, settled_at=self.seen.now, reason=reason)
+        settled_at = None if state is UnitState.CHECKING else self.seen.now
+        ended = replace(unit, state=state, output_digest=output, settled_at=settled_at, reason=reason)
         self.seen = replace(self.seen, units=tuple(ended if one.key == unit.key else one for one in self.seen.units))
 
     def accept(self, *units: Unit) -> None:
@@ -255,6 +256,7 @@ def test_no_document_waits_for_nothing(data: st.DataObject, mode: dict[str, Any]
     for _ in range(300):
         for unit_id, reason in distill.withdrawn(world.seen).items():
             (unit,) = (one for one in world.open if one.unit_id == unit_id)
+            assert unit.state is UnitState.OPEN, "what is reported is done, and will be paid"
             world.settle(unit, UnitState.CANCELLED, reason)
         step = world.step
         assert distill.progress(world.seen, ()).steps <= 12
@@ -270,7 +272,9 @@ def test_no_document_waits_for_nothing(data: st.DataObject, mode: dict[str, Any]
                 world.seen = replace(world.seen, now=step.until)
             elif world.open:
                 unit = data.draw(st.sampled_from(world.open), label="ends")
-                if data.draw(st.integers(0, 9), label="luck"):
+                if unit.state is UnitState.OPEN and data.draw(st.booleans(), label="is reported first"):
+                    world.settle(unit, UnitState.CHECKING)
+                elif data.draw(st.integers(0, 9), label="luck"):
                     world.accept(unit)
                 else:
                     code = data.draw(st.sampled_from(codes), label="why")

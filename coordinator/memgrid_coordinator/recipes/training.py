@@ -59,6 +59,10 @@ class _Member:
         return self.unit.state in ENDED_UNITS
 
     @property
+    def is_reported(self) -> bool:
+        return self.unit.state is UnitState.CHECKING
+
+    @property
     def output(self) -> Digest:
         assert self.unit.output_digest is not None, f"unit {self.unit.key} is not accepted"
         return self.unit.output_digest
@@ -117,8 +121,11 @@ def trained(seen: Seen, start: Digest) -> Trained:
 
 
 def withdrawn(seen: Seen, *, is_over: bool) -> dict[int, Reason]:
-    """Train units that are of no more use: of a round too long ago, or when training is over."""
-    unfinished = [member for member in _members(seen.units) if not member.has_ended]
+    """Train units that are of no more use: of a round too long ago, or when training is over.
+
+    What is reported and being checked is left alone: the work is done, and should be paid.
+    """
+    unfinished = [member for member in _members(seen.units) if not member.has_ended and not member.is_reported]
     if seen.spent is not None:
         return {member.unit.unit_id: seen.spent for member in unfinished}
     if is_over:
@@ -145,7 +152,7 @@ def _next_of_relay(seen: Seen, template: TrainSpec) -> Ask | Wait | Failed | Tra
     after = [member for member in _members(seen.units) if member.spec.first_step == here.steps]
     if here.steps >= template.total_steps:
         return here
-    if any(not member.has_ended for member in after) and seen.spent is None:
+    if any(not member.has_ended and (seen.spent is None or member.is_reported) for member in after):
         return Wait()
     if failed := [member.unit for member in after if member.unit.state is UnitState.FAILED]:
         return _ended_badly(here, failed)
@@ -168,10 +175,10 @@ def _next_of_rounds(seen: Seen, template: TrainSpec) -> Ask | Work | Wait | Fail
     done = [member for member in members if member.is_accepted]
     if not members:
         return replace(here, note=seen.spent) if seen.spent is not None else _round(seen, template, number, here)
-    have_ended = all(member.has_ended for member in members) or seen.spent is not None
+    have_ended = all(member.has_ended or (seen.spent is not None and not member.is_reported) for member in members)
     if not have_ended:
         enough = max(1.0, rounds.enough * rounds.members - _ROUNDING)
-        if len(done) < enough:
+        if len(done) < enough or seen.spent is not None:
             return Wait()
         ends = sorted(member.unit.settled_at for member in done if member.unit.settled_at is not None)
         until = ends[min(len(ends), -int(-enough // 1)) - 1] + timedelta(seconds=rounds.wait_s)

@@ -73,6 +73,7 @@ class Advancing:
         """Documents to look at again at a time of their own."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """Documents for which something is being made."""
+        self._is_closing = False
 
     async def advance(self) -> int:
         """Do what follows, a bounded amount; returns how many documents and campaigns moved.
@@ -100,6 +101,7 @@ class Advancing:
 
     async def close(self) -> None:
         """Let go of what is being made: it is made again at the next start."""
+        self._is_closing = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -108,7 +110,7 @@ class Advancing:
     async def _advance_safely(self, document_id: int) -> int:
         """One document; what goes wrong with it does not hold up the others."""
         self._due.pop(document_id, None)
-        if document_id in self._tasks:
+        if document_id in self._tasks or self._is_closing:
             return 0
         try:
             return await self._advance(document_id)
