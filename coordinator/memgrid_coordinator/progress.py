@@ -24,7 +24,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`losses` are (step, loss) of training; `note` says why training ended early."""
+    """`losses` are (step, loss) of training; `note` says why training ended early.
+
+    `ahead_flops` is what hosts will be asked for beyond the units that exist: it makes the time that is left.
+    """
 
     stage: Stage | None = None
     steps: int = 0
@@ -32,6 +35,7 @@ class Progress:
     losses: tuple[tuple[int, float], ...] = ()
     quality: Quality | None = None
     note: Reason | None = None
+    ahead_flops: int = 0
 
     def to_text(self) -> str:
         """JSON for its column; nothing for a document that has none.
@@ -54,6 +58,7 @@ class Progress:
             losses=tuple((int(step), float(loss)) for step, loss in value["losses"]),
             quality=None if quality is None else Quality(**quality),
             note=None if note is None else Reason(code=ReasonCode(note["code"]), text=note["text"]),
+            ahead_flops=value.get("ahead_flops", 0),
         )
 
 

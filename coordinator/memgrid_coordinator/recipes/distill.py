@@ -26,6 +26,7 @@ from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.policy.kinds import spec_in
 from memgrid_coordinator.progress import Progress, Stage
 from memgrid_coordinator.recipes import training
+from memgrid_coordinator.recipes.estimates import ahead_flops
 from memgrid_coordinator.recipes.steps import Failed, MoreUnits, Publish, Seen, Step, Wait, Work, why_unit_failed
 from memgrid_coordinator.records import Made, NewDocument, NewUnit, Unit
 
@@ -130,6 +131,7 @@ def progress(seen: Seen, losses: Sequence[tuple[int, float]]) -> Progress:
         losses=tuple(losses),
         quality=quality_in(made),
         note=note,
+        ahead_flops=ahead_flops(seen, is_trained=ADAPTER in made),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from memgrid.campaign import CampaignFile
@@ -12,9 +12,10 @@ from memgrid.digest import digest_of
 from memgrid.kinds.registry import kind_of
 from memgrid.kinds.state_file import state_bytes_max
 from memgrid.kinds.study import shard_bytes
-from memgrid.specs import EvaluateSpec, PrefillSpec, Purpose, StudySpec, TrainSpec
+from memgrid.specs import EvaluateSpec, PrefillSpec, Purpose, Spec, StudySpec, TrainSpec
 from memgrid.units import UnitKey
 from memgrid_coordinator.policy.kinds import spec_in
+from memgrid_coordinator.recipes.steps import Seen
 from memgrid_coordinator.records import NewDocument, NewUnit, StageEstimate
 
 _UNKNOWN = digest_of(b"not made yet")
@@ -33,6 +34,23 @@ def stages_of(
         return (_planned(PrefillSpec.kind, list(units.values()), campaign, base, present),)
     study = _planned(StudySpec.kind, list(units.values()), campaign, base, present)
     return (study, _training(campaign, documents, base), _evaluation(campaign, documents, base))
+
+
+def ahead_flops(seen: Seen, *, is_trained: bool) -> int:
+    """What a document will still ask hosts for, replicas included, beyond the units that exist already."""
+    campaign, tokens, base = seen.campaign, seen.document.tokens, seen.base
+    specs = [spec_in(unit.spec) for unit in seen.units]
+    if any(isinstance(spec, EvaluateSpec) for spec in specs):
+        return 0
+    scored = _evaluate_spec(campaign, tokens, base, _held_out(specs))
+    flops = campaign.trust.replicas(audited=False) * kind_of(scored).flops(scored, base.geometry)
+    if is_trained:
+        return flops
+    train = campaign.distill.train
+    members = train.rounds.members if train.mode is Mode.ROUNDS else 1
+    asked = max((spec.stop_step for spec in specs if isinstance(spec, TrainSpec)), default=0)
+    rest = replace(_train_spec(campaign, tokens, base, members), first_step=asked)
+    return flops + campaign.trust.replicas(audited=True) * members * kind_of(rest).flops(rest, base.geometry)
 
 
 def _planned(
@@ -69,7 +87,7 @@ def _training(campaign: CampaignFile, documents: Sequence[NewDocument], base: Mo
     members = train.rounds.members if rounds else 1
     flops = serial_flops = state_bytes = 0
     for document in documents:
-        spec = _train_spec(campaign, document, base, members)
+        spec = _train_spec(campaign, document.tokens, base, members)
         own = kind_of(spec).flops(spec, base.geometry)
         flops += members * own
         serial_flops = max(serial_flops, own)
@@ -88,13 +106,13 @@ def _training(campaign: CampaignFile, documents: Sequence[NewDocument], base: Mo
     )
 
 
-def _train_spec(campaign: CampaignFile, document: NewDocument, base: ModelIdentity, members: int) -> TrainSpec:
+def _train_spec(campaign: CampaignFile, tokens: int, base: ModelIdentity, members: int) -> TrainSpec:
     """All steps of a document at once, as one host would take them."""
     train = campaign.distill.train
     return TrainSpec(
         model=base.digest,
         frame=_UNKNOWN,
-        adapter=campaign.distill.adapter.shape(document.tokens),
+        adapter=campaign.distill.adapter.shape(tokens),
         state=_UNKNOWN,
         shards=(),
         distractors=(),
@@ -120,17 +138,8 @@ def _evaluation(campaign: CampaignFile, documents: Sequence[NewDocument], base: 
     each = campaign.distill.items_per_evaluation
     units = items = flops = largest = 0
     for document in documents:
-        held_out = _held_out(document)
-        spec = EvaluateSpec(
-            model=base.digest,
-            frame=_UNKNOWN,
-            adapter=campaign.distill.adapter.shape(document.tokens),
-            adapter_file=_UNKNOWN,
-            shards=(_UNKNOWN,),
-            first=0,
-            items=held_out,
-            compute_dtype=campaign.distill.compute_dtype,
-        )
+        held_out = _held_out([spec_in(unit.spec) for unit in document.units])
+        spec = _evaluate_spec(campaign, document.tokens, base, held_out)
         one = replace(spec, items=min(each, held_out))
         units += -(-held_out // each)
         items += held_out
@@ -149,6 +158,21 @@ def _evaluation(campaign: CampaignFile, documents: Sequence[NewDocument], base: 
     )
 
 
-def _held_out(document: NewDocument) -> int:
-    studied = [spec for unit in document.units if isinstance(spec := spec_in(unit.spec), StudySpec)]
+def _evaluate_spec(campaign: CampaignFile, tokens: int, base: ModelIdentity, items: int) -> EvaluateSpec:
+    """All held-out conversations of a document at once."""
+    return EvaluateSpec(
+        model=base.digest,
+        frame=_UNKNOWN,
+        adapter=campaign.distill.adapter.shape(tokens),
+        adapter_file=_UNKNOWN,
+        shards=(_UNKNOWN,),
+        first=0,
+        items=items,
+        compute_dtype=campaign.distill.compute_dtype,
+    )
+
+
+def _held_out(specs: Iterable[Spec]) -> int:
+    """Held-out conversations that were asked for."""
+    studied = [spec for spec in specs if isinstance(spec, StudySpec)]
     return sum(spec.conversations for spec in studied if spec.purpose is Purpose.HELD_OUT)

@@ -94,9 +94,7 @@ def add_units(connection: Connection, document_id: int, unit_ids: Sequence[int])
 def add_made(connection: Connection, document_id: int, made: Made) -> None:
     """Keep what was made for a document; its name is new to it."""
     connection.execute(
-        insert(document_blobs).values(
-            document_id=document_id, name=made.name, digest=made.digest, detail=made.detail
-        )
+        insert(document_blobs).values(document_id=document_id, name=made.name, digest=made.digest, detail=made.detail)
     )
 
 
@@ -149,7 +147,7 @@ def count_by_state(connection: Connection) -> dict[str, int]:
 def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[float] = ()) -> Campaign:
     """A campaign with its documents and sums; the caller knows that it exists.
 
-    `fleet` is the FLOP/s of each host alive, for the time that is left.
+    `fleet` is the FLOP/s of each host alive, slowest first, for the time that is left.
     """
     row = connection.execute(select(campaigns).where(campaigns.c.campaign_id == campaign_id)).one()
     unit_rows = _unit_sums(connection, campaign_id)
@@ -158,7 +156,7 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
     for lease in lease_rows:
         by_verdict[lease.state] = by_verdict.get(lease.state, 0) + lease.rows
     accepted = [unit for unit in unit_rows if unit.state == UnitState.ACCEPTED]
-    left_flops = sum(unit.flops_left for unit in unit_rows if unit.state not in ENDED_UNITS)
+    found = documents_of(connection, campaign_id)
     return Campaign(
         campaign_id=campaign_id,
         name=row.name,
@@ -175,11 +173,23 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
         tokens_accepted=sum(unit.tokens for unit in accepted),
         produced_flops=sum(unit.flops for unit in accepted),
         spent_flops=sum(lease.flops for lease in lease_rows if lease.state in _COMPUTED),
-        documents=tuple(documents_of(connection, campaign_id)),
-        eta_s=left_flops / sum(fleet) if fleet and left_flops else None,
+        documents=tuple(found),
+        eta_s=_eta_s(
+            sum(unit.flops_left for unit in unit_rows if unit.state not in ENDED_UNITS),
+            [document.progress.ahead_flops for document in found if document.state is DocumentState.RUNNING],
+            fleet,
+        ),
         recipe=row.recipe,
         device_hours=device_hours(connection, campaign_id),
     )
+
+
+def _eta_s(left_flops: int, ahead_flops: Sequence[int], fleet: Sequence[float]) -> float | None:
+    """Seconds for the units that exist, and for those to come: of one document they follow one another."""
+    if not fleet or not left_flops + sum(ahead_flops):
+        return None
+    together, usual = sum(fleet), fleet[len(fleet) // 2]
+    return left_flops / together + max(sum(ahead_flops) / together, max(ahead_flops, default=0) / usual)
 
 
 _ACTIVATION = "activation"

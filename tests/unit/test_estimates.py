@@ -1,0 +1,52 @@
+"""The time that is left counts what does not exist yet, and never grows while everything goes well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memgrid_coordinator.recipes import distill
+from memgrid_coordinator.recipes.estimates import ahead_flops, stages_of
+from memgrid_coordinator.recipes.steps import MoreUnits, Publish, Work
+from memgrid_coordinator.store.campaigns import _eta_s
+from tests.unit.test_distill_recipe import ROUNDS, World, campaign_of, plan_of
+from tests.unit.test_recipes import BASE
+
+
+def left_flops(world: World) -> int:
+    """Of units that exist, with their replicas, and of those that will."""
+    trust = world.seen.campaign.trust
+    existing = sum(unit.flops * trust.replicas(audited=unit.kind != "evaluate") for unit in world.open)
+    return existing + ahead_flops(world.seen, is_trained="adapter" in world.seen.made)
+
+
+@pytest.mark.parametrize("train", [{}, ROUNDS])
+def test_what_is_left_shrinks_from_the_plan_to_nothing(train: dict[str, Any]) -> None:
+    campaign = campaign_of(**train)
+    world = World(campaign)
+    stages = stages_of(campaign, distill.new_documents(plan_of(), campaign, BASE), BASE, ())
+    left = [left_flops(world)]
+    assert left[0] == sum(stage.flops_left for stage in stages)
+    while not isinstance(step := world.step, Publish):
+        if isinstance(step, Work):
+            world.do(step)
+        elif isinstance(step, MoreUnits):
+            world.ask(step.units)
+        else:
+            world.accept()
+        left.append(left_flops(world))
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
+
+
+def test_a_training_that_ended_early_leaves_only_the_evaluation() -> None:
+    world = World(campaign_of())
+    assert ahead_flops(world.seen, is_trained=True) < ahead_flops(world.seen, is_trained=False)
+
+
+def test_one_document_goes_no_faster_than_one_host() -> None:
+    assert _eta_s(100, [400], [10.0, 10.0, 20.0]) == 100 / 40 + 400 / 10
+    assert _eta_s(100, [400] * 8, [10.0, 10.0, 20.0]) == 100 / 40 + 3200 / 40
+    assert _eta_s(100, [400], []) is None
+    assert _eta_s(0, [0], [10.0]) is None
