@@ -178,11 +178,14 @@ def _mistakes_in(file: Path) -> Iterator[None]:
 
 def _submission_line(submitted: Submitted) -> str:
     status = submitted.status
+    documents = f"{len(status.documents)} document{'' if len(status.documents) == 1 else 's'}"
     reused = f", {submitted.units_reused:,} of them known already" if submitted.units_reused else ""
-    return (
-        f"campaign {status.campaign_id}: {len(status.documents)} documents, {status.tokens:,} tokens,"
-        f" {status.units:,} units{reused}"
+    work = (
+        f"{status.units:,} units of study to begin with"
+        if status.recipe == "distill"
+        else f"{status.tokens:,} tokens, {status.units:,} units"
     )
+    return f"campaign {status.campaign_id}: {documents}, {work}{reused}"
 
 
 def _watch(endpoint: GridEndpoint, token: str | None, campaign_id: str, console: Console) -> CampaignStatus:
