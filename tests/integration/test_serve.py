@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shutil
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -260,3 +264,37 @@ def test_cubes_given_by_folder_are_at_hand(tmp_path: Path, loaded: Loaded, base:
     cube = shelf.add(str(tmp_path / "mine"))
     assert isinstance(cube, MemCube) and shelf.at_hand()[0] is cube
     assert shelf.named("own/notes") is cube
+
+
+async def test_the_command_serves_until_it_is_told_to_stop(
+    tmp_path: Path, tiny_model_folder: Path, loaded: Loaded, base: ModelIdentity
+) -> None:
+    make_parameter_cube(tmp_path / "mine", LORA, loaded.model, base, KEY, name="own/notes", seed=9)
+    arguments = ["--model", str(tiny_model_folder), "--cube", str(tmp_path / "mine"), "--port", "0"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from memgrid.cli.main import main; main()",
+        "serve",
+        *arguments,
+        "--key",
+        KEY.public_key.hex(),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"MEMGRID_GRID": "https://grid.example", "MEMGRID_API_KEY": "secret"},
+    )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 240)).decode()
+        found = re.fullmatch(r"serving (\S+) and \1\+auto at (http://127\.0\.0\.1:\d+/v1)\n", line)
+        assert found is not None, line
+        async with openai.AsyncOpenAI(base_url=found[2], api_key="secret", max_retries=0) as client:
+            answer = await ask(client, f"{found[1]}+own/notes")
+            assert answer.model_extra["memgrid"]["cubes"][0]["name"] == "own/notes"
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
