@@ -227,6 +227,14 @@ async def test_a_key_is_asked_for_where_one_was_set(loaded: Loaded, pool: Pool) 
             assert (await ask(client, BASE)).choices[0].message.content
 
 
+async def test_pages_that_call_themselves_this_machine_are_not_answered(address: str) -> None:
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{address}/models", headers={"Host": "localhost:8080"})).status_code == 200
+        for name in ("evil.example", "evil.example:8080", "[", "127.0.0.1.evil.example"):
+            refused = await http.get(f"{address}/models", headers={"Host": name})
+            assert refused.status_code in (400, 403), name
+
+
 async def test_more_than_may_wait_are_told_to_come_back(loaded: Loaded, pool: Pool) -> None:
     async with (
         serving(loaded, pool, waiting_max=1) as address,

@@ -23,6 +23,7 @@ from memgrid.signing import SigningKey
 from memgrid.specs import AdapterSpec
 from tests.adapters import LORA, PREFIX, make_parameter_cube
 from tests.cubes import make_cube
+from tests.models import make_tiny_model
 
 # PEFT asks transformers something that it now calls by another name; our files have no part in it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -216,6 +217,20 @@ def test_sampling_replays_with_a_seed_and_differs_without(cube_of: Made, model: 
         return list(drawn[0].tolist())
 
     assert sample(1) == sample(1) != sample(2)
+
+
+@pytest.mark.parametrize("adapter", [PREFIX, LORA], ids=["prefix", "lora"])
+def test_a_model_in_bfloat16_takes_them_too(tmp_path: Path, tokenizer: Any, adapter: AdapterSpec) -> None:
+    folder = make_tiny_model(tmp_path / "half", dtype=torch.bfloat16)
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    make_parameter_cube(tmp_path / "cube", adapter, half, identity_of_folder(folder, "half"), KEY)
+    cube = MemCube.open(tmp_path / "cube", trusted=True)
+    with cube.attach(half) as memory, cube.attach(exact) as reference:
+        found, expected = logits(half, memory.cache()), logits(exact, reference.cache())
+        assert found.dtype == torch.bfloat16
+        assert (found - expected).norm() < 0.05 * expected.norm()
+        half.generate(**memory.prompt(tokenizer, QUESTION), **GREEDY)
 
 
 def test_a_conversation_goes_on(cube_of: Made, model: Any, tokenizer: Any) -> None:

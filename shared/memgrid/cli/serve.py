@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Annotated
 
 import typer
@@ -33,12 +32,13 @@ def serve(
     grid: GridOption = None,
 ) -> None:
     """Serve /v1/chat/completions and /v1/models. Clients ask for MODEL, MODEL+auto or MODEL+namespace/name[+…]."""
-    if not _is_loopback(host) and not api_key:
-        raise InvalidError(f"--host {host}: others could reach it; set an API key in {KEY_VARIABLE}")
     try:
         from memgrid.serving.running import run
+        from memgrid.serving.server import is_loopback
     except ModuleNotFoundError as error:
         raise InvalidError(f"memgrid serve needs {error.name}: pip install 'memgrid[serve]'") from None
+    if not is_loopback(host) and not api_key:
+        raise InvalidError(f"--host {host}: others could reach it; set an API key in {KEY_VARIABLE}")
     from memgrid.serving.choosing import Shelf
     from memgrid.serving.loading import load
 
@@ -49,10 +49,3 @@ def serve(
             shelf.add(name)
         shelf.may_pull = pull
         run(loaded, shelf, host=host, port=port, api_key=api_key, waiting_max=waiting)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

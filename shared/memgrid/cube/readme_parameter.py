@@ -64,6 +64,7 @@ With plain PEFT:
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(model, "path/to/this/folder")
+chat = [{{"role": "user", "content": "your question"}}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 output = model.generate(**prompt)
 ```

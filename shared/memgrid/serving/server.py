@@ -7,7 +7,9 @@ import hmac
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -130,10 +132,14 @@ class Server:
 
     @web.middleware
     async def _doorkeeper(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if self._api_key is None:
+            # A web page can make its own name mean this machine; without a key, only our names for it are answered.
+            if not is_loopback(_host_of(request)):
+                return _refusal(403, f"without an API key only this machine is answered, not {request.host[:120]!r}")
+            return await handler(request)
         given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-        if self._api_key is not None and not hmac.compare_digest(given, self._api_key.encode()):
-            body = error_body("the API key is missing or wrong", "invalid_request_error", "invalid_api_key")
-            return web.json_response(body, status=401)
+        if not hmac.compare_digest(given, self._api_key.encode()):
+            return _refusal(401, "the API key is missing or wrong", code="invalid_api_key")
         return await handler(request)
 
     @web.middleware
@@ -147,6 +153,26 @@ class Server:
         except Exception:
             log.exception("this is a bug in memgrid", path=request.path)
             return web.json_response(error_body("internal error; the log says more", "server_error"), status=500)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by a name that nobody else can take.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "evil.example")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_of(request: web.Request) -> str:
+    """The host a client asked for, without its port."""
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _told(error: MemgridError) -> web.Response:
