@@ -40,7 +40,7 @@ def first_act(
     console.print(f"caught: {len(rejections)} reports of {CHEAT}, none of the others. The first:")
     console.print(f"  [red]{rejections[0]['text']}[/red]", soft_wrap=True)
     # A reader has a machine of its own: ours should not be busy computing for others.
-    grid.send_volunteers_home()
+    grid.send_home()
     step("a consumer searches, pulls, verifies, attaches and asks")
     cube = _fetch_cube(grid, console)
     reading = read_both_ways(model, tokenizer, cube, QUESTION)

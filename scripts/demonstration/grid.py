@@ -57,11 +57,6 @@ class Grid:
         environment = {**os.environ, "MEMGRID_HOME": str(self.folder / who), "MEMGRID_GRID": self.url, **more}
         return run([MEMGRID, *arguments], environment, show)
 
-    def volunteer(self, command: str, name: str) -> str:
-        """Run `memgrid volunteer COMMAND` as one of them."""
-        arguments = [MEMGRID, "volunteer", command, "--home", str(self.folder / name)]
-        return run(arguments, volunteer_environment(self.folder, name), False)
-
     def rejections(self) -> list[dict[str, str]]:
         """Every report that was rejected so far, and whose it was."""
         return [
@@ -71,17 +66,21 @@ class Grid:
             if event["name"] == "report_rejected"
         ]
 
-    def bring_volunteers(self, *names: str) -> None:
-        """Let them join, unless they have, and begin; returns when they have."""
+    def bring_volunteers(self, *names: str, threads: int = 1) -> None:
+        """Let them join, unless they have, and begin with so many threads each; returns when they have.
+
+        Three volunteers on a small machine would otherwise fight over its cores.
+        """
         new = [name for name in names if name not in self.hosts.values()]
         with ThreadPoolExecutor(len(names)) as pool:
             ids = list(pool.map(lambda name: join(self.folder, self.url, name), new))
         self.hosts.update(zip(ids, new, strict=True))
         for name in names:
-            start_volunteer(self.processes, self.folder, name)
+            start_volunteer(self.processes, self.folder, name, threads)
 
-    def send_volunteers_home(self) -> None:
-        self.processes.end(*HONEST, *_WORKERS)
+    def send_home(self, *names: str) -> None:
+        """End some volunteers, or all; they give back what they hold."""
+        self.processes.end(*(names or (*HONEST, *_WORKERS)))
 
 
 @contextmanager
@@ -109,18 +108,17 @@ def join(folder: Path, url: str, name: str) -> str:
     return host_id
 
 
-def start_volunteer(processes: Processes, folder: Path, name: str) -> None:
+def start_volunteer(processes: Processes, folder: Path, name: str, threads: int) -> None:
     """Let it work, in the background."""
     command = [MEMGRID, "volunteer", "run", "--home", str(folder / name)]
     if name in _WORKERS:
         command += ["--worker-module", _WORKERS[name]]
-    environment = volunteer_environment(folder, name)
+    environment = volunteer_environment(folder, name) | {"OMP_NUM_THREADS": str(threads)}
     processes.start(name, command, log=folder / f"{name}.log", environment=environment)
 
 
 def volunteer_environment(folder: Path, name: str) -> dict[str, str]:
-    # One thread each: three volunteers on a small machine would otherwise fight over its cores.
-    own = {"MEMGRID_HOME": str(folder / name), "OMP_NUM_THREADS": "1"}
+    own = {"MEMGRID_HOME": str(folder / name)}
     # Where the module of a cheat is found; nobody else needs it.
     return {**os.environ, **own, **({"PYTHONPATH": str(SCRIPTS)} if name in _WORKERS else {})}
 

@@ -53,7 +53,7 @@ def second_act(
     rejection = _check_outcome(grid, campaign)
     console.print(f"caught: {LAZY}, whose training was replayed in part by the grid")
     console.print(f"  [red]{rejection['text']}[/red]", soft_wrap=True)
-    grid.send_volunteers_home()
+    grid.send_home()
     step("the same question: before, with the text, and with the cube")
     cube = _fetch_cube(grid)
     answers = answer_three_ways(model, tokenizer, cube, TEXT.read_text(), QUESTION)

@@ -1,10 +1,9 @@
-"""Make sure that the cheat gets something to cheat with: the honest ones pause while it trains."""
+"""Make sure that the cheat gets something to cheat with: the honest ones are away while it trains."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from demonstration.grid import HONEST, Grid
 from demonstration.processes import DemoError
@@ -18,21 +17,21 @@ CAUGHT_LIMIT_S = 600.0
 
 
 def leave_training_to_the_cheat(grid: Grid, campaign_id: str) -> None:
-    """Pause the honest volunteers, as their owners may at any time, from the first training unit until the cheat's
-    answer was rejected; returns when everybody works again. Raises DemoError when nothing is rejected in time.
+    """Send the honest volunteers home, as their owners may at any time, from the first training unit until the
+    cheat's answer was rejected; returns when they are back. Raises DemoError when nothing is rejected in time.
     """
     before = _until(grid, campaign_id, _is_training, STUDY_LIMIT_S)
-    with ThreadPoolExecutor(len(HONEST)) as pool:
-        list(pool.map(lambda name: grid.volunteer("pause", name), HONEST))
-        try:
-            _until(
-                grid,
-                campaign_id,
-                lambda status: status.is_over or status.rejections > before.rejections,
-                CAUGHT_LIMIT_S,
-            )
-        finally:
-            list(pool.map(lambda name: grid.volunteer("resume", name), HONEST))
+    grid.send_home(*HONEST)
+    try:
+        _until(
+            grid,
+            campaign_id,
+            lambda status: status.is_over or status.rejections > before.rejections,
+            CAUGHT_LIMIT_S,
+        )
+    finally:
+        # A relay has one host at work at a time, so it may have the machine to itself.
+        grid.bring_volunteers(*HONEST, threads=2)
 
 
 def _is_training(status: CampaignStatus) -> bool:
