@@ -65,7 +65,8 @@ def chat(
         talk.is_auto = auto
         if is_person:
             held = ", ".join(each.manifest.name for each in talk.cubes) or ("chosen by question" if auto else "none")
-            console.print(f"[dim]{loaded.name}, cubes: {held}; /help for commands, Ctrl-D to leave[/dim]")
+            greeting = f"{loaded.name}, cubes: {held}; /help for commands, Ctrl-D to leave"
+            console.print(greeting, style="dim", markup=False, highlight=False)
         talk.run(_typed(console) if is_person else sys.stdin)
 
 

@@ -80,6 +80,8 @@ class Chat:
             in_use = ", ".join(cube.manifest.name for cube in self.cubes) or "none"
             raise InvalidError(f"/drop: {name} is not in use; in use: {in_use}")
         self.cubes = kept
+        if len(self._turns) > len(self._first):
+            self._say("[dim]what was said so far stays in the conversation; /reset begins anew[/dim]")
 
     def auto(self, _: str) -> None:
         """Choose by relevance from here on, or no longer."""
