@@ -19,7 +19,7 @@ from memgrid.distill.model import CausalLM
 
 ATTENTION = "memgrid_shared_context"
 _SCORES_MAX = 64 << 20
-"""Scores held at once; more rows are attended one after another."""
+"""Scores held at once; what is more is attended piece by piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +123,26 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it: query [b, h, t, d], key and value [b, g, s, d] -> [b, t, h, d]."""
     b, h, t, _d = query.shape
-    row_scores = h * t * (key.shape[2] + shared_context.tokens)
-    step = max(1, _SCORES_MAX // row_scores)
+    seen = h * (key.shape[2] + shared_context.tokens)
+    columns = max(1, min(t, _SCORES_MAX // seen))
+    rows = max(1, _SCORES_MAX // (seen * columns))
     layer: int = module.layer_idx
     parts = [
-        _attend(query[i : i + step], key[i : i + step], value[i : i + step],
-                attention_mask[i : i + step], scaling, shared_context, layer)
-        for i in range(0, b, step)
-    ]  # fmt: skip
-    return torch.cat(parts).transpose(1, 2), None
+        [
+            _attend(
+                query[i : i + rows, :, j : j + columns],
+                key[i : i + rows],
+                value[i : i + rows],
+                attention_mask[i : i + rows, :, j : j + columns],
+                scaling,
+                shared_context,
+                layer,
+            )
+            for j in range(0, t, columns)
+        ]
+        for i in range(0, b, rows)
+    ]
+    return torch.cat([torch.cat(row, dim=2) for row in parts]).transpose(1, 2), None
 
 
 def _attend(

@@ -171,7 +171,7 @@ def _decode(
     """Continue each prompt by at most `most` tokens: `choose` gives the next one of each row, None where it ends."""
     rows = Rows(model, context, len(prompts), max(map(len, prompts)) + most)
     hidden = rows.feed(prompts)
-    last = hidden[torch.arange(len(prompts)), rows.lengths - 1]
+    last = hidden[torch.arange(len(prompts), device=hidden.device), rows.lengths - 1]
     held = list(range(len(prompts)))  # the prompts whose caches are there
     at_work = list(held)  # those of them that go on
     while at_work:
