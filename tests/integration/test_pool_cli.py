@@ -40,13 +40,13 @@ class Shell:
             **({"MEMGRID_GRID": grid} if grid else {}),
         }
 
-    async def run(self, *arguments: str, typed: str | None = None) -> tuple[int, str, str]:
+    async def run(self, *arguments: str, typed: str | None = None, without: str = "") -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-W",
             "error",
             "-c",
-            _MEMGRID,
+            f"import sys; sys.modules.update({dict.fromkeys(without.split())}); {_MEMGRID}",
             *arguments,
             stdin=asyncio.subprocess.DEVNULL if typed is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -187,6 +187,20 @@ async def test_a_trained_cube_says_how_good_it_is_and_answers(
         assert code == 0
         assert "auto: pumps/valves (3 of 3 words: pump, valve, open)" in output
         assert "auto: none of 1 cubes knows these words" in output
+
+
+@pytest.mark.parametrize(
+    ("command", "without", "message"),
+    [
+        ("serve", "aiohttp", "memgrid serve needs aiohttp: pip install 'memgrid[serve]'"),
+        ("chat", "torch", "talking to a model needs torch: pip install 'memgrid[serve]'"),
+    ],
+)
+async def test_what_is_not_installed_is_said_with_how_to(
+    tmp_path: Path, command: str, without: str, message: str
+) -> None:
+    code, output, errors = await Shell(tmp_path, None).run(command, "--model", "any", typed="", without=without)
+    assert (code, output, errors) == (2, "", f"memgrid: {message}\n")
 
 
 async def test_serving_beyond_this_machine_needs_a_key(tmp_path: Path, tiny_model_folder: Path) -> None:

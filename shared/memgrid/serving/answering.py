@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -163,5 +164,8 @@ class Answerer:
 def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer: what model and template say, and a line's end for base models."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = configured if isinstance(configured, list) else [configured]
-    return frozenset(end for end in [*ends, *build_frame(tokenizer).stops] if end is not None)
+    ends = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    # A template that can't be taken apart can still be answered; distilling is what it is no good for.
+    with suppress(InvalidError):
+        ends += build_frame(tokenizer).stops
+    return frozenset(end for end in ends if end is not None)
