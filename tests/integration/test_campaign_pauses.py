@@ -20,6 +20,7 @@ from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState
 from memgrid_coordinator.records import ANONYMOUS, SubmittedSource
 from memgrid_coordinator.services.explaining import Explaining
+from tests.distilling import distill
 from tests.grids import (
     OPERATOR,
     campaign_file,
@@ -32,7 +33,6 @@ from tests.grids import (
     submit,
     work_on,
 )
-from tests.integration.test_distill_grid import distill
 
 TEXT = "The valve opens at three bar and closes at two. " * 8
 

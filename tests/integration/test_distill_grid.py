@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from memgrid.cube.manifest import CubeManifest, Parent
+from memgrid.specs import TrainSpec, parse_spec
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState
+from memgrid_coordinator.policy.manifests import parse_manifest
 from memgrid_coordinator.progress import Stage
-from memgrid_coordinator.store import events
+from memgrid_coordinator.store import campaigns, events
+from tests.distilling import TEXT, distill, distilling, rounds
 from tests.grids import push_model, running_coordinator, submit
 from tests.integration.test_worker_grid import HONEST, finished, volunteers
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = " ".join(f"Valve {number} opens at {number * 7 % 11} bar; see page {number * 13}." for number in range(12))
-DISTILL: dict[str, Any] = {
-    "adapter": {"kind": "prefix", "virtual_tokens": 8},
-    "study": {
-        "chunk_tokens": 1024,
-        "conversations": 8,
-        "held_out": 4,
-        "conversations_per_unit": 4,
-        "question_tokens": 8,
-        "answer_tokens": 8,
-        "top_k": 8,
-        "temperature": 1.0,
-    },
-    "train": {"steps": 6, "batch_rows": 2, "row_tokens": 64, "steps_per_unit": 3, "segment_steps": 2},
-    "quality": {"min_gap_closed": -10},
-    "items_per_evaluation": 3,
-    "compute_dtype": "float32",
-}
 
 
 @pytest.fixture(autouse=True)
 def import_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-def distill(**changed: Any) -> dict[str, Any]:
-    """The parameters of a tiny campaign; keywords change parts of them."""
-    return {
-        name: {**part, **changed.get(name, {})} if isinstance(part, dict) else part for name, part in DISTILL.items()
-    }
 
 
 async def story(coordinator: Coordinator, submission: Any) -> list[str]:
@@ -70,3 +50,65 @@ async def test_a_relay_of_two_volunteers_becomes_a_cube(tmp_path: Path, tiny_mod
         assert progress.quality.items == 4
         assert set(campaign.units_by_state) == {"accepted"}
         assert campaign.device_hours > 0
+
+
+async def test_rounds_of_three_members_become_a_cube(tmp_path: Path, tiny_model_folder: Path) -> None:
+    async with distilling(tmp_path, tiny_model_folder, hosts=3, parameters=rounds()) as grid:
+        document = await grid.finish()
+        assert document.cube == "handbook/manual:1.0.0", document.reason
+        assert (document.progress.steps, document.progress.stage) == (4, Stage.PUBLISH)
+        assert [step for step, _ in document.progress.losses] == [0, 1, 2, 3]
+        trained = await grid.units("train")
+        assert len(trained) == 6
+        made = await grid.coordinator.store.read(lambda connection: campaigns.made_of(connection, 1))
+        merged = json.loads(made["merge/0001"].detail)
+        assert set(merged["used"]) == {unit.key for unit in trained[:3]}
+        assert len(merged["agreements"]) == 3
+        assert await story(grid.coordinator, grid.submission) != []
+
+
+async def test_documents_are_trained_beside_their_siblings_and_beside_named_cubes(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    async with distilling(tmp_path, tiny_model_folder) as grid:
+        first = await grid.finish()
+        assert first.cube_digest is not None
+        texts = {"second.txt": f"Second. {TEXT}", "third.txt": f"Third. {TEXT}"}
+        beside = {"siblings": True, "distractors": ["handbook/manual:1.0.0"], "distractor_share": 1.0}
+        grid.submission = await submit(
+            grid.coordinator,
+            texts,
+            request_id="second",
+            recipe="distill",
+            distill=distill(train=beside),
+            publish={"namespace": "manuals", "version": "2.0.0", "licence": "CC0-1.0"},
+        )
+        await grid.finish()
+        campaign = await grid.campaign()
+        assert campaign.state is CampaignState.COMPLETED, [document.reason for document in campaign.documents]
+        made = [
+            await grid.coordinator.store.read(
+                lambda connection, document_id=document.document_id: campaigns.made_of(connection, document_id)
+            )
+            for document in campaign.documents
+        ]
+        specs = [parse_spec(unit.spec) for unit in await grid.units("train")]
+        named = made[0]["distractor/0000"].digest
+        assert {spec.distractors for spec in specs if isinstance(spec, TrainSpec)} == {
+            (named, made[1]["start-adapter"].digest)
+        }
+        cube = await grid.coordinator.publishing.resolve("manuals/second:2.0.0")
+        manifest = CubeManifest.from_bytes(
+            grid.coordinator.blobs.read_bytes(parse_manifest(cube.content, cube.media_type).blobs[0].digest)
+        )
+        assert manifest.lineage == (Parent(cube=first.cube_digest, operation="distractor"),)
+
+
+async def test_low_rank_weights_go_the_same_way(tmp_path: Path, tiny_model_folder: Path) -> None:
+    lora = distill(adapter={"kind": "lora", "rank": 2, "targets": ["q_proj", "v_proj"]})
+    del lora["adapter"]["virtual_tokens"]
+    async with distilling(tmp_path, tiny_model_folder, parameters=lora) as grid:
+        document = await grid.finish()
+        assert document.cube == "handbook/manual:1.0.0", document.reason
+        found = await grid.coordinator.publishing.search("valve", kind="parameter")
+        assert [cube.repository for cube in found] == ["handbook/manual"], "a cube is found by what it is about"

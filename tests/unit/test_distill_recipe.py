@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memgrid.campaign import CampaignFile
@@ -231,6 +231,7 @@ def test_rounds_begin_with_what_the_former_one_was_merged_to() -> None:
     assert json.loads(world.seen.made["adapter"].detail)["state"] == world.seen.made["merge/0003"].digest
 
 
+@settings(deadline=None)
 @given(data=st.data(), mode=st.sampled_from([{}, {**ROUNDS, "rounds": {**ROUNDS["rounds"], "enough": 1.0}}]))
 def test_whatever_order_results_come_in_and_whatever_is_done_twice_the_cube_is_the_same(
     data: st.DataObject, mode: dict[str, Any]
@@ -248,6 +249,7 @@ def test_whatever_order_results_come_in_and_whatever_is_done_twice_the_cube_is_t
     assert stormy.seen.made == calm.seen.made
 
 
+@settings(deadline=None)
 @given(data=st.data(), mode=st.sampled_from([{}, ROUNDS]))
 def test_no_document_waits_for_nothing(data: st.DataObject, mode: dict[str, Any]) -> None:
     """Units fail for any reason, budgets are spent at any time; in the end there is a cube or a reason."""
