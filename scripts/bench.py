@@ -16,17 +16,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
 
 NAMES = ("lifecycle", "attach", "worker")
+LONG = ("distill", "distill_rounds", "distill_checks", "distill_compose")
+"""Half an hour and more each on two cores: they run when named."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run; all by default: {', '.join(NAMES)}")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which to run: by default {', '.join(NAMES)}; also {', '.join(LONG)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see whether it runs")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in NAMES]
+    unknown = [name for name in arguments.names if name not in (*NAMES, *LONG)]
     if unknown:
-        parser.error(f"unknown benchmark {unknown[0]!r}: expected {', '.join(NAMES)}")
+        parser.error(f"unknown benchmark {unknown[0]!r}: expected {', '.join((*NAMES, *LONG))}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     from benchmarks.report import machine
 
