@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
+from memgrid.clock import Clock
 from memgrid.log import get_logger
 from memgrid.units import LeaseId, Reason
 from memgrid_coordinator.heavy.replay import Replayed, ReplayOrder, replay
@@ -18,6 +19,8 @@ from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
+_FIRST_PAUSE_S = 20.0
+_LONGEST_PAUSE_S = 1800.0
 Verdict = Callable[[LeaseId, Reason | None, str], Awaitable[None]]
 """Told of each lease how its replay ended, with the figures in words."""
 
@@ -33,6 +36,7 @@ class Auditing:
         engine: Engine,
         models: ModelFolders,
         metrics: Metrics,
+        clock: Clock,
         rule: UploadRule,
         verdict: Verdict,
     ) -> None:
@@ -41,15 +45,20 @@ class Auditing:
         self._engine = engine
         self._models = models
         self._metrics = metrics
+        self._clock = clock
         self._rule = rule
         self._verdict = verdict
         self._backlog = Backlog("audit", self._audit, batch_max=1)
         self._busy: set[LeaseId] = set()
+        self._failures: dict[LeaseId, tuple[int, float]] = {}
+        """Replays that came to no end here, how often, and until when to leave them alone."""
 
     @property
     def busy(self) -> frozenset[LeaseId]:
-        """What waits here or is being replayed."""
-        return frozenset(self._busy)
+        """What waits here, is being replayed, or failed to be lately."""
+        now_s = self._clock.monotonic_s()
+        resting = {lease_id for lease_id, (_, until_s) in self._failures.items() if now_s < until_s}
+        return frozenset(self._busy | resting)
 
     def add(self, lease_ids: Iterable[LeaseId]) -> None:
         new = [lease_id for lease_id in lease_ids if lease_id not in self._busy]
@@ -61,12 +70,19 @@ class Auditing:
         await self._backlog.drained()
 
     async def _audit(self, lease_ids: list[LeaseId]) -> None:
+        (lease_id,) = lease_ids
+        times, _ = self._failures.pop(lease_id, (0, 0.0))
         try:
-            for evidence in await self._store.read(partial(evidence_of, blobs=self._blobs, lease_ids=lease_ids)):
-                found = await self._replay(evidence)
-                await self._verdict(evidence.lease.lease_id, found.reason, _in_words(found))
+            (evidence,) = await self._store.read(partial(evidence_of, blobs=self._blobs, lease_ids=lease_ids))
+            found = await self._replay(evidence)
+            await self._verdict(lease_id, found.reason, _in_words(found))
+        except Exception:
+            # Not the host's fault, as far as one can tell: it waits, and others are replayed meanwhile.
+            pause_s = min(_FIRST_PAUSE_S * 2.0**times, _LONGEST_PAUSE_S)
+            self._failures[lease_id] = (times + 1, self._clock.monotonic_s() + pause_s)
+            raise
         finally:
-            self._busy.difference_update(lease_ids)
+            self._busy.discard(lease_id)
 
     async def _replay(self, evidence: Evidence) -> Replayed:
         assert evidence.lease.facts is not None, f"lease {evidence.lease.lease_id} has not been reported"

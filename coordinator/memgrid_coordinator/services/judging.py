@@ -74,6 +74,7 @@ class Judging:
             engine=replays,
             models=models,
             metrics=metrics,
+            clock=clock,
             rule=rule,
             verdict=self._replayed,
         )
