@@ -410,8 +410,19 @@ def test_siblings_serve_as_distractors_once_all_have_started() -> None:
     world.seen = replace(world.seen, siblings={"other": digest_of(b"other"), "another": digest_of(b"another")})
     world.take(world.step)
     ((_, spec),) = world.of(TrainSpec)
-    assert spec.distractors == (digest_of(b"another"), digest_of(b"other"))
+    # After "manual" comes "other", and then the first again.
+    assert spec.distractors == (digest_of(b"other"), digest_of(b"another"))
     assert spec.distractor_share == 0.5
+
+
+def test_of_many_siblings_only_the_next_few_are_distractors() -> None:
+    world = World(campaign_of(siblings=True))
+    far = {f"a{number:02d}": None for number in range(20)}
+    near = {f"z{number:02d}": digest_of(b"%d" % number) for number in range(distill.SIBLINGS_MAX)}
+    world.seen = replace(world.seen, siblings={**far, **near})
+    world.until_training()
+    ((_, spec),) = world.of(TrainSpec)
+    assert spec.distractors == tuple(near.values()), "for the others it does not even wait"
 
 
 def test_stages_and_steps_are_told_as_they_come() -> None:

@@ -34,6 +34,8 @@ FRAME, TEXT, CONVERSATIONS, START, ADAPTER, CONFIG, QUALITY = (
     "frame", "text", "conversations", "start", "adapter", "config", "quality",
 )  # fmt: skip
 DISTRACTOR = "distractor/"
+SIBLINGS_MAX = 16
+"""More would be fetched by every host and hardly ever be drawn."""
 START_ADAPTER = "start-adapter"
 """The start as other documents' training attaches it."""
 
@@ -251,9 +253,20 @@ def _distractors(seen: Seen) -> tuple[Digest, ...] | None:
     named = [made.digest for name, made in sorted(seen.made.items()) if name.startswith(DISTRACTOR)]
     if not seen.campaign.distill.train.siblings or adapter_of(seen).kind is not AdapterKind.PREFIX:
         return tuple(named)
-    starts = [seen.siblings[name] for name in sorted(seen.siblings)]
+    starts = [seen.siblings[name] for name in _neighbours(seen.document.name, seen.siblings)]
     known = [start for start in starts if start is not None]
     return (*named, *known) if len(known) == len(starts) else None
+
+
+def _neighbours(own: str, siblings: Iterable[str]) -> list[str]:
+    """The siblings that come next by name, from the beginning again at the end: so each is beside as many.
+
+    >>> _neighbours("b", ["a", "c", "d"])
+    ['c', 'd', 'a']
+    """
+    names = sorted(siblings)
+    after = [name for name in names if name > own]
+    return [*after, *names[: len(names) - len(after)]][:SIBLINGS_MAX]
 
 
 def _evaluate(seen: Seen) -> Step:

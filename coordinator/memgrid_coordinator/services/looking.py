@@ -17,6 +17,7 @@ from memgrid_coordinator.lifecycle import CampaignState, DocumentState, UnitStat
 from memgrid_coordinator.policy.kinds import spec_in
 from memgrid_coordinator.progress import LOSSES_MAX, thinned
 from memgrid_coordinator.recipes import recipe_of
+from memgrid_coordinator.recipes.distill import START_ADAPTER
 from memgrid_coordinator.recipes.steps import Seen
 from memgrid_coordinator.records import CampaignId, Document, Unit
 from memgrid_coordinator.services.catalogue import Catalogue
@@ -87,7 +88,7 @@ class Looking:
     def _siblings(self, connection: Connection, document: Document) -> dict[str, Digest | None]:
         starts: dict[str, Digest | None] = {}
         for other in campaigns.documents_of(connection, document.campaign_id):
-            made = campaigns.made_of(connection, other.document_id).get("start-adapter")
+            made = campaigns.made_of(connection, other.document_id).get(START_ADAPTER)
             if other.document_id != document.document_id and (
                 made is not None or other.state is DocumentState.RUNNING
             ):
