@@ -22,6 +22,7 @@ from memgrid.specs import Spec, TrainSpec, parse_spec
 from memgrid.testing import SimulatedHost, SimulatedWork
 from memgrid.units import LeaseId, LeaseOffer, Output, Reason, Release, ReportClaim
 from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.lifecycle import CampaignState, UnitState
 from memgrid_coordinator.records import Campaign, Document, Lease, Submission, Unit
 from memgrid_coordinator.store import campaigns, leases, units
@@ -88,7 +89,10 @@ class Distiller:
 
     async def turn(self, *, want: int = 1) -> list[Spec]:
         """One exchange, and the work it brought; returns what was computed."""
-        answer = await self.host.sync(want=want, awaiting=list(self.done), wait=timedelta(seconds=0.2))
+        # Not held open: a grid whose clock stands still would never let go.
+        answer = await self.host.sync(want=want, awaiting=list(self.done))
+        if answer.is_empty:
+            await asyncio.sleep(0.1)
         for order in answer.uploads:
             content = self.done[order.lease_id][order.name]
             assert (await self.host.upload(order, content)).status_code == 201
@@ -247,6 +251,7 @@ async def distilling(
     *,
     hosts: int = 2,
     clock: ManualClock | None = None,
+    replays: Engine | None = None,
     texts: dict[str, str] | None = None,
     parameters: dict[str, Any] | None = None,
     **asked: Any,
@@ -254,7 +259,9 @@ async def distilling(
     """A grid with a tiny distillation and so many hosts, who do nothing until they are told."""
     async with AsyncExitStack() as stack:
         coordinator, endpoint = await stack.enter_async_context(
-            running_coordinator(tmp_path / "data", clock=clock, recover_every=timedelta(milliseconds=200))
+            running_coordinator(
+                tmp_path / "data", clock=clock, replays=replays, recover_every=timedelta(milliseconds=200)
+            )
         )
         await push_model(coordinator, model)
         given = texts or {"manual.txt": TEXT}

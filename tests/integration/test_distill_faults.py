@@ -5,19 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memgrid.clock import ManualClock
+from memgrid.errors import UnavailableError
 from memgrid.specs import Spec, TrainSpec, parse_spec
 from memgrid.units import Reason, ReasonCode
+from memgrid_coordinator.heavy.replay import replay
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.store import campaigns, hosts
 from tests.distilling import LIMIT_S, changed, distill, distilling, rounds, work_until
-from tests.grids import OPERATOR, eventually
+from tests.grids import OPERATOR, eventually, shared_replays
 
 ROUNDS = rounds(enough=0.67)
+
+
+class Stumbling:
+    """The lane of replays, where the process dies under the first of them."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if function is replay:
+            self.replays += 1
+            if self.replays == 1:
+                raise UnavailableError("replay: its process died, perhaps for want of memory")
+        return await shared_replays().run(function, *args, **kwargs)
+
+    async def close(self, drain: timedelta) -> None:
+        """It is the tests' own."""
 
 
 def on_training(reason: Reason) -> Callable[[Spec], Reason | None]:
@@ -215,3 +235,20 @@ async def test_a_pause_holds_the_next_stage_too(tmp_path: Path, tiny_model_folde
         assert await grid.units("train") == []
         await grid.coordinator.campaigns.resume(OPERATOR, campaign_id)
         await work_until(grid.has("train", UnitState.ACCEPTED), [host])
+
+
+async def test_a_replay_that_could_not_be_done_blames_nobody_and_is_done_later(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    clock, stumbling = ManualClock(datetime.now(UTC)), Stumbling()
+    async with distilling(tmp_path, tiny_model_folder, hosts=1, clock=clock, replays=stumbling) as grid:
+        await work_until(grid.has("study", UnitState.ACCEPTED, 2), grid.crew)
+        (unit,) = [unit for unit in await grid.units("study") if unit.state is UnitState.CHECKING]
+        (lease,) = await grid.leases(unit)
+        assert lease.state is LeaseState.AGREED
+        for _ in range(5):
+            await grid.coordinator.sweeps.run_now("judging")
+        assert stumbling.replays == 3, "it is left alone for a while"
+        clock.advance(timedelta(minutes=1))
+        await work_until(grid.has("study", UnitState.ACCEPTED, 3), grid.crew, want=0)
+        assert stumbling.replays == 4
