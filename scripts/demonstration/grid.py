@@ -23,7 +23,7 @@ LAZY = "oscar"
 _WORKERS = {CHEAT: "cheating_worker", LAZY: "lazy_worker"}
 """Whose work is done by another module than memgrid's own."""
 START_LIMIT_S = 90.0
-COMMAND_LIMIT_S = 1200.0
+COMMAND_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
