@@ -231,8 +231,9 @@ def _cache(past: list[Pair], rows: int, model: CausalLM) -> Any:
 
 
 def _mask(visible: torch.Tensor, model: CausalLM) -> torch.Tensor:
-    """[m, 1, t, P + t] as the model's attention takes it."""
-    if model.config._attn_implementation == "sdpa":
-        return visible
-    hidden = torch.finfo(model.dtype).min
-    return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill(~visible, hidden)
+    """[m, 1, t, P + t] to be added to the scores; made once, where every layer would turn True and False into it."""
+    device = visible.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )

@@ -117,6 +117,38 @@ def train_flops(spec: TrainSpec, geometry: ModelGeometry, steps: int) -> int:
     return 2 * rows * (body + head)
 
 
+def activation_bytes(spec: TrainSpec, geometry: ModelGeometry, rows: int, number_bytes: int = 4) -> int:
+    """What the backward pass of so many rows at once keeps in memory, beside the model, in models like Llama.
+
+    A frozen layer keeps, for each token, its two norms' inputs, queries, keys, values and attention's output, and
+    three numbers for each of the feed-forward's; with LoRA also what its matrices read. Added to that come the
+    mask and angles, once, and pieces of logits (`memgrid.distill.loss.LOGITS_BYTES_MAX`, three times).
+
+    >>> from memgrid.specs import AdapterKind, AdapterSpec
+    >>> smol = ModelGeometry(layers=30, heads=9, kv_heads=3, head_dim=64, hidden=576, vocab=49152,
+    ...     parameters=134515008, tied_embeddings=True)
+    >>> attention_width(smol), feed_forward_width(smol)
+    (576, 1536)
+    """
+    past, width, wide = spec.adapter.virtual_tokens, attention_width(geometry), feed_forward_width(geometry)
+    a_token = 2 * geometry.hidden + 4 * width + 3 * wide + 2 * geometry.heads + 8
+    read = {"down_proj": wide, "o_proj": width}
+    a_token += sum(read.get(target, geometry.hidden) + 2 * spec.adapter.rank for target in spec.adapter.targets)
+    a_row = geometry.layers * (spec.row_tokens * a_token + 4 * past * width)
+    return rows * number_bytes * (a_row + spec.row_tokens * (past + spec.row_tokens + 2 * geometry.head_dim))
+
+
+def attention_width(geometry: ModelGeometry) -> int:
+    return geometry.heads * geometry.head_dim
+
+
+def feed_forward_width(geometry: ModelGeometry) -> int:
+    """Of gated feed-forwards, by what attention leaves of a layer's weights."""
+    a_layer = geometry.matmul_parameters // geometry.layers
+    attention = geometry.hidden * geometry.head_dim * 2 * (geometry.heads + geometry.kv_heads)
+    return (a_layer - attention) // (3 * geometry.hidden)
+
+
 def shard_name(number: int) -> str:
     return f"shards/{number:04d}.safetensors"
 
