@@ -32,7 +32,7 @@ from benchmarks.distilling import (
     train_spec,
 )
 from benchmarks.report import Report, Row
-from memgrid.campaign_distill import Start
+from memgrid.campaign_distill import Start, Training
 from memgrid.cube.peft import adapter_files
 from memgrid.digest import digest_of, token_bytes
 from memgrid.distill.adapters import load_adapter
@@ -53,7 +53,8 @@ from memgrid.specs import Purpose, Spec
 from memgrid.text import seconds_text
 from memgrid.units import ComputeDtype, StoreDtype
 
-CONVERSATIONS, STEPS, SEGMENT_STEPS, ITEMS = 32, 20, 2, 32
+CONVERSATIONS, ITEMS = 32, 32
+STEPS, SEGMENT_STEPS = Training().steps_per_unit, Training().segment_steps
 DRAWS = 3
 
 
