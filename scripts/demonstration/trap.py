@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from demonstration.grid import HONEST, Grid
+from demonstration.grid import HONEST, LAZY, Grid
 from demonstration.processes import DemoError
 from memgrid.campaign_status import CampaignStatus, status_from_message
 from memgrid.cli.control import control_plane
@@ -18,7 +18,8 @@ CAUGHT_LIMIT_S = 600.0
 
 def leave_training_to_the_cheat(grid: Grid, campaign_id: str) -> None:
     """Send the honest volunteers home, as their owners may at any time, from the first training unit until the
-    cheat's answer was rejected; returns when they are back. Raises DemoError when nothing is rejected in time.
+    cheat's answer was rejected; then the cheat goes and they are back. Raises DemoError when nothing is rejected in
+    time.
     """
     before = _until(grid, campaign_id, _is_training, STUDY_LIMIT_S)
     grid.send_home(*HONEST)
@@ -30,6 +31,7 @@ def leave_training_to_the_cheat(grid: Grid, campaign_id: str) -> None:
             CAUGHT_LIMIT_S,
         )
     finally:
+        grid.send_home(LAZY)
         # A relay has one host at work at a time, so it may have the machine to itself.
         grid.bring_volunteers(*HONEST, threads=2)
 
