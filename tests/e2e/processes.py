@@ -114,10 +114,10 @@ class Grid:
 
 
 @contextlib.contextmanager
-def grid_of_processes(folder: Path, volunteers: int) -> Iterator[Grid]:
+def grid_of_processes(folder: Path, volunteers: int, *, lease_shortest_s: float = 15.0) -> Iterator[Grid]:
     """A coordinator that is ready, and volunteers that have joined and work; gone when this ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid = Grid(folder, volunteers)
+    grid = Grid(folder, volunteers, lease_shortest_s=lease_shortest_s)
     try:
         grid.start_coordinator()
         grid.wait_until_ready()
