@@ -8,7 +8,7 @@ from typing import Any
 
 from memgrid.digest import Digest, canonical_json
 from memgrid.errors import InvalidError
-from memgrid.kinds.asks import LEAD, every_ask
+from memgrid.kinds.asks import ASK, LEAD, every_opening
 
 Ids = tuple[int, ...]
 FRAME_FILE = "frame.json"
@@ -32,7 +32,7 @@ class ChatFrame:
     """Of the tokenizer the ids are of."""
     vocab: int
     asks: tuple[Ids, ...]
-    """Five families of seed prompts, several phrasings each."""
+    """Seed prompts; five families of questions, several phrasings each, follow from them and their openings."""
     teacher_before: Ids
     teacher_after: Ids
     student_before: Ids
@@ -93,8 +93,8 @@ def build_frame(tokenizer: Any) -> ChatFrame:
     return ChatFrame(
         tokenizer=digest_of_tokenizer(tokenizer),
         vocab=len(tokenizer),
-        asks=tuple(_encode(tokenizer, parts.ask_before + ask + parts.ask_after) for ask, _ in every_ask()),
-        openings=tuple(_encode(tokenizer, words) for _, words in every_ask()),
+        asks=(_encode(tokenizer, parts.ask_before + ASK + parts.ask_after),) * len(every_opening()),
+        openings=tuple(_encode(tokenizer, words) for words in every_opening()),
         teacher_before=_encode(tokenizer, parts.teacher_before),
         teacher_after=_encode(tokenizer, parts.after),
         student_before=_encode(tokenizer, parts.student_before),
