@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from memgrid.distill.adam import learning_rate
 from memgrid.distill.model import load_model
 from memgrid.distill.state import TrainState, read_state, state_bytes, write_state
-from memgrid.distill.training import learning_rate, train
+from memgrid.distill.training import train
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.trace import StepTrace

@@ -1,6 +1,6 @@
 """The training loop: some steps of an adapter on a frozen model, to the bit the same however rows are grouped.
 
-Knows packing, loss and Adam; knows nothing of units' folders, leases or checks. A row is the grain: each has a
+Knows rows and gradients; knows nothing of units' folders, leases or checks. A row is the grain: each has a
 gradient of its own, and these are added in order, so neither the micro-batch nor a halved one changes the result.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from memgrid.distill.adam import Adam, gradient_norm, learning_rate
 from memgrid.distill.adapters import Tensors, applied, expected_shapes, hidden_states, seeded
 from memgrid.distill.batches import Batches, Conversation, Packed, pack
 from memgrid.distill.loss import distillation_loss
@@ -23,18 +24,14 @@ from memgrid.errors import InvalidError
 from memgrid.kinds.frame import ChatFrame
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.trace import StepTrace
-from memgrid.specs import AdapterKind, AdapterSpec, Schedule, TrainSpec
+from memgrid.specs import AdapterKind, AdapterSpec, TrainSpec
 from memgrid.units import ReasonCode
 
-BETA_1 = 0.9
-BETA_2 = 0.95
-EPSILON = 1e-8
 LOSS_SCALE = 1024.0
 """In float16 small gradients would vanish; a power of two changes nothing else."""
 DIVERGED_FACTOR = 3.0
 DIVERGED_STEPS = 3
 """Training has diverged when so many steps in a row lose so many times the lowest loss of the unit."""
-_NORM_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,37 +97,25 @@ def train(
 
     @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halved)  # type: ignore[untyped-decorator]
     def go_on(rows_at_once: int) -> None:
-        while run.step < stop:
+        while run.adam.step < stop:
             entry = run.advance(rows_at_once)
             if on_step is not None:
                 on_step(entry)
-            if on_segment is not None and is_committed(spec, run.step):
-                on_segment(run.state(), tuple(run.trace))
+            if on_segment is not None and is_committed(spec, run.adam.step):
+                on_segment(run.adam.state(), tuple(run.trace))
 
     try:
         go_on()
     except RuntimeError as error:
         if "reached zero" not in str(error):
             raise
-        raise MemoryError(f"step {run.step}: not even one row of {spec.row_tokens} tokens fits") from None
-    return run.state(), tuple(run.trace)
+        raise MemoryError(f"step {run.adam.step}: not even one row of {spec.row_tokens} tokens fits") from None
+    return run.adam.state(), tuple(run.trace)
 
 
 def is_committed(spec: TrainSpec, step: int) -> bool:
     """Whether a state is committed when so many steps are done."""
     return step == spec.stop_step or (step - spec.first_step) % spec.segment_steps == 0
-
-
-def learning_rate(spec: TrainSpec, step: int) -> float:
-    """Of a step: up in a line over the warm-up, then down by the schedule to nought after the last step."""
-    if step < spec.warmup_steps:
-        return spec.learning_rate * (step + 1) / (spec.warmup_steps + 1)
-    if spec.schedule is Schedule.CONSTANT:
-        return spec.learning_rate
-    done = (step - spec.warmup_steps) / max(1, spec.total_steps - spec.warmup_steps)
-    if spec.schedule is Schedule.LINEAR:
-        return spec.learning_rate * (1 - done)
-    return spec.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 class _Run:
@@ -147,37 +132,24 @@ class _Run:
     ) -> None:
         _check_start(model, spec, start)
         self._model, self._spec, self._course, self._dtype = model, spec, course, compute_dtype
-        self._start = start
-        self._parameters, self._m, self._v = (
-            {name: torch.from_numpy(value.copy()).to(model.device) for name, value in group.items()}
-            for group in (start.parameters, start.m, start.v)
-        )
+        self.adam = Adam(start, model.device)
         self._fixed = seeded(spec.adapter, model)
-        self.step = start.step
         self.trace = trace
-
-    def state(self) -> TrainState:
-        parameters, m, v = (
-            {name: value.cpu().numpy().copy() for name, value in group.items()}
-            for group in (self._parameters, self._m, self._v)
-        )
-        return TrainState(step=self.step, parameters=parameters, m=m, v=v, velocity=self._start.velocity)
 
     def advance(self, micro_batch: int) -> StepTrace:
         """One logical step; nothing is changed before all of its gradient is there."""
         packed = self._pack()
         gradient, loss = self._gradient(packed, micro_batch)
-        norm = _norm(gradient)
-        entry = StepTrace(step=self.step, loss=loss, tokens=packed.answer_tokens, gradient_norm=norm)
+        norm, step = gradient_norm(gradient), self.adam.step
+        entry = StepTrace(step=step, loss=loss, tokens=packed.answer_tokens, gradient_norm=norm)
         _check_course(entry, self.trace)
-        self._update(gradient)
-        self.step += 1
+        self.adam.update(gradient, learning_rate(self._spec, step))
         self.trace.append(entry)
         return entry
 
     def _pack(self) -> Packed:
         course = self._course
-        rows = course.batches.step(self.step)
+        rows = course.batches.step(self.adam.step)
         return pack(
             rows,
             course.conversations,
@@ -188,7 +160,7 @@ class _Run:
 
     def _gradient(self, packed: Packed, micro_batch: int) -> tuple[Tensors, float]:
         """The gradient of the mean loss over all answer tokens of the step, and that loss."""
-        total = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
+        total = {name: torch.zeros_like(value) for name, value in self.adam.parameters.items()}
         losses: list[torch.Tensor] = []
         count = len(packed.bounds) - 1
         scale = LOSS_SCALE if self._dtype is torch.float16 else 1.0
@@ -210,29 +182,19 @@ class _Run:
         model, spec = self._model, self._spec
         leaves = {
             name: value.expand(len(numbers), *value.shape).clone().requires_grad_()
-            for name, value in self._parameters.items()
+            for name, value in self.adam.parameters.items()
         }
         fixed = {name: value.expand(len(numbers), *value.shape) for name, value in self._fixed.items()}
         with torch.enable_grad(), _autocast(model, self._dtype):
             with applied(model, spec.adapter, {**fixed, **leaves}) as own:
                 past, visible = own, None
                 if self._course.mixer is not None:
-                    past, visible = self._course.mixer.mix(own, self.step, numbers)
+                    past, visible = self._course.mixer.mix(own, self.adam.step, numbers)
                 hidden = hidden_states(model, packed.ids, packed.positions, packed.segments, past, visible)
             picked = hidden[packed.row_of_answers(), packed.columns]  # [n, hidden]
         losses, gradient = distillation_loss(picked.detach(), model.get_output_embeddings(), packed.targets)
         found = torch.autograd.grad(picked, list(leaves.values()), (gradient * scale).to(picked.dtype))
         return losses, dict(zip(leaves, found, strict=True))
-
-    def _update(self, gradient: Tensors) -> None:
-        """Adam (arXiv 1412.6980), every product and sum rounded by itself: no fused operation differs by device."""
-        rate, count = learning_rate(self._spec, self.step), self.step + 1
-        for name, by_name in gradient.items():
-            m, v = self._m[name], self._v[name]
-            m.mul_(BETA_1).add_(by_name * (1 - BETA_1))
-            v.mul_(BETA_2).add_(by_name * by_name * (1 - BETA_2))
-            spread = (v / (1 - BETA_2**count)).sqrt_().add_(EPSILON)
-            self._parameters[name].sub_((m / (1 - BETA_1**count)).mul_(rate).div_(spread))
 
 
 def _check_start(model: CausalLM, spec: TrainSpec, start: TrainState) -> None:
@@ -270,16 +232,6 @@ def _check_course(entry: StepTrace, before: Sequence[StepTrace]) -> None:
 def _freeze(adapter: AdapterSpec, gradient: torch.Tensor) -> None:
     if adapter.kind is AdapterKind.PREFIX:
         gradient[: adapter.frozen_tokens].zero_()
-
-
-def _norm(gradient: Tensors) -> float:
-    """Over all parameters, in pieces of fixed length: the threads a machine has don't change the order of sums."""
-    squares = []
-    for value in gradient.values():
-        flat = value.flatten().double()
-        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % _NORM_PIECE)).view(-1, _NORM_PIECE)
-        squares.append((padded * padded).sum(1))
-    return math.sqrt(math.fsum(torch.cat(squares).tolist()))
 
 
 def _autocast(model: CausalLM, dtype: torch.dtype) -> AbstractContextManager[object]:
