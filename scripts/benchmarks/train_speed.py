@@ -18,6 +18,7 @@ import torch
 from peft import CartridgeConfig, LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.cubes import MODEL, ROOT
 from benchmarks.report import Report, Row, spread
@@ -165,6 +166,7 @@ class _Plain:
                 remove_unused_columns=False,
             )
             trainer = _TopK(model=self._model, args=arguments, callbacks=[timer], batches=batches)
+            trainer.remove_callback(PrinterCallback)
             with torch.enable_grad():
                 trainer.train()
         return timer.seconds
