@@ -37,7 +37,7 @@ What they were drawn from: SmolLM2-135M, five steps of a LoRA and of a prefix, o
 | other data or order, extrapolated, poisoned | .42 to .55 | .13 to .17 |
 
 Two layers of a tiny model (`tests/unit/test_train_audit.py`) lose less: bfloat16 .002 to .005, 8-bit weights .005 to
-.011. Where a model is shallow, 8-bit weights therefore pass as bfloat16; as float32 or float16 they never do.
+.011. Where a model is that shallow, 8-bit weights pass as 16 bits, and are caught as float32 only.
 """
 _COLD_FACTOR = 8.0
 """In bfloat16 .18 after five steps from nothing; there the lazy are still caught, the careful only in float32."""
