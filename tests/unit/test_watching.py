@@ -11,7 +11,7 @@ from rich.console import Console
 
 from memgrid.campaign_plan import plan_from_message
 from memgrid.campaign_status import CampaignStatus, status_from_message
-from memgrid.cli.picturing import ending_of, picture, summary_of
+from memgrid.cli.picturing import DOCUMENTS_SHOWN_MAX, ending_of, endings_of, picture, progress_text, summary_of
 from memgrid.cli.planning import plan_line, plan_table
 from memgrid.cli.results import results_json, results_notes, results_table
 from memgrid.cli.watching import SPARSE_EVERY_S, Lines
@@ -128,6 +128,17 @@ def test_a_cube_that_is_not_good_enough_is_told_with_its_figures() -> None:
     assert ending_of(document).startswith(
         "manual: failed: 0.31 of the gap closed, at least 0.5 is asked: closes 80 % of the gap"
     )
+
+
+def test_only_what_is_over_has_an_ending_and_a_long_list_is_cut() -> None:
+    assert endings_of(status_of(training(3.0))) == []
+    lines = endings_of(status_of(training(3.0), *[failed()] * (DOCUMENTS_SHOWN_MAX + 2)))
+    assert len(lines) == DOCUMENTS_SHOWN_MAX + 1
+    assert lines[-1] == "… and 2 more"
+
+
+def test_progress_of_a_distillation_is_in_steps() -> None:
+    assert progress_text(status_of(training(3.0), training(3.0, 2.0))) == "3 of 128 steps"
 
 
 def test_a_terminal_shows_the_curve_of_one_document_and_bars_of_many() -> None:
