@@ -135,8 +135,6 @@ class UnitRow(SQLModel, table=True):
         # all that is open at every Sync.
         Index("units_by_kind", "kind", "state"),
         Index("units_by_parent", "parent_id"),
-        # Which documents to look at again: those of units that have ended lately.
-        Index("units_settled", "settled_at"),
     )
 
     unit_id: int | None = Field(default=None, primary_key=True)

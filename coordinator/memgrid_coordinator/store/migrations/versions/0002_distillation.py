@@ -33,7 +33,6 @@ def upgrade() -> None:
     op.add_column("units", sa.Column("reason_code", sa.String(), nullable=True))
     op.add_column("units", sa.Column("reason_text", sa.String(), nullable=False, server_default=""))
     op.add_column("units", sa.Column("on_hold", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.create_index("units_settled", "units", ["settled_at"])
     op.drop_index("units_to_lease", "units")
     _index_what_to_lease(_TO_LEASE)
     op.add_column("leases", sa.Column("compute_s", sa.Float(), nullable=False, server_default="0"))
@@ -48,7 +47,6 @@ def downgrade() -> None:
     op.drop_column("leases", "compute_s")
     op.drop_index("units_to_lease", "units")
     _index_what_to_lease(_OPEN)
-    op.drop_index("units_settled", "units")
     for column in ("on_hold", "reason_text", "reason_code"):
         op.drop_column("units", column)
     op.drop_table("document_blobs")
