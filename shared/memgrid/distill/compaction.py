@@ -55,7 +55,8 @@ def compact(model: CausalLM, text: Sequence[int], virtual_tokens: int, talks: Se
     """K, V [1, g, p, d] of each layer; token 0 is the text's own first token, the attention sink.
 
     Keys stand as if the text ended right before position p, so their distances to what follows are the text's own.
-    Raises DoesNotFitError where keys can't be moved. Needs 0 < p < n and talks.
+    Memory beside the model: the text's cache twice, and about h * t * t + (h / g) * t * n scores in float32.
+    Raises DoesNotFitError where keys can't be moved. Needs 1 < p < n and talks.
     """
     assert 1 < virtual_tokens < len(text) and talks, "too short a text, or nothing to match"
     check_compactable(model)
