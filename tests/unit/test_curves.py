@@ -32,5 +32,5 @@ def test_a_plot_stays_in_its_frame(ys: list[float], width: int, height: int) -> 
 
 
 def test_a_plot_has_no_gaps_where_it_is_steep() -> None:
-    lines = plot([(0.0, 10.0), (1.0, 0.0)], width=8, height=8)
+    lines = plot([(0.0, 10.0), (1.0, 0.0)], width=2, height=8)
     assert all(any(ord(character) > 0x2800 for character in line.partition("┤")[2]) for line in lines[:8])
