@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -135,6 +136,58 @@ def test_a_late_report_is_judged_by_the_accepted_result() -> None:
     leases = [accepted, reported(3, "a"), reported(4, "other")]
     outcome = life.step(unit, leases, Changed(), all_differ(leases))
     assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease3": "agree", "lease4": "reject"}
+
+
+def given_back(number: int, code: ReasonCode, account: str | None = None) -> Lease:
+    reason = Reason(code=code, text="step 6: loss nan")
+    released = replace(lease(number), state=LeaseState.RELEASED, reason=reason)
+    return replace(released, account_id=AccountId(account)) if account else released
+
+
+@pytest.mark.parametrize("code", sorted(life.VERDICTS_ON_THE_UNIT))
+def test_what_two_accounts_say_of_a_unit_is_believed(code: ReasonCode) -> None:
+    alone = life.step(UNIT, [given_back(1, code)], Changed(), {})
+    assert alone == Outcome(vacancies=2), "one may be wrong, or lie"
+    both = life.step(UNIT, [given_back(1, code), given_back(2, code)], Changed(), {})
+    assert both.unit_moves == ("fail",)
+    assert both.reason == Reason(code=code, text="step 6: loss nan")
+
+
+def test_one_account_is_believed_when_it_says_so_again_and_again() -> None:
+    said = [given_back(number, ReasonCode.DIVERGED, "only") for number in range(life.SAME_VERDICT_MAX)]
+    assert life.step(UNIT, said[1:], Changed(), {}).unit_moves == ()
+    assert life.step(UNIT, said, Changed(), {}).unit_moves == ("fail",)
+
+
+def test_what_hosts_say_of_themselves_is_no_verdict_on_the_unit() -> None:
+    said = [given_back(number, ReasonCode.OUT_OF_MEMORY) for number in (1, 2, 3)]
+    assert life.step(UNIT, said, Changed(), {}) == Outcome(vacancies=2)
+
+
+def test_a_unit_that_lost_its_input_is_given_up() -> None:
+    gone = Reason(code=ReasonCode.STATE_MISSING, text="its input state.safetensors is gone")
+    outcome = life.step(UNIT, [lease(1), reported(2, "a")], life.Impossible(reason=gone), {})
+    assert (outcome.unit_moves, outcome.reason) == (("fail",), gone)
+    assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease1": "cancel", "lease2": "cancel"}
+
+
+def test_a_withdrawn_lease_is_told_why() -> None:
+    stale = Reason(code=ReasonCode.STALE_ROUND, text="round 4 has begun")
+    outcome = life.step(UNIT, [lease(1)], Withdrawn(reason=stale), {})
+    assert [move.reason for move in outcome.lease_moves] == [stale]
+
+
+def test_reports_agree_only_when_every_file_does() -> None:
+    one, other = reported(1, "a"), reported(2, "a")
+    extra = Output(name="trace.json", digest=digest_of(b"trace"), size_bytes=1)
+    wrong = replace(extra, digest=digest_of(b"another"))
+    whole = replace(one, outputs=(*one.outputs, extra))
+    assert life.claim_of(one).output_digest == one.outputs[0].digest
+    assert life.claim_of(whole) == replace(
+        life.claim_of(replace(other, outputs=whole.outputs)), lease_id=whole.lease_id, account_id=whole.account_id
+    )
+    digests = {life.result_digest(outputs) for outputs in (whole.outputs, (*one.outputs, wrong), one.outputs)}
+    assert len(digests) == 3
 
 
 class UnitHistory(RuleBasedStateMachine):
