@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     Field,
     StrictInt,
@@ -18,10 +16,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from memgrid.campaign_distill import DistillParameters
-from memgrid.campaign_parts import Number, Part, contradiction
+from memgrid.campaign_parts import Number, Part, contradiction, matching
 from memgrid.campaign_problems import problems_of
 from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import canonical_json
@@ -45,19 +42,10 @@ def _is_folder(model: str) -> bool:
     return model.startswith((".", "/", "~"))
 
 
-def _matching(fits: Callable[[str], object]) -> AfterValidator:
-    def check(text: str) -> str:
-        if not fits(text):
-            raise PydanticCustomError("form", "does not have the expected form")
-        return text
-
-    return AfterValidator(check)
-
-
-Name = Annotated[StrictStr, Field(max_length=64), _matching(re.compile(_NAME).fullmatch)]
-Licence = Annotated[StrictStr, Field(max_length=128), _matching(_LICENCE.fullmatch)]
-Version = Annotated[StrictStr, Field(max_length=64), _matching(_VERSION.fullmatch)]
-Model = Annotated[StrictStr, _matching(lambda text: _is_folder(text) or _MODEL_REFERENCE.fullmatch(text))]
+Name = Annotated[StrictStr, Field(max_length=64), matching(re.compile(_NAME).fullmatch)]
+Licence = Annotated[StrictStr, Field(max_length=128), matching(_LICENCE.fullmatch)]
+Version = Annotated[StrictStr, Field(max_length=64), matching(_VERSION.fullmatch)]
+Model = Annotated[StrictStr, matching(lambda text: _is_folder(text) or _MODEL_REFERENCE.fullmatch(text))]
 
 _NAME_FORM = "a name of small letters, digits, '.', '_' and '-'"
 _LICENCE_FORM = "an SPDX licence such as CC-BY-4.0"

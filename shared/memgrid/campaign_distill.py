@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from memgrid.campaign_parts import Number, Part, contradiction
+from memgrid.campaign_parts import Number, Part, contradiction, matching
+from memgrid.cube.oci import is_repository, is_tag
 from memgrid.specs import AdapterKind as _Kind
 from memgrid.specs import AdapterSpec, Schedule
 from memgrid.units import ComputeDtype
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _is_cube(text: str) -> bool:
+    name, at, digest = text.partition("@")
+    repository, colon, tag = name.partition(":")
+    is_named = "/" in repository and is_repository(repository) and (not colon or is_tag(tag))
+    return is_named and (not at or _DIGEST.fullmatch(digest) is not None)
+
+
+CubeName = Annotated[StrictStr, matching(_is_cube)]
 
 
 class PrefixAdapter(Part):
@@ -136,7 +150,7 @@ class Training(Part):
     steps_per_unit: StrictInt = Field(default=16, ge=1, le=1000, description="a whole number from 1 to 1000")
     segment_steps: StrictInt = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
     rounds: Rounds = Field(default=Rounds(), description="a mapping")
-    distractors: tuple[StrictStr, ...] = Field(
+    distractors: tuple[CubeName, ...] = Field(
         default=(), max_length=64, description="a list of cubes such as handbook/chapter-1:1.0.0"
     )
     siblings: StrictBool = Field(default=False, description="true or false")
@@ -214,9 +228,19 @@ class DistillParameters(Part):
         if self.train.row_tokens < longest:
             expected = f"room for the longest conversation (question_tokens + answer_tokens = {longest})"
             raise contradiction("train.row_tokens", expected, self.train.row_tokens)
-        if isinstance(self.adapter, LoraAdapter) and self.train.start is not Start.COMPACTED:
-            raise contradiction("train.start", "nothing for lora, which starts at zero", repr(self.train.start.value))
+        if isinstance(self.adapter, LoraAdapter):
+            self._check_lora()
         return self
+
+    def _check_lora(self) -> None:
+        train = self.train
+        if train.start is not Start.COMPACTED:
+            raise contradiction("train.start", "nothing for lora, which starts at zero", repr(train.start.value))
+        only = "for lora: only prefixes are trained beside others"
+        if train.distractors:
+            raise contradiction("train.distractors", f"nothing {only}", f"a list of {len(train.distractors)}")
+        if train.siblings:
+            raise contradiction("train.siblings", f"false {only}", "true")
 
     @property
     def learning_rate(self) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 CONTRADICTION = "contradiction"
@@ -12,6 +13,17 @@ CONTRADICTION = "contradiction"
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A number as YAML has it: no text that looks like one, no truth value, no infinity."""
+
+
+def matching(fits: Callable[[str], object]) -> AfterValidator:
+    """A validator of texts by their form; what was expected stands in the field's description."""
+
+    def check(text: str) -> str:
+        if not fits(text):
+            raise PydanticCustomError("form", "does not have the expected form")
+        return text
+
+    return AfterValidator(check)
 
 
 class Part(BaseModel):

@@ -111,6 +111,10 @@ def test_a_faulty_adapter_is_told_without_the_branches_of_the_schema(adapter: An
             "row_tokens: expected room for the longest conversation (question_tokens + answer_tokens = 144),"
             " found 100",
         ),
+        (
+            {"distractors": ["handbook/one:1.0.0", "Handbook"]},
+            "distractors[1]: expected a list of cubes such as handbook/chapter-1:1.0.0, found 'Handbook'",
+        ),
         ({"siblings": "yes please"}, "siblings: expected true or false, found 'yes please'"),
         ({"rounds": {"trim": 0.5}}, "rounds.trim: expected a number from 0 to below 0.5, found 0.5"),
         ({"schedule": "cosin"}, "schedule: expected constant, linear or cosine, found 'cosin'"),
@@ -121,9 +125,22 @@ def test_what_training_can_not_mean_is_one_line(train: dict[str, Any], expected:
     assert problem({"train": train}) == f"distill.train.{expected}"
 
 
-def test_lora_has_no_start_to_choose() -> None:
-    found = problem({"adapter": {"kind": "lora"}, "train": {"start": "sampled"}})
-    assert found == "distill.train.start: expected nothing for lora, which starts at zero, found 'sampled'"
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"start": "sampled"}, "start: expected nothing for lora, which starts at zero, found 'sampled'"),
+        (
+            {"distractors": ["handbook/one"]},
+            "distractors: expected nothing for lora: only prefixes are trained beside others, found a list of 1",
+        ),
+        (
+            {"siblings": True},
+            "siblings: expected false for lora: only prefixes are trained beside others, found true",
+        ),
+    ],
+)
+def test_what_only_a_prefix_can_have_is_refused_for_lora(train: dict[str, Any], expected: str) -> None:
+    assert problem({"adapter": {"kind": "lora"}, "train": train}) == f"distill.train.{expected}"
 
 
 def test_parameters_of_the_other_recipe_are_refused() -> None:
@@ -164,7 +181,7 @@ relays = st.builds(
     schedule=st.sampled_from(Schedule),
     steps_per_unit=st.integers(8, 100),
     segment_steps=st.integers(1, 8),
-    distractors=st.lists(names, max_size=3).map(tuple),
+    distractors=st.lists(names.map(lambda name: f"books/{name}"), max_size=3).map(tuple),
     siblings=st.booleans(),
     distractor_share=st.floats(0, 1),
     seed=st.integers(0, 2**53 - 1),
@@ -187,8 +204,8 @@ rounds = st.builds(
 def test_a_distillation_comes_back_as_it_was_sent(
     adapter: Any, train: Training, start: Start, temperature: float, conversations: int
 ) -> None:
-    if adapter.kind == "prefix":
-        train = train.model_copy(update={"start": start})
+    only_a_prefix_has = {"start": start} if adapter.kind == "prefix" else {"distractors": (), "siblings": False}
+    train = train.model_copy(update=only_a_prefix_has)
     study = Study(temperature=temperature, conversations=conversations)
     campaign = CampaignFile(
         name="handbook",
