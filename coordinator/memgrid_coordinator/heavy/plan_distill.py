@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from memgrid_coordinator.heavy.plan import load_tokenizer, longest_context
 from memgrid_coordinator.heavy.sources import DocumentLimits, SourceFile
 
 _TRIES = 16
+_FILLED = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +84,27 @@ def cut_text(text: str, tokenizer: Any, chunk_tokens: int) -> Iterator[tuple[str
 
     They are as even as can be, and are cut behind a sentence or a word where one ends nearby: half a fact is none.
     """
-    whole = context_ids(tokenizer, text)
-    pieces = -(-len(whole) // chunk_tokens)
+    around = len(context_ids(tokenizer, ""))
+    room = chunk_tokens - around
+    if room < 1:
+        raise InvalidError(f"distill.study.chunk_tokens: expected more than {around}, found {chunk_tokens}")
+    left = len(context_ids(tokenizer, text)) - around
     while text:
-        wanted = len(text) if pieces <= 1 else _end_nearby(text, -(-len(text) // pieces))
+        # Cuts fall before what was wanted, so none is wanted full: the last piece must not be a mere rest.
+        pieces = 1 if left <= room else max(2, ceil(left / (_FILLED * room)))
+        wanted = len(text) if pieces == 1 else _end_nearby(text, -(-len(text) // pieces))
         for _ in range(_TRIES):
             ids = context_ids(tokenizer, text[:wanted])
             if len(ids) <= chunk_tokens:
                 break
-            # What stands around a context takes its share of each chunk, so the first guess may be too long.
+            # Words are not evenly long: the first guess may be too much.
             wanted = _end_nearby(text, max(1, int(wanted * 0.95 * chunk_tokens / len(ids))))
         else:
             raise InvalidError(f"distill.study.chunk_tokens: expected more than {chunk_tokens}")
         if text[:wanted].strip():
             yield text[:wanted], ids
         text = text[wanted:]
-        pieces -= 1
+        left -= len(ids) - around
 
 
 def _end_nearby(text: str, wanted: int) -> int:
