@@ -30,7 +30,8 @@ from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import SHARD_FILE, Shard, read_shard
-from memgrid.kinds.study import StudyLimits, audited, mean_limit, study_limits
+from memgrid.kinds.study import audited
+from memgrid.kinds.study_limits import StudyLimits, mean_limit, study_limits
 from memgrid.specs import StudySpec
 from memgrid.units import ComputeDtype, ReasonCode
 

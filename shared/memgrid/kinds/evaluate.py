@@ -271,6 +271,9 @@ def summarise(files: Iterable[bytes], specs: Iterable[EvaluateSpec]) -> Quality:
     )
 
 
+# Measured on SmolLM2-135M, 24 items of 128 tokens against float32, NLL in nats a token: an item at most 1.4e-3 off in
+# float16, 1.06e-2 in bfloat16; all together 1.4e-3 in bfloat16. 8-bit weights: an item 1.7e-2, all 1.7e-3; a light
+# fine-tune 4e-2 and 2e-2. Float32 against itself, other kernels and packing: below 1e-6.
 _OF_ITEM = {ComputeDtype.FLOAT32: 2e-4, ComputeDtype.FLOAT16: 2e-3, ComputeDtype.BFLOAT16: 1.5e-2}
 _OF_ALL = {ComputeDtype.FLOAT32: 5e-5, ComputeDtype.FLOAT16: 1e-3, ComputeDtype.BFLOAT16: 6e-3}
 _CHOICES = {ComputeDtype.FLOAT32: 1e-3, ComputeDtype.FLOAT16: 1e-2, ComputeDtype.BFLOAT16: 4e-2}

@@ -23,9 +23,10 @@ from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import SHARD_FILE, Shard, conversation_digests, read_shard
+from memgrid.kinds.study_limits import coarser, study_limits
 from memgrid.kinds.tensorfile import TensorFile
 from memgrid.specs import StudySpec
-from memgrid.units import ComputeDtype, Output, ReasonCode
+from memgrid.units import Output, ReasonCode
 
 _HEADER_BYTES_MAX = 4096
 _SKETCH_HEADER_BYTES_MAX = 1024
@@ -66,7 +67,7 @@ class StudyKind:
         """Equal talk has to be equally likely; how many talks may differ depends on the rounding."""
         try:
             a, b = (parse_sketch(replica.sketch, spec.conversations) for replica in (one, other))
-            allowed = study_limits(_coarser(one.compute_dtype, other.compute_dtype))
+            allowed = study_limits(coarser(one.compute_dtype, other.compute_dtype))
         except InvalidError as error:
             return Difference(distance=float("inf"), exceeded=str(error))
         same = (a.digests == b.digests).all(axis=1)
@@ -186,60 +187,3 @@ def audited(spec: StudySpec, draw: bytes) -> tuple[int, ...]:
     """Which conversations are replayed: one in sixteen, two at least, as `draw` has it."""
     count = min(spec.conversations, max(2, -(-spec.conversations // 16)))
     return tuple(sorted(random.Random(draw).sample(range(spec.conversations), count)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyLimits:
-    """The largest honest statistics of a float32 replay; margins are in logits, `edge` is how far ranks may swap."""
-
-    edge: float
-    question_margin: float
-    question_mean: float
-    answer_margin: float
-    answer_mean: float
-    logprob_mean: float
-    logprob_p99: float
-    logprob_max: float
-    mass_max: float
-    other_talk: float
-    """The share of conversations that two honest hosts may have otherwise."""
-
-
-_LIMITS = {
-    ComputeDtype.FLOAT32: StudyLimits(
-        edge=0.02, question_margin=0.02, question_mean=2e-5, answer_margin=0.02, answer_mean=2e-5,
-        logprob_mean=2e-4, logprob_p99=4e-3, logprob_max=2e-2, mass_max=2e-3, other_talk=0.1,
-    ),
-    ComputeDtype.FLOAT16: StudyLimits(
-        edge=0.1, question_margin=0.2, question_mean=3e-4, answer_margin=0.2, answer_mean=3e-4,
-        logprob_mean=1.2e-2, logprob_p99=5e-2, logprob_max=0.12, mass_max=3e-2, other_talk=0.5,
-    ),
-    ComputeDtype.BFLOAT16: StudyLimits(
-        edge=0.5, question_margin=1.0, question_mean=2.7e-3, answer_margin=1.0, answer_mean=2.7e-3,
-        logprob_mean=8e-2, logprob_p99=0.33, logprob_max=1.0, mass_max=0.3, other_talk=1.0,
-    ),
-}  # fmt: skip
-_CLASSES = list(_LIMITS)
-
-
-def study_limits(dtype: ComputeDtype) -> StudyLimits:
-    """What a replay in float32 allows an answer that was computed in `dtype`; raises InvalidError for AUTO."""
-    limits = _LIMITS.get(dtype)
-    if limits is None:
-        raise InvalidError(f"no tolerance for {dtype}: a report names the dtype it was computed in")
-    return limits
-
-
-def mean_limit(limit: float, tokens: int) -> float:
-    """A mean over few tokens scatters: limits are for 2048, and wider for fewer.
-
-    >>> f"{mean_limit(2.7e-3, 2048):.1e} {mean_limit(2.7e-3, 128):.1e}"
-    '2.7e-03 8.6e-03'
-    """
-    return limit * float((2048 / max(1, min(tokens, 2048))) ** 0.4175)
-
-
-def _coarser(one: ComputeDtype, other: ComputeDtype) -> ComputeDtype:
-    for dtype in (one, other):
-        study_limits(dtype)
-    return max(one, other, key=_CLASSES.index)
