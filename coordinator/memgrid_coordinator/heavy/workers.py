@@ -22,8 +22,9 @@ T = TypeVar("T")
 def begin() -> None:
     """Set a fresh process up. Ctrl-C reaches the whole terminal; only the parent decides what it means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A coordinator needs no torch, and nobody who reads its log has to wonder about that.
+    # Nobody who reads the coordinator's log should have to wonder about advice, or about bars that nobody watches.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
