@@ -11,9 +11,9 @@ sides (so a float32 host differs by a step of float16 here and there); margins i
     8-bit weights, 6             0         0        0.21      1.8e-3   8.6e-2   0.34     0.66           0.16
     temperature 0.5 for 0.6, 6   0.81      2.4e-2   0         0        3.8e-6   5e-7     3.9e-3         1.6e-4
 
-Other seeds, texts, neighbours, and edited or cut talk lie far outside (`tests/unit/test_study.py`). 8-bit weights that
-are said to be bfloat16 lie just outside: their log-probabilities tell, their text hardly does. Starting values from a
-small sample; a grid with another model should measure its own before it punishes anyone.
+Other seeds, texts, neighbours, and edited or cut talk lie far outside (`tests/unit/test_study.py`). 8-bit weights
+that are said to be bfloat16 lie just outside: their log-probabilities tell, their text hardly does. Starting values
+from a small sample; a grid with another model should measure its own before it punishes anyone.
 """
 
 from __future__ import annotations
