@@ -19,7 +19,7 @@ _WARM: dict[ComputeDtype, dict[str, float]] = {
     },
     ComputeDtype.BFLOAT16: {
         "relative L2": 0.030, "relative L2 of the largest": 0.0075, "worst part": 0.08, "norm ratio": 0.005,
-        "Adam m": 0.05, "Adam v": 0.05, "loss": 0.01,
+        "Adam m": 0.08, "Adam v": 0.08, "loss": 0.01,
     },
 }  # fmt: skip
 """Relative differences of one segment to its replay in float32, from a warm Adam.
@@ -35,6 +35,9 @@ What they were drawn from: SmolLM2-135M, five steps of a LoRA and of a prefix, o
 | 5 % noise, a step fewer | .18 to .21 | .09 to .20 |
 | half the batch, half the text | .21 to .35 | .08 to .15 |
 | other data or order, extrapolated, poisoned | .42 to .55 | .13 to .17 |
+
+Measured again with this code (a prefix of 16, steps of one row): bfloat16 .020 and .0034, worst part .057, Adam's m
+.046; 8-bit weights .055 and .0104, worst part .13.
 
 Two layers of a tiny model (`tests/unit/test_train_audit.py`) lose less: bfloat16 .002 to .005, 8-bit weights .005 to
 .011. Where a model is that shallow, 8-bit weights pass as 16 bits, and are caught as float32 only.
