@@ -40,7 +40,7 @@ from memgrid.units import StoreDtype
 
 TRAIN, HELD_OUT = 64, 104
 STEPS = {"prefix": 16, "lora": 32}
-LEARNING_RATE = {"prefix": 5e-3, "lora": 2e-3}
+LEARNING_RATE = {"prefix": 0.02, "lora": 2e-3}
 OTHER_STARTS = (Start.FIRST_TOKENS, Start.SAMPLED)
 
 

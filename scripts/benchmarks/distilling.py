@@ -161,7 +161,7 @@ def train_spec(text: Studied, adapter: AdapterSpec, start: Path, **changed: Any)
         segment_steps=4,
         batch_rows=2,
         row_tokens=512,
-        learning_rate=0.01,
+        learning_rate=0.02,
         warmup_steps=2,
         schedule=Schedule.COSINE,
         seed=SEED,
