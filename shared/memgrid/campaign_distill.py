@@ -147,8 +147,8 @@ class Training(Part):
     schedule: Schedule = Field(default=Schedule.COSINE, description="constant, linear or cosine")
     start: Start = Field(default=Start.COMPACTED, description="compacted, first_tokens or sampled")
     mode: Mode = Field(default=Mode.RELAY, description="relay or rounds")
-    steps_per_unit: StrictInt = Field(default=16, ge=1, le=1000, description="a whole number from 1 to 1000")
-    segment_steps: StrictInt = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
+    steps_per_unit: StrictInt = Field(default=32, ge=1, le=1000, description="a whole number from 1 to 1000")
+    segment_steps: StrictInt = Field(default=3, ge=1, le=100, description="a whole number from 1 to 100")
     rounds: Rounds = Field(default=Rounds(), description="a mapping")
     distractors: tuple[CubeName, ...] = Field(
         default=(), max_length=64, description="a list of cubes such as handbook/chapter-1:1.0.0"

@@ -273,6 +273,7 @@ async def test_a_published_cube_can_be_searched_and_pulled(plane: DataPlane, any
             "bytes": len(CHUNK),
             "licence": "Apache-2.0",
             "produced_flops": 10**15,
+            "gap_closed": None,
             "created_at": "2026-01-01T00:00:00+00:00",
         }
     ]
