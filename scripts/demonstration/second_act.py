@@ -33,8 +33,9 @@ class Shortened:
     virtual_tokens: int = 48
     conversations: int = 16
     held_out: int = 8
-    steps: int = 6
-    steps_per_unit: int = 3
+    steps: int = 8
+    steps_per_unit: int = 4
+    """Whole segments of two: whichever is replayed, the lazy one has left out a step of it."""
 
 
 def second_act(
