@@ -36,6 +36,7 @@ class Shortened:
     steps: int = 8
     steps_per_unit: int = 4
     """Whole segments of two: whichever is replayed, the lazy one has left out a step of it."""
+    batch_rows: int = 1
 
 
 def second_act(
@@ -79,7 +80,11 @@ def _write_campaign(place: Path, *, is_quick: bool) -> Path:
     if is_quick:
         distill, less = campaign["distill"], Shortened()
         distill["study"] |= {"conversations": less.conversations, "held_out": less.held_out}
-        distill["train"] |= {"steps": less.steps, "steps_per_unit": less.steps_per_unit}
+        distill["train"] |= {
+            "steps": less.steps,
+            "steps_per_unit": less.steps_per_unit,
+            "batch_rows": less.batch_rows,
+        }
         distill["quality"] = {"min_gap_closed": 0.0}
     written = place / CAMPAIGN.name
     written.write_text(yaml.safe_dump(campaign))
