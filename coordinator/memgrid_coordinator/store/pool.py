@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from memgrid.digest import Digest
 from memgrid_coordinator.records import CubeFacts, PoolCube, PoolManifest
@@ -175,13 +175,18 @@ def set_cube(
 def find_cubes(connection: Connection, *, words: Sequence[str], base: str, kind: str, limit: int) -> list[PoolCube]:
     """Cubes that have every word somewhere in their text, newest first; an empty `base` or `kind` is any."""
     query = select(pool_cubes).order_by(pool_cubes.c.created_at.desc(), pool_cubes.c.pool_cube_id.desc())
-    for word in words:
-        query = query.where(pool_cubes.c.search_text.contains(word.lower(), autoescape=True))
+    query = query.where(*conditions_of(words=words, base=base, kind=kind))
+    return [to_cube(row) for row in connection.execute(query.limit(limit))]
+
+
+def conditions_of(*, words: Sequence[str], base: str, kind: str) -> list[ColumnElement[bool]]:
+    """What a cube must have to be found."""
+    wanted = [pool_cubes.c.search_text.contains(word.lower(), autoescape=True) for word in words]
     if base:
-        query = query.where(pool_cubes.c.base.contains(base, autoescape=True))
+        wanted.append(pool_cubes.c.base.contains(base, autoescape=True))
     if kind:
-        query = query.where(pool_cubes.c.kind == kind)
-    return [_to_cube(row) for row in connection.execute(query.limit(limit))]
+        wanted.append(pool_cubes.c.kind == kind)
+    return wanted
 
 
 def _to_manifest(row: Any) -> PoolManifest:
@@ -195,7 +200,7 @@ def _to_manifest(row: Any) -> PoolManifest:
     )
 
 
-def _to_cube(row: Any) -> PoolCube:
+def to_cube(row: Any) -> PoolCube:
     return PoolCube(
         repository=row.repository,
         tag=row.tag,
