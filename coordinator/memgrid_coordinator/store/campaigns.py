@@ -174,7 +174,7 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
         produced_flops=sum(unit.flops for unit in accepted),
         spent_flops=sum(lease.flops for lease in lease_rows if lease.state in _COMPUTED),
         documents=tuple(found),
-        eta_s=_eta_s(
+        eta_s=eta_s(
             sum(unit.flops_left for unit in unit_rows if unit.state not in ENDED_UNITS),
             [document.progress.ahead_flops for document in found if document.state is DocumentState.RUNNING],
             fleet,
@@ -184,7 +184,7 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
     )
 
 
-def _eta_s(left_flops: int, ahead_flops: Sequence[int], fleet: Sequence[float]) -> float | None:
+def eta_s(left_flops: int, ahead_flops: Sequence[int], fleet: Sequence[float]) -> float | None:
     """Seconds for the units that exist, and for those to come: of one document they follow one another."""
     if not fleet or not left_flops + sum(ahead_flops):
         return None
