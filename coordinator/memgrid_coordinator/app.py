@@ -86,6 +86,8 @@ class Coordinator:
         settings.keys.mkdir(exist_ok=True, mode=0o700)
         self.metrics = Metrics()
         self.certificate: Certificate = certificate_for(settings, self.clock)
+        self.metrics.build_info.labels(version("memgrid")).set(1)
+        self.metrics.certificate_expires_s.set(self.certificate.expires_at().timestamp())
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
         self.blobs = BlobStore(settings.blobs)

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import ssl
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -29,6 +29,13 @@ class Certificate:
     chain: Path
     key: Path
     fingerprint: str | None
+
+    def expires_at(self) -> datetime:
+        """When it runs out; raises InvalidError for what is no certificate."""
+        try:
+            return x509.load_pem_x509_certificate(self.chain.read_bytes()).not_valid_after_utc
+        except ValueError as error:
+            raise InvalidError(f"{self.chain}: expected a certificate chain as PEM: {error}") from None
 
     def context(self) -> ssl.SSLContext:
         """For the HTTP plane."""

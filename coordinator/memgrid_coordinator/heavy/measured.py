@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
+from memgrid.errors import MemgridError
 from memgrid_coordinator.heavy.runner import Engine
 
 P = ParamSpec("P")
@@ -14,18 +15,23 @@ T = TypeVar("T")
 
 
 class MeasuredEngine:
-    """Passes everything on; `observe` is given the name of each function and its seconds, waiting included."""
+    """Passes everything on; `observe` is told of each function, its seconds, waiting included, and if it broke."""
 
-    def __init__(self, engine: Engine, observe: Callable[[str, float], None]) -> None:
+    def __init__(self, engine: Engine, observe: Callable[[str, float, bool], None]) -> None:
         self._engine = engine
         self._observe = observe
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        started = time.perf_counter()
+        started, failed = time.perf_counter(), False
         try:
             return await self._engine.run(function, *args, **kwargs)
+        except MemgridError:
+            raise  # what it was given is wrong: finding that out is its work
+        except Exception:
+            failed = True
+            raise
         finally:
-            self._observe(function.__name__, time.perf_counter() - started)
+            self._observe(function.__name__, time.perf_counter() - started, failed)
 
     async def close(self, drain: timedelta) -> None:
         await self._engine.close(drain)

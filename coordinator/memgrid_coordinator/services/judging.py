@@ -89,8 +89,10 @@ class Judging:
         for stage, length in settlement.stages:
             self._metrics.unit_stage_s.labels(stage).observe(length.total_seconds())
         for unit in settlement.accepted:
+            self._metrics.count_accepted(unit.kind, tokens=unit.token_count, flops=unit.flops)
             log.debug("unit accepted", unit_key=unit.key)
         for unit in settlement.ended:
+            self._metrics.units_given_up.labels(unit.kind).inc()
             log.info("unit ended without a result", unit_key=unit.key)
         if settlement.accepted or settlement.ended:
             self.note_progress()

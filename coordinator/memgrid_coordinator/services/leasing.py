@@ -113,6 +113,8 @@ class Leasing:
             assert caller.host_id is not None
             await self._bell.wait(caller.host_id, left_s)
             exchange = await self._exchange(caller, again, None)
+        if exchange.answer.idle_reason is not None:
+            self._metrics.idle_answers.labels(exchange.answer.idle_reason.code.value).inc()
         return exchange.answer
 
     async def leave(self, caller: Caller) -> None:

@@ -31,6 +31,7 @@ class Sweeps:
     def add(self, name: str, sweep: Sweep, every: timedelta) -> None:
         """Run `sweep` so often; a run that takes longer than that delays the next, it never overlaps it."""
         self._sweeps[name] = sweep
+        self._metrics.sweep_failures.labels(name)  # nought, so that the first failure shows
         self._scheduler.add_job(
             self._run,
             IntervalTrigger(seconds=every.total_seconds()),
@@ -58,6 +59,7 @@ class Sweeps:
         try:
             done = await self._sweeps[name]()
         except Exception:
+            self._metrics.sweep_failures.labels(name).inc()
             log.exception("sweep failed; the next run is the retry", sweep=name)
             return
         self._metrics.sweep_s.labels(name).observe(time.perf_counter() - started)
