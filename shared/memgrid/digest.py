@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NewType
 
-import numpy as np
 import rfc8785
 
 from memgrid.errors import InvalidError
@@ -18,6 +19,7 @@ Digest = NewType("Digest", str)
 
 _FORM = re.compile(r"sha256:[0-9a-f]{64}")
 _READ_BYTES = 1 << 20
+_U32 = "I"
 
 
 def digest_of(content: bytes | memoryview) -> Digest:
@@ -60,11 +62,17 @@ def token_bytes(ids: Iterable[int]) -> bytes:
     >>> token_bytes([1, 258]).hex()
     '0100000002010000'
     """
-    return np.asarray(list(ids), dtype="<u4").tobytes()
+    return _little_endian(array(_U32, ids)).tobytes()
 
 
 def token_ids(content: bytes) -> list[int]:
     """The inverse of `token_bytes`; raises InvalidError on a length that is no multiple of four."""
     if len(content) % 4:
         raise InvalidError(f"token ids: expected a multiple of 4 bytes, found {len(content)}")
-    return [int(token) for token in np.frombuffer(content, dtype="<u4")]
+    return _little_endian(array(_U32, content)).tolist()
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from memgrid.cli import pool
+from memgrid.cli.commands import COMMANDS
 from memgrid.cli.options import remember_globally
 from memgrid.errors import InvalidError, MemgridError
-from memgrid.log import get_logger
 
-ENTRY_POINTS = "memgrid.cli"
+COMPLETION_VARIABLE = "_MEMGRID_COMPLETE"
 BAD_INPUT = 2
 FAILURE = 1
 INTERRUPTED = 130
 
 
 def build_app(word: str | None = None) -> typer.Typer:
-    """All commands, or only those that a first word like `pull` or `volunteer` can mean.
-
-    Each part brings libraries that the others do without: a volunteer's supervisor has no use for a database.
-    """
+    """All commands; or only the one that this first word means, and of the others the line that lists them."""
     app = typer.Typer(
         name="memgrid",
         help="Memory for language models, computed by volunteers, checked, and shared.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        # Boxes around a list of commands would take longer to load than everything else together.
+        rich_markup_mode=None,
     )
     app.callback()(_globally)
-    extras = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-    if word not in extras:
-        pool.mount(app)
-        if word not in pool.COMMANDS:
-            _mount_talking_commands(app)
-            _mount_operator_commands(app)
-    for name, entry in sorted(extras.items()):
-        if word == name or (word not in extras and word not in pool.COMMANDS):
-            _mount_extra(app, entry)
+    for command in COMMANDS.values():
+        if word is None or word == command.name:
+            command.mount(app)
+        else:
+            command.mount_help(app)
     return app
 
 
 def main() -> None:
     """Run the command line. Ends with 2 for bad input, 1 for a failure that has one clear line, 130 for Ctrl-C."""
     try:
-        build_app(_first_word(sys.argv[1:]))()
+        # A shell that completes a word has the words elsewhere, and may ask about any command.
+        word = None if COMPLETION_VARIABLE in os.environ else first_word(sys.argv[1:])
+        build_app(word)()
     except InvalidError as error:
         _fail(error, BAD_INPUT)
     except MemgridError as error:
@@ -62,51 +56,33 @@ def main() -> None:
     except OSError as error:
         _fail(MemgridError(f"{error.filename or 'system'}: {error.strerror or error}"), FAILURE)
     except Exception:  # noqa: BLE001 - the top of every command
+        from memgrid.log import get_logger
+
         get_logger(__name__).exception("this is a bug in memgrid")
         raise SystemExit(FAILURE) from None
 
 
-def _first_word(arguments: list[str]) -> str | None:
-    """The command, behind the options that all commands share; None when only the parser can tell."""
+def first_word(arguments: list[str]) -> str:
+    """The command, behind the options that all commands share; empty when there is none.
+
+    >>> first_word(["--grid", "https://grid.example", "pull", "a/b"])
+    'pull'
+    >>> first_word(["--help"])
+    ''
+    """
     rest = iter(arguments)
     for argument in rest:
         if argument in ("--grid", "--token"):
             next(rest, None)
-        elif not argument.startswith(("--grid=", "--token=")):
+        elif not argument.startswith("-"):
             return argument
-    return None
-
-
-def _mount_operator_commands(app: typer.Typer) -> None:
-    from memgrid.cli import campaign, model
-    from memgrid.cli.explain import explain
-
-    app.add_typer(campaign.app, name="campaign")
-    app.add_typer(model.app, name="model")
-    app.command(name="explain")(explain)
-
-
-def _mount_talking_commands(app: typer.Typer) -> None:
-    from memgrid.cli.chat import chat
-    from memgrid.cli.serve import serve
-
-    app.command(name="chat")(chat)
-    app.command(name="serve")(serve)
-
-
-def _mount_extra(app: typer.Typer, entry: EntryPoint) -> None:
-    """An extra that is not installed leaves a command that says how to install it."""
-    try:
-        app.add_typer(entry.load(), name=entry.name)
-    except ModuleNotFoundError as error:
-        hint = f"Needs: pip install {escape(f'memgrid[{entry.name}]')}"
-        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
-        command = _missing(entry.name, error.name or "a library")
-        app.command(name=entry.name, help=hint, context_settings=settings)(command)
+    return ""
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # reads a mail parser and more, for one line of text
+
         typer.echo(version("memgrid"))
         raise typer.Exit
 
@@ -123,13 +99,6 @@ def _globally(
     ] = False,
 ) -> None:
     remember_globally(grid, token)
-
-
-def _missing(extra: str, library: str) -> Callable[[], None]:
-    def command() -> None:
-        raise InvalidError(f"memgrid {extra} needs {library}: pip install 'memgrid[{extra}]'")
-
-    return command
 
 
 def _fail(error: MemgridError, exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""`memgrid search | info | pull | verify | ls | rm`: find cubes, and keep those that are worth it."""
+"""`memgrid search | info | pull | verify | rm`: find cubes, and take those that are worth it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -21,24 +20,16 @@ from memgrid.cube.manifest import MANIFEST_FILE
 from memgrid.endpoint import GridUrl
 from memgrid.errors import InvalidError, UnavailableError
 from memgrid.grids import GridTrust, memgrid_home
-from memgrid.pool.cache import CachedCube
 from memgrid.pool.client import Pool
 from memgrid.pool.registry import Progress as Moved
 from memgrid.text import bytes_text, flops_text
 
 ReferenceArgument = Annotated[
-    str, typer.Argument(metavar="CUBE", help=escape("namespace/name[:tag][@sha256:…]"), show_default=False)
+    str, typer.Argument(metavar="CUBE", help="namespace/name[:tag][@sha256:…]", show_default=False)
 ]
 
 
 _NUMBERS = ("tokens", "size", "gap closed", "took")
-COMMANDS = frozenset({"search", "info", "pull", "verify", "ls", "rm"})
-
-
-def mount(app: typer.Typer) -> None:
-    """Add these commands to the top of the command line."""
-    for command in (search, info, pull, verify, ls, rm):
-        app.command()(command)
 
 
 def search(
@@ -133,22 +124,6 @@ def verify(
     typer.echo(f"signed by key {found.provenance.key_id}")
 
 
-def ls(as_json: JsonOption = False) -> None:
-    """List the cubes on this machine, the longest unused first."""
-    with Pool() as pool:
-        found = pool.ls()
-        used_bytes, limit_bytes = pool.cache.used_bytes(), pool.cache.limit_bytes
-    if as_json:
-        print_json([_cached_json(cube) for cube in found])
-        return
-    table = _table("cube", "size", "last used", "digest")
-    for cube in found:
-        used = cube.used_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(cube.names[-1], bytes_text(cube.size_bytes), used, cube.manifest_digest[:19])
-    Console().print(table if found else "no cubes here yet")
-    Console().print(f"[dim]{bytes_text(used_bytes)} of at most {bytes_text(limit_bytes)} used[/dim]")
-
-
 def rm(cubes: Annotated[list[str], typer.Argument(metavar="CUBE…")], grid: GridOption = None) -> None:
     """Remove cubes from this machine; the pool keeps them."""
     with Pool(grid) as pool:
@@ -197,16 +172,6 @@ def _verification_json(found: Verification) -> dict[str, Any]:
         "key_id": found.provenance.key_id,
         "public_key": found.provenance.public_key.hex(),
         "provenance": found.provenance.predicate,
-    }
-
-
-def _cached_json(cube: CachedCube) -> dict[str, Any]:
-    return {
-        "names": list(cube.names),
-        "manifest_digest": cube.manifest_digest,
-        "bytes": cube.size_bytes,
-        "folder": str(cube.folder),
-        "used_at": cube.used_at.isoformat(),
     }
 
 
