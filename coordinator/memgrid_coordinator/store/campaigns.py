@@ -221,6 +221,11 @@ def documents_of(connection: Connection, campaign_id: CampaignId) -> list[Docume
     return _documents(connection, documents.c.campaign_id == campaign_id)
 
 
+def documents_among(connection: Connection, document_ids: Sequence[int]) -> list[Document]:
+    """Those of them that are there."""
+    return _documents(connection, documents.c.document_id.in_(document_ids))
+
+
 def document(connection: Connection, document_id: int) -> Document:
     return _documents(connection, documents.c.document_id == document_id)[0]
 
