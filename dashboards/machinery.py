@@ -1,0 +1,172 @@
+"""Rows of the grid's dashboard: how long things take, and how the coordinator itself is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panels import BYTES, COUNT, RATIO, SECONDS, cloud, lines, number
+from promql import Query, quantile, rate, share
+
+RED, ORANGE, GREEN = "red", "orange", "green"
+
+
+def times() -> list[Any]:
+    stages = "memgrid_unit_stage_seconds"
+    return [
+        cloud(
+            "Open to accepted",
+            "How long units took from being open to hosts until their result was accepted.",
+            stages,
+            where='{stage="open_to_accepted"}',
+        ),
+        lines(
+            "Stages of a unit",
+            "Half of the units and 95 of 100 take no longer in each stage: with a host, being checked, all in all.",
+            SECONDS,
+            Query(quantile(0.5, stages, "stage"), "{{stage}}, half"),
+            Query(quantile(0.95, stages, "stage"), "{{stage}}, 95 %"),
+            width=6,
+        ),
+        lines(
+            "Replays and the engine",
+            "95 of 100 take no longer; waiting for a process of the engine is included.",
+            SECONDS,
+            Query(quantile(0.95, "memgrid_audit_seconds", "kind"), "replay of {{kind}}"),
+            Query(quantile(0.95, "memgrid_engine_seconds", "function"), "{{function}}"),
+            width=6,
+        ),
+    ]
+
+
+def machinery() -> list[Any]:
+    return [
+        lines(
+            "Store: transactions",
+            "How long the writer's transactions take, commit included. Runbook: store-slow.",
+            SECONDS,
+            Query(quantile(0.5, "memgrid_store_batch_seconds"), "half"),
+            Query(quantile(0.99, "memgrid_store_batch_seconds"), "99 %"),
+            limits={0: GREEN, 0.5: ORANGE, 2: RED},
+            width=6,
+        ),
+        lines(
+            "Store: steps",
+            "Steps a second, and how many share a transaction: batches grow when the disk is slow or the load high.",
+            COUNT,
+            Query(rate("memgrid_store_batch_steps_sum"), "steps a second"),
+            Query(
+                share(rate("memgrid_store_batch_steps_sum"), rate("memgrid_store_batch_steps_count")),
+                "steps a transaction",
+            ),
+            width=6,
+        ),
+        lines(
+            "gRPC calls",
+            "Calls a second by method.",
+            "reqps",
+            Query(rate("memgrid_rpc_seconds_count", "method"), "{{method}}"),
+            stacked=True,
+            width=6,
+        ),
+        lines(
+            "gRPC latency, 99 %",
+            "Without Sync and WatchCampaign, which are held open on purpose.",
+            SECONDS,
+            Query(quantile(0.99, "memgrid_rpc_seconds", "method", where='{method!~"Sync|Watch.*"}'), "{{method}}"),
+            width=6,
+        ),
+        lines(
+            "gRPC errors",
+            "Calls a second that ended with a code other than ok. `internal` is a bug: the log has its trace.",
+            "reqps",
+            Query(rate('memgrid_rpc_seconds_count{code!="ok"}', "method", "code"), "{{method}}: {{code}}"),
+            stacked=True,
+            width=6,
+        ),
+        lines(
+            "HTTP by status",
+            "Requests a second.",
+            "reqps",
+            Query(rate("memgrid_http_seconds_count", "status"), "{{status}}"),
+            stacked=True,
+            width=6,
+        ),
+        lines(
+            "HTTP latency, 99 %",
+            "By route; blobs take as long as their bytes.",
+            SECONDS,
+            Query(quantile(0.99, "memgrid_http_seconds", "route"), "{{route}}"),
+            width=6,
+        ),
+        lines(
+            "Failures inside",
+            "Runs of a sweep that broke off and calls of the engine that raised, in ten minutes. "
+            "Runbooks: sweep-failing, engine-failing.",
+            COUNT,
+            Query("sum by (sweep) (increase(memgrid_sweep_failures_total[10m]))", "sweep {{sweep}}"),
+            Query("sum by (function) (increase(memgrid_engine_failures_total[10m]))", "engine {{function}}"),
+            width=6,
+        ),
+        lines(
+            "Sweeps",
+            "How long a run takes, on average.",
+            SECONDS,
+            Query(
+                share(rate("memgrid_sweep_seconds_sum", "sweep"), rate("memgrid_sweep_seconds_count", "sweep")),
+                "{{sweep}}",
+            ),
+            width=6,
+        ),
+        lines(
+            "Reading the gauges",
+            "How long the queries behind this page took; above half a second they are made more rarely.",
+            SECONDS,
+            Query("memgrid_gauges_read_seconds", "{{part}} on {{instance}}"),
+            width=6,
+        ),
+        lines(
+            "Disk free",
+            "Room where the content store lies. Runbook: disk-filling.",
+            BYTES,
+            Query("memgrid_disk_free_bytes", "{{instance}}"),
+            width=6,
+        ),
+        number(
+            "Certificate runs out in",
+            "Of the certificate that both planes show. Runbook: certificate-expires.",
+            SECONDS,
+            Query("min(memgrid_certificate_expires_timestamp_seconds) - time()"),
+            limits={0: RED, 2 * 86400: ORANGE, 14 * 86400: GREEN},
+            width=6,
+        ),
+    ]
+
+
+def process() -> list[Any]:
+    return [
+        lines(
+            "Processor",
+            "Cores that a coordinator keeps busy; its engine's processes are not in it.",
+            COUNT,
+            Query("rate(process_cpu_seconds_total[$__rate_interval])", "{{instance}}"),
+        ),
+        lines(
+            "Memory",
+            "Resident memory of a coordinator.",
+            BYTES,
+            Query("process_resident_memory_bytes", "{{instance}}"),
+        ),
+        lines(
+            "Open files",
+            "Descriptors in use, connections among them, against the limit. Runbook: files-running-out.",
+            RATIO,
+            Query("process_open_fds / process_max_fds", "{{instance}}"),
+            limits={0: GREEN, 0.8: RED},
+        ),
+        number(
+            "Up since",
+            "How long the coordinator that was started last has been running.",
+            SECONDS,
+            Query("time() - max(process_start_time_seconds)"),
+        ),
+    ]
