@@ -35,6 +35,7 @@ from memgrid_coordinator.services.leasing import Leasing
 from memgrid_coordinator.services.looking import Looking
 from memgrid_coordinator.services.models import ModelFolders, Models
 from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.planning import Planning
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.tokens import Tokens
@@ -44,7 +45,7 @@ from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.sweeps.schedule import Sweeps
-from memgrid_coordinator.web.grid import GridFacts
+from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.server import WebServer, WebServices
 
 log = get_logger(__name__)
@@ -142,6 +143,7 @@ class Coordinator:
             new_id=new_id,
         )
         self.publishing = Publishing(store, self.blobs, clock)
+        self.overview = Overview(store=store, clock=clock, blobs=self.blobs, publishing=self.publishing)
         planning = Planning(
             store=store,
             settings=settings,
@@ -263,7 +265,7 @@ class Coordinator:
             clock=self.clock,
             facts=self._facts,
             not_ready=lambda: "draining" if self._stopped.is_set() else None,
-            campaigns=self.campaigns.recent,
+            overview=self.overview,
         )
 
     def _facts(self) -> GridFacts:
@@ -293,6 +295,7 @@ class Coordinator:
         drain_s = self.settings.drain_max.total_seconds()
         await self.rpc.stop(drain_s)
         await self.web.stop()
+        await self.overview.close()
         try:
             async with asyncio.timeout(drain_s):
                 await self.judging.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +17,15 @@ from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.errors import TokenExpiredError, TokenRequiredError
 from memgrid.units import AccountId, HostId, LeaseId, Reason, UploadOrder
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.records import ANONYMOUS, Caller, Campaign, Role
+from memgrid_coordinator.records import ANONYMOUS, Caller, Role
 from memgrid_coordinator.services.models import Models
+from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
-from memgrid_coordinator.web.grid import GridFacts
+from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.server import WebServer, WebServices
 from tests.certificates import make_certificate
 
@@ -112,7 +113,6 @@ async def running(
     pace: Pace = DEFAULT_PACE,
     clock: Clock | None = None,
     tls: bool = True,
-    campaigns: Iterable[Campaign] = (),
     grid_key: bytes = bytes(32),
 ) -> AsyncIterator[DataPlane]:
     """Serve what is in a folder; starting again in the same folder is a restart."""
@@ -141,9 +141,7 @@ async def running(
         url="https://grid.example#sha256=00",
     )
 
-    async def list_campaigns() -> Iterable[Campaign]:
-        return campaigns
-
+    overview = Overview(store=store, clock=clock, blobs=blobs, publishing=publishing)
     services = WebServices(
         identify=identify,
         publishing=publishing,
@@ -152,7 +150,7 @@ async def running(
         clock=clock,
         facts=lambda: facts,
         not_ready=lambda: None,
-        campaigns=list_campaigns,
+        overview=overview,
         pace=pace,
     )
     context = make_certificate().server_context(folder) if tls else None
@@ -172,6 +170,7 @@ async def running(
         )
     finally:
         await server.stop()
+        await overview.close()
         store.close()
 
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.records import Campaign, PoolCube
+from memgrid_coordinator.records import PoolCube
 from memgrid_coordinator.services.publishing import Publishing
-from memgrid_coordinator.web.page import front_page
+from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.requests import OciError
-
-_NEWEST = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GridFacts:
-    """What `GET /v1/grid` tells; `url` with its certificate's fingerprint is what people are given to join."""
-
-    name: str
-    version: str
-    grpc_port: int
-    grid_key: str
-    """The Ed25519 public key that signs cubes, as hex."""
-    enrolment: str
-    max_blob_bytes: int
-    url: str
 
 
 class GridRoutes:
-    """Handlers of `/v1/`, the front page, metrics and health."""
+    """Handlers of what machines ask: facts, search, metrics and health."""
 
     def __init__(
         self,
@@ -40,17 +24,14 @@ class GridRoutes:
         publishing: Publishing,
         metrics: Metrics,
         not_ready: Callable[[], str | None],
-        campaigns: Callable[[], Awaitable[Iterable[Campaign]]],
     ) -> None:
         self._facts = facts
         self._publishing = publishing
         self._metrics = metrics
         self._not_ready = not_ready
-        self._campaigns = campaigns
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         return (
-            web.get("/", self.front),
             web.get("/v1/grid", self.grid),
             web.get("/v1/cubes", self.cubes),
             web.get("/metrics", self.metrics),
@@ -79,13 +60,6 @@ class GridRoutes:
     async def ready(self, request: web.Request) -> web.Response:
         reason = self._not_ready()
         return web.Response(text="ok\n" if reason is None else f"{reason}\n", status=200 if reason is None else 503)
-
-    async def front(self, request: web.Request) -> web.Response:
-        newest = await self._publishing.search("", limit=_NEWEST)
-        facts = self._facts()
-        text = front_page(name=facts.name, url=facts.url, campaigns=await self._campaigns(), cubes=newest)
-        policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-        return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
 
 
 def _limit(request: web.Request) -> int:

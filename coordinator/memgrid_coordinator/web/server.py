@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -11,15 +11,19 @@ from aiohttp.typedefs import Handler, Middleware
 
 from memgrid.clock import Clock
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.records import Caller, Campaign
+from memgrid_coordinator.records import Caller
+from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.uploads import Uploads
 from memgrid_coordinator.web.blobs import BlobRoutes
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
 from memgrid_coordinator.web.errors import errors_middleware
-from memgrid_coordinator.web.grid import GridFacts, GridRoutes
+from memgrid_coordinator.web.facts import GridFacts
+from memgrid_coordinator.web.grid import GridRoutes
 from memgrid_coordinator.web.identity import get_token, get_version, identity_middleware
 from memgrid_coordinator.web.manifests import ManifestRoutes
+from memgrid_coordinator.web.pages.errors import pages_middleware
+from memgrid_coordinator.web.pages.routes import PageRoutes
 
 _KEEPALIVE_S = 75.0
 """Also how long a connection may take to bring its first whole request."""
@@ -43,15 +47,17 @@ class WebServices:
     clock: Clock
     facts: Callable[[], GridFacts]
     not_ready: Callable[[], str | None]
-    campaigns: Callable[[], Awaitable[Iterable[Campaign]]]
+    overview: Overview
     pace: Pace = DEFAULT_PACE
 
 
 def build_app(services: WebServices) -> web.Application:
     """Every route and middleware of the HTTP plane."""
+    pages = PageRoutes(services.facts, services.overview)
     app = web.Application(
         middlewares=[
             _timing_middleware(services.metrics, services.clock),
+            pages_middleware(pages.error),
             errors_middleware,
             identity_middleware(services.identify),
         ]
@@ -59,9 +65,9 @@ def build_app(services: WebServices) -> web.Application:
     app.on_response_prepare.append(_add_headers)
     blobs = BlobRoutes(services.publishing, services.uploads, services.metrics, services.clock, services.pace)
     manifests = ManifestRoutes(services.publishing, services.clock, services.pace)
-    grid = GridRoutes(services.facts, services.publishing, services.metrics, services.not_ready, services.campaigns)
+    grid = GridRoutes(services.facts, services.publishing, services.metrics, services.not_ready)
     app.add_routes([web.get("/v2/", get_version), web.get("/v2/token", get_token)])
-    app.add_routes([*manifests.routes(), *blobs.routes(), *grid.routes()])
+    app.add_routes([*manifests.routes(), *blobs.routes(), *grid.routes(), *pages.routes()])
     return app
 
 

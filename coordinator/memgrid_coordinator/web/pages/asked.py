@@ -1,0 +1,41 @@
+"""What the address of a page asks for, read strictly."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from memgrid.errors import InvalidError
+from memgrid_coordinator.lifecycle import CampaignState
+from memgrid_coordinator.views import Span
+
+PAGE_MAX = 10_000
+WORDS_LENGTH_MAX = 200
+
+
+def page_in(request: web.Request) -> int:
+    """Which page of a list, from 1; raises InvalidError."""
+    text = request.query.get("page", "1")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= PAGE_MAX:
+        raise InvalidError(f"page: expected a number from 1 to {PAGE_MAX}, found {text[:40]!r}")
+    return int(text)
+
+
+def span_in(request: web.Request) -> Span | None:
+    """How far back to look; None when it does not say. Raises InvalidError."""
+    text = request.query.get("span", "")
+    if text not in ("", *Span):
+        raise InvalidError(f"span: expected one of {', '.join(Span)}, found {text[:40]!r}")
+    return Span(text) if text else None
+
+
+def state_in(request: web.Request) -> CampaignState | None:
+    """Which campaigns; None for all. Raises InvalidError."""
+    text = request.query.get("state", "")
+    if text not in ("", *CampaignState):
+        raise InvalidError(f"state: expected one of {', '.join(CampaignState)}, found {text[:40]!r}")
+    return CampaignState(text) if text else None
+
+
+def words_in(request: web.Request, *names: str) -> dict[str, str]:
+    """What people typed, by field, without what no search could look for."""
+    return {name: request.query.get(name, "").replace("\0", "").strip()[:WORDS_LENGTH_MAX] for name in names}
