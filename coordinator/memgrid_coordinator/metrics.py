@@ -126,6 +126,7 @@ class Metrics:
         """Per campaign for the newest only, the rest as `others`: labels stay bounded."""
         self.campaigns = self._gauge("campaigns", "Campaigns by state.", "state")
         one = ("campaign", "campaign_id")
+        self.campaign_state = self._gauge("campaign_state", "1 for the state that a campaign is in.", *one, "state")
         self.campaign_units = self._gauge("campaign_units", "Units of a campaign by state.", *one, "state")
         self.campaign_documents = self._gauge(
             "campaign_documents", "Documents of a campaign by state.", *one, "state"

@@ -117,6 +117,7 @@ class Gauging:
     def _set_campaigns(self, found: list[CampaignGauges]) -> None:
         metrics = self._metrics
         named = [((one.name, one.campaign_id), one) for one in found]
+        fill(metrics.campaign_state, {(*name, one.state.value): 1 for name, one in named})
         fill(metrics.campaign_units, _by_state((name, one.units) for name, one in named))
         fill(metrics.campaign_documents, _by_state((name, one.documents) for name, one in named))
         fill(metrics.campaign_leases, _by_state((name, one.leases) for name, one in named))
