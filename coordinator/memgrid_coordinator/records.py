@@ -26,9 +26,13 @@ CampaignId = NewType("CampaignId", str)
 
 
 class Role(StrEnum):
+    """What a caller may do; an owner may all that an operator may, and an operator all that a reader may."""
+
     ANONYMOUS = "anonymous"
     VOLUNTEER = "volunteer"
+    READER = "reader"
     OPERATOR = "operator"
+    OWNER = "owner"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +43,35 @@ class Caller:
     host_id: HostId | None = None
     account_id: AccountId | None = None
     session_id: SessionId | None = None
+    name: str = ""
+    """What the token is called, for the audit log."""
 
 
 ANONYMOUS = Caller(role=Role.ANONYMOUS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """A token that an owner gave to a person or a program; its secret is kept nowhere."""
+
+    token_id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """One line of the audit log: who did what to what."""
+
+    at: datetime
+    who: str
+    role: Role
+    action: str
+    subject: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,13 @@ import pytest
 from memgrid.clock import ManualClock
 from memgrid.cube.identity import identity_of_folder
 from memgrid.endpoint import GridEndpoint
-from memgrid.errors import InvalidError, NotAllowedError, UnknownCubeError
+from memgrid.errors import InvalidError, MemgridError, NotAllowedError, TokenRequiredError, UnknownCubeError
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.testing import SimulatedGpu
 from memgrid.units import ReasonCode
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState
-from memgrid_coordinator.records import ANONYMOUS, SubmittedSource
+from memgrid_coordinator.records import Caller, Role, SubmittedSource
 from memgrid_coordinator.services.explaining import Explaining
 from tests.distilling import distill
 from tests.grids import (
@@ -104,12 +104,18 @@ async def test_a_watch_goes_on_through_a_pause(grid: tuple[Coordinator, GridEndp
 async def test_only_operators_plan_pause_and_resume(grid: tuple[Coordinator, GridEndpoint]) -> None:
     coordinator, _ = grid
     submission = await submit(coordinator, {"manual.txt": TEXT})
-    with pytest.raises(NotAllowedError):
-        await coordinator.campaigns.pause(ANONYMOUS, submission.campaign.campaign_id)
-    with pytest.raises(NotAllowedError):
-        await coordinator.campaigns.resume(ANONYMOUS, submission.campaign.campaign_id)
-    with pytest.raises(NotAllowedError):
-        await coordinator.campaigns.plan(ANONYMOUS, campaign=campaign_file().to_bytes(), sources=())
+    campaigns, campaign_id = coordinator.campaigns, submission.campaign.campaign_id
+    refused: dict[Role, type[MemgridError]] = {Role.ANONYMOUS: TokenRequiredError, Role.READER: NotAllowedError}
+    for role, error in refused.items():
+        caller = Caller(role=role)
+        with pytest.raises(error):
+            await campaigns.pause(caller, campaign_id)
+        with pytest.raises(error):
+            await campaigns.resume(caller, campaign_id)
+        with pytest.raises(error):
+            await campaigns.plan(caller, campaign=campaign_file().to_bytes(), sources=())
+    assert await campaigns.get(Caller(role=Role.READER), campaign_id) == submission.campaign
+    assert await campaigns.pause(Caller(role=Role.OWNER), campaign_id) != submission.campaign
 
 
 async def test_a_deadline_that_passes_ends_the_campaign(tmp_path: Path, tiny_model_folder: Path) -> None:

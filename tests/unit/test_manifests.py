@@ -203,12 +203,18 @@ def test_a_name_that_oci_allows_is_taken(text: str) -> None:
     ],
 )
 def test_who_may_do_what_where(repository: str, readers: set[str], writers: set[str]) -> None:
-    for caller in (ANONYMOUS, VOLUNTEER, OPERATOR):
+    # A reader reads what everybody reads; an owner is an operator too.
+    callers = [
+        *((caller, caller.role) for caller in (ANONYMOUS, VOLUNTEER, OPERATOR)),
+        (Caller(role=Role.OWNER), Role.OPERATOR),
+        (Caller(role=Role.READER), Role.ANONYMOUS),
+    ]
+    for caller, like in callers:
         for check, allowed in ((repositories.check_read, readers), (repositories.check_push, writers)):
-            if caller.role in allowed:
+            if like in allowed:
                 check(caller, repository)
             else:
                 expected = TokenRequiredError if caller is ANONYMOUS else NotAllowedError
                 with pytest.raises(expected):
                     check(caller, repository)
-        assert repositories.may_read(caller, repository) == (caller.role in readers)
+        assert repositories.may_read(caller, repository) == (like in readers)

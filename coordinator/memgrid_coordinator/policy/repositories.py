@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from memgrid.errors import InvalidError, NotAllowedError, TokenRequiredError
 from memgrid.units import LeaseId
+from memgrid_coordinator.policy.roles import OPERATORS
 from memgrid_coordinator.records import Caller, Role
 
 INPUTS = "grid/inputs"
@@ -78,15 +79,15 @@ def lease_of(repository: str) -> LeaseId:
 _READERS: dict[RepositoryKind, frozenset[Role]] = {
     RepositoryKind.CUBES: frozenset(Role),
     RepositoryKind.MODELS: frozenset(Role),
-    RepositoryKind.SOURCES: frozenset({Role.OPERATOR}),
-    RepositoryKind.INPUTS: frozenset({Role.VOLUNTEER, Role.OPERATOR}),
-    RepositoryKind.OUTPUTS: frozenset({Role.OPERATOR}),
+    RepositoryKind.SOURCES: OPERATORS,
+    RepositoryKind.INPUTS: OPERATORS | {Role.VOLUNTEER},
+    RepositoryKind.OUTPUTS: OPERATORS,
     RepositoryKind.RESERVED: frozenset(),
 }
 _WRITERS: dict[RepositoryKind, frozenset[Role]] = {
-    RepositoryKind.CUBES: frozenset({Role.OPERATOR}),
-    RepositoryKind.MODELS: frozenset({Role.OPERATOR}),
-    RepositoryKind.SOURCES: frozenset({Role.OPERATOR}),
+    RepositoryKind.CUBES: OPERATORS,
+    RepositoryKind.MODELS: OPERATORS,
+    RepositoryKind.SOURCES: OPERATORS,
     RepositoryKind.INPUTS: frozenset(),
     RepositoryKind.OUTPUTS: frozenset({Role.VOLUNTEER}),  # and only what was ordered: judging knows
     RepositoryKind.RESERVED: frozenset(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from memgrid.errors import NotAllowedError
 from memgrid.v1 import grid_pb2 as pb
 from memgrid.v1 import grid_pb2_grpc as pb_grpc
 from memgrid.wire import reason_to_message, timestamp_to_message
+from memgrid_coordinator.policy import roles
 from memgrid_coordinator.records import Role
 from memgrid_coordinator.rpc.interceptor import caller
 from memgrid_coordinator.services.explaining import Explaining, Line
@@ -18,8 +18,7 @@ class GridServicer(pb_grpc.GridServicer):
         self._explaining = explaining
 
     async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.Story:  # noqa: N802
-        if caller().role is not Role.OPERATOR:
-            raise NotAllowedError("explaining needs an operator token")
+        roles.check(caller(), Role.READER, "explaining")
         story = await self._explaining.explain(request.id)
         return pb.Story(
             kind=story.kind, id=story.id, summary=story.summary, events=[_event(line) for line in story.lines]

@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from memgrid.campaign import CampaignFile
 from memgrid.clock import Clock
-from memgrid.errors import AmbiguousIdError, InvalidError, NotAllowedError, UnknownCampaignError
+from memgrid.errors import AmbiguousIdError, InvalidError, UnknownCampaignError
 from memgrid.log import get_logger
 from memgrid.units import BlobRef
 from memgrid_coordinator.lifecycle import ENDED_CAMPAIGNS, DocumentState
+from memgrid_coordinator.policy import roles
 from memgrid_coordinator.policy.life import Withdrawn
 from memgrid_coordinator.records import (
     Caller,
@@ -72,7 +73,7 @@ class Campaigns:
         self, caller: Caller, *, request_id: str, campaign: bytes, sources: Sequence[SubmittedSource]
     ) -> Submission:
         """Plan a campaign whole, or raise and leave nothing; the same request again is the same campaign."""
-        _only_operators(caller)
+        roles.check(caller, Role.OPERATOR, "submitting campaigns")
         if not 0 < len(request_id) <= _REQUEST_ID_MAX:
             raise InvalidError(f"request_id: expected 1 to {_REQUEST_ID_MAX} characters")
         known = await self._store.read(lambda connection: campaigns.of_request(connection, request_id))
@@ -90,17 +91,17 @@ class Campaigns:
 
     async def plan(self, caller: Caller, *, campaign: bytes, sources: Sequence[SubmittedSource]) -> CampaignEstimate:
         """What a campaign would cost; nothing is created. Raises what `submit` raises."""
-        _only_operators(caller)
+        roles.check(caller, Role.OPERATOR, "planning campaigns")
         return await self._planning.estimate(CampaignFile.from_bytes(campaign), sources)
 
     async def get(self, caller: Caller, campaign_id: str) -> Campaign:
         """A campaign by its id or a unique beginning of it."""
-        _only_operators(caller)
+        roles.check(caller, Role.READER, "seeing campaigns")
         return await self._get(await self._find(campaign_id))
 
     async def newest(self, caller: Caller, limit: int) -> list[Campaign]:
         """Newest first."""
-        _only_operators(caller)
+        roles.check(caller, Role.READER, "seeing campaigns")
         return await self.recent(min(limit or 50, LISTED_MAX))
 
     async def recent(self, limit: int = 10) -> list[Campaign]:
@@ -110,7 +111,7 @@ class Campaigns:
 
     async def watch(self, caller: Caller, campaign_id: str) -> AsyncIterator[Campaign]:
         """The campaign now, and again whenever it has changed, until it has ended."""
-        _only_operators(caller)
+        roles.check(caller, Role.READER, "seeing campaigns")
         found = await self._find(campaign_id)
         shown: Campaign | None = None
         while not self._stopping.is_set():
@@ -139,13 +140,13 @@ class Campaigns:
 
     async def cancel(self, caller: Caller, campaign_id: str) -> Campaign:
         """End a campaign, and withdraw the units that nobody else wants."""
-        _only_operators(caller)
+        roles.check(caller, Role.OPERATOR, "cancelling campaigns")
         found = await self._find(campaign_id)
         self._judging.announce(await self._store.write(partial(self._cancel, found)))
         return await self._get(found)
 
     async def _hold(self, caller: Caller, campaign_id: str, verb: str) -> Campaign:
-        _only_operators(caller)
+        roles.check(caller, Role.OPERATOR, "pausing and resuming campaigns")
         found = await self._find(campaign_id)
         now = self._clock.now()
 
@@ -224,11 +225,6 @@ class Campaigns:
             return campaigns.get(connection, campaign_id, fleet=hosts.speeds_seen_since(connection, since))
 
         return await self._store.read(query)
-
-
-def _only_operators(caller: Caller) -> None:
-    if caller.role is not Role.OPERATOR:
-        raise NotAllowedError("campaigns need an operator token: --token, or MEMGRID_TOKEN")
 
 
 def _is_for_workers(file: BlobRef) -> bool:

@@ -17,6 +17,8 @@ from memgrid.units import AccountId, HostId, SessionId
 from memgrid_coordinator.records import ANONYMOUS, Caller, Role
 
 _KEY_BYTES = 32
+BOOTSTRAP = "operator.token"
+"""The name under which the first token, which every grid has, does what is done with it."""
 
 
 class Tokens:
@@ -39,7 +41,7 @@ class Tokens:
             return ANONYMOUS
         if token.startswith("operator."):
             if hmac.compare_digest(token.encode(), self.operator_token.encode()):
-                return Caller(role=Role.OPERATOR)
+                return Caller(role=Role.OWNER, name=BOOTSTRAP)
             raise TokenRequiredError("this operator token is not this grid's; see keys/operator.token on its server")
         return self._read_host(token, now)
 

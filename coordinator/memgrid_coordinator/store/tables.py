@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, LargeBinary, Table, UniqueConstraint, false, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 from memgrid_coordinator.store.types import UtcDateTime
@@ -22,6 +34,36 @@ class AccountRow(SQLModel, table=True):
     account_id: str = Field(primary_key=True)
     public_key: bytes = Field(sa_column=Column(LargeBinary, unique=True, nullable=False))
     created_at: datetime = Field(sa_column=_time(nullable=False))
+    banned_at: datetime | None = Field(default=None, sa_column=_time())
+    banned_reason: str = ""
+
+
+class TokenRow(SQLModel, table=True):
+    """A token that an owner gave away, kept as its digest; what was revoked stays, so that its acts have a name."""
+
+    __tablename__ = "tokens"
+
+    token_id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    role: str
+    digest: str = Field(unique=True)
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    revoked_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class AuditRow(SQLModel, table=True):
+    """What owners and operators did: written once, never changed."""
+
+    __tablename__ = "audit_log"
+
+    entry_id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_column=_time(nullable=False, index=True))
+    who: str
+    role: str
+    action: str
+    subject: str
+    detail: str = ""
 
 
 class InviteRow(SQLModel, table=True):
@@ -98,6 +140,8 @@ class DocumentRow(SQLModel, table=True):
     reason_text: str = ""
     progress: str = ""
     """JSON of how far it is; empty where its units say everything."""
+    retries: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    """How often an operator had it tried again."""
 
 
 class DocumentBlobRow(SQLModel, table=True):
@@ -193,6 +237,13 @@ class LeaseRow(SQLModel, table=True):
             "deadline_at",
             sqlite_where=text("state = 'leased'"),
             postgresql_where=text("state = 'leased'"),
+        ),
+        # Why reports were rejected: few, among very many leases with large sketches.
+        Index(
+            "leases_rejected",
+            "reason_code",
+            sqlite_where=text("state = 'rejected'"),
+            postgresql_where=text("state = 'rejected'"),
         ),
     )
 
@@ -331,6 +382,17 @@ class PoolCubeRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_time(nullable=False, index=True))
 
 
+class CubePullRow(SQLModel, table=True):
+    """How often the payload of a cube was sent to somebody, a row a day."""
+
+    __tablename__ = "cube_pulls"
+
+    cube_digest: str = Field(primary_key=True)
+    day: int = Field(primary_key=True)
+    """Days since the beginning of the year 1, UTC."""
+    pulls: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
 def _table(name: str) -> Table:
     return SQLModel.metadata.tables[name]
 
@@ -338,6 +400,8 @@ def _table(name: str) -> Table:
 # The same tables as Core sees them: the hot path writes many rows a statement.
 accounts = _table("accounts")
 invites = _table("invites")
+tokens = _table("tokens")
+audit_log = _table("audit_log")
 hosts = _table("hosts")
 models = _table("models")
 campaigns = _table("campaigns")
@@ -354,3 +418,4 @@ pool_manifests = _table("pool_manifests")
 pool_tags = _table("pool_tags")
 pool_blobs = _table("pool_blobs")
 pool_cubes = _table("pool_cubes")
+cube_pulls = _table("cube_pulls")
