@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def plan_distill(
     limits: DocumentLimits | None = None,
 ) -> DistillPlan:
     """Read, tokenise and cut the documents; raises InvalidError in one line and then nothing is planned."""
+    if find_spec("torch") is None:
+        raise InvalidError(
+            "recipe: expected activation, found distill: this grid's coordinator was installed without what "
+            "begins and replays training (memgrid[coordinator])"
+        )
     tokenizer = load_tokenizer(model_folder)
     frame = build_frame(tokenizer)
     longest = longest_context(model)
