@@ -38,6 +38,7 @@ from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.planning import Planning
 from memgrid_coordinator.services.publishing import Publishing
+from memgrid_coordinator.services.pulls import Pulls
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
@@ -50,6 +51,7 @@ from memgrid_coordinator.web.server import WebServer, WebServices
 
 log = get_logger(__name__)
 GAUGES_EVERY = timedelta(seconds=10)
+PULLS_EVERY = timedelta(seconds=5)
 
 
 def new_id() -> str:
@@ -143,6 +145,7 @@ class Coordinator:
             new_id=new_id,
         )
         self.publishing = Publishing(store, self.blobs, clock)
+        self.pulls = Pulls(store, clock, metrics)
         self.overview = Overview(store=store, clock=clock, blobs=self.blobs, publishing=self.publishing)
         planning = Planning(
             store=store,
@@ -226,6 +229,7 @@ class Coordinator:
         self.sweeps.add("judging", self.judging.catch_up, settings.recover_every)
         self.sweeps.add("documents", self.advancing.advance, settings.sweep_every)
         self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))
+        self.sweeps.add("pulls", self.pulls.save, PULLS_EVERY)
         self.sweeps.add("gauges", gauging.refresh, GAUGES_EVERY)
 
     async def start(self) -> Address:
@@ -261,6 +265,7 @@ class Coordinator:
             identify=self.enrolment.identify,
             publishing=self.publishing,
             uploads=self.uploads,
+            pulls=self.pulls,
             metrics=self.metrics,
             clock=self.clock,
             facts=self._facts,
@@ -296,6 +301,7 @@ class Coordinator:
         await self.rpc.stop(drain_s)
         await self.web.stop()
         await self.overview.close()
+        await self.pulls.save()
         try:
             async with asyncio.timeout(drain_s):
                 await self.judging.close()

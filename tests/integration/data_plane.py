@@ -21,6 +21,7 @@ from memgrid_coordinator.records import ANONYMOUS, Caller, Role
 from memgrid_coordinator.services.models import Models
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
+from memgrid_coordinator.services.pulls import Pulls
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -42,7 +43,7 @@ _CALLERS = {
 }
 
 
-def identify(token: str | None) -> Caller:
+async def identify(token: str | None) -> Caller:
     """Who stands behind the test tokens."""
     if token is None:
         return ANONYMOUS
@@ -97,6 +98,7 @@ class DataPlane:
     uploads: Uploads
     models: Models
     book: OrderBook
+    pulls: Pulls
     metrics: Metrics
 
     def client(self, token: str | None = None) -> httpx.AsyncClient:
@@ -141,11 +143,13 @@ async def running(
         url="https://grid.example#sha256=00",
     )
 
+    pulls = Pulls(store, clock, metrics)
     overview = Overview(store=store, clock=clock, blobs=blobs, publishing=publishing)
     services = WebServices(
         identify=identify,
         publishing=publishing,
         uploads=uploads,
+        pulls=pulls,
         metrics=metrics,
         clock=clock,
         facts=lambda: facts,
@@ -166,6 +170,7 @@ async def running(
             uploads=uploads,
             models=Models(publishing, blobs, folder / "models"),
             book=book,
+            pulls=pulls,
             metrics=metrics,
         )
     finally:

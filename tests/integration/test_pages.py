@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import Connection, select
 
+from memgrid.cube.identity import identity_of_folder
 from memgrid.cube.oci import OCI_MANIFEST_TYPE
+from memgrid.endpoint import GridEndpoint, async_http_client
+from memgrid.nickname import nickname
+from memgrid.testing import SimulatedGpu
+from memgrid.units import AccountId
+from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.store import credits
+from memgrid_coordinator.store.tables import accounts
+from tests.grids import push_model, run_until_ended, running_coordinator, simulated_hosts, submit
 from tests.integration.data_plane import DataPlane, manifest_of, running
 from tests.integration.test_pool import FACTS
 
@@ -119,3 +129,104 @@ async def test_a_search_goes_on_page_by_page(plane: DataPlane, browser: httpx.As
     assert re.findall(r"docs/x\d+:1.0</p>", found) == ["docs/x27:1.0</p>", "docs/x17:1.0</p>", "docs/x7:1.0</p>"]
     assert (await browser.get("/cubes", params={"kind": "parameter", "q": "manual"})).text.count("<article") == 15
     assert "0 cubes" in (await browser.get("/cubes", params={"q": "100%_\\\0"})).text
+
+
+@dataclass
+class Worked:
+    """A grid that has made two cubes, with a cheat among its hosts."""
+
+    coordinator: Coordinator
+    endpoint: GridEndpoint
+    http: httpx.AsyncClient
+    campaign_id: str
+    labels: list[str]
+
+    async def text(self, path: str) -> str:
+        page = await self.http.get(path)
+        assert page.status_code == 200, page.text
+        return " ".join(re.sub(r"<[^>]+>", " ", page.text).split())
+
+
+@pytest.fixture
+async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[Worked]:
+    geometry = identity_of_folder(tiny_model_folder).geometry
+    async with running_coordinator(tmp_path, name="the test grid") as (coordinator, endpoint):
+        await push_model(coordinator, tiny_model_folder)
+        texts = {"manual.txt": "The valve opens at three bar. " * 8, "short.txt": "It closes at two."}
+        submission = await submit(coordinator, texts)
+        async with simulated_hosts(endpoint, 3) as hosts:
+            gpus = [SimulatedGpu(geometry), SimulatedGpu(geometry), SimulatedGpu(geometry, bias=0.2)]
+            assert (await hosts[2].sync(want=1)).leases, "the cheat has its hands in before the others begin"
+            await run_until_ended(coordinator, submission, dict(zip(hosts, gpus, strict=True)))
+            labels = [host.label for host in hosts]
+        async with async_http_client(endpoint) as http:
+            http.headers.update(HTML)
+            yield Worked(coordinator, endpoint, http, submission.campaign.campaign_id, labels)
+
+
+async def test_pages_tell_what_a_grid_did(grid: Worked) -> None:
+    front = await grid.text("/")
+    assert "Machines computing 3 " in front and "Cubes in the pool 2 " in front
+    assert re.search(r"agreed \d+", front) and "disagreed with the others" in front
+    campaign = await grid.text(f"/campaigns/{grid.campaign_id}")
+    assert "handbook completed" in campaign and "Cubes 2 of 2" in campaign and "100%" in campaign
+    assert "manual.txt" not in campaign, "where a text came from is told by its cube"
+    cube = await grid.text("/cubes/handbook/manual:1.0.0")
+    assert "Pulled 0 times" in cube and "2 different volunteers agreed on every unit" in cube
+    assert "manual.txt" in cube and "CC-BY-4.0" in cube
+    assert f"/campaigns/{grid.campaign_id}" in (await grid.http.get("/cubes/handbook/manual:1.0.0")).text
+
+
+async def test_the_leaderboard_is_the_ledger_and_tells_nobodys_address(grid: Worked) -> None:
+    page = (await grid.http.get("/volunteers")).text
+    board = (await grid.http.get("/v1/volunteers")).json()
+    ledger = await grid.coordinator.store.read(
+        lambda connection: {account: credits.total(connection, account) for account in hosts_of(connection)}
+    )
+    given = {line["account_id"]: line["flops"] for line in board["lines"]}
+    assert given == {account: flops for account, flops in ledger.items() if flops}
+    assert [line["rank"] for line in board["lines"]] == [1, 2]
+    for line in board["lines"]:
+        assert nickname(line["account_id"]) in page
+    assert not any(label in page for label in grid.labels)
+    assert (await grid.http.get("/v1/volunteers?span=1h")).json()["flops"] == board["flops"] == sum(ledger.values())
+
+
+def hosts_of(connection: Connection) -> list[AccountId]:
+    return [AccountId(found) for found in connection.execute(select(accounts.c.account_id)).scalars()]
+
+
+async def test_a_cube_is_pulled_when_its_largest_file_was_sent_to_the_end(grid: Worked) -> None:
+    async def pulls() -> int:
+        await grid.coordinator.pulls.save()
+        found: int = (await grid.http.get("/v1/cubes/handbook/manual:1.0.0")).json()["pulls"]
+        return found
+
+    cube = (await grid.http.get("/v1/cubes/handbook/manual:1.0.0")).json()["cube"]
+    manifest = (await grid.http.get(f"/v2/handbook/manual/manifests/{cube['manifest_digest']}")).json()
+    largest = max(reversed(manifest["layers"]), key=lambda layer: layer["size"])
+    address = f"/v2/handbook/manual/blobs/{largest['digest']}"
+    for layer in (manifest["config"], *manifest["layers"]):
+        if layer is not largest:
+            await grid.http.get(f"/v2/handbook/manual/blobs/{layer['digest']}")
+    await grid.http.head(address)
+    await grid.http.get(address, headers={"Range": "bytes=0-99"})
+    assert await pulls() == 0, "asking for the price is no pull"
+    await grid.http.get(address)
+    await grid.http.get(address, headers={"Range": "bytes=100-"})
+    assert await pulls() == 2
+    overview = (await grid.http.get("/v1/overview")).json()
+    assert overview["pool"]["pulls"] == 2
+    assert overview["compute"]["pulled_flops"] == 2 * cube["produced_flops"]
+
+
+async def test_campaigns_are_told_by_state_and_their_documents_page_by_page(grid: Worked) -> None:
+    assert "handbook" in await grid.text("/campaigns?state=completed")
+    assert "None is running" in await grid.text("/campaigns?state=running")
+    listed = (await grid.http.get("/v1/campaigns")).json()
+    assert [line["campaign_id"] for line in listed["campaigns"]] == [grid.campaign_id]
+    told = (await grid.http.get(f"/v1/campaigns/{grid.campaign_id}")).json()
+    assert [document["state"] for document in told["documents"]] == ["published", "published"]
+    assert told["progress"][-1][1] == told["line"]["tokens"] > 0
+    assert not set(told["documents"][0]) & {"source_uri", "source_digest"}
+    assert (await grid.http.get(f"/campaigns/{grid.campaign_id[:6]}")).status_code == 404

@@ -21,7 +21,7 @@ from memgrid_coordinator.records import CampaignId, PoolCube
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.keeping import Keeping
 from memgrid_coordinator.services.publishing import Publishing
-from memgrid_coordinator.store import campaigns, gauges, hosts, overview, overview_campaigns, overview_cubes
+from memgrid_coordinator.store import campaigns, gauges, hosts, overview, overview_campaigns, overview_cubes, pulls
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.views import (
@@ -119,6 +119,7 @@ def _grid(span: Span, connection: Connection, now: datetime) -> GridView:
     units, made_flops = overview.made(connection)
     results, given_flops = overview.credited(connection)
     cubes, payload_bytes, tokens = overview_cubes.totals(connection)
+    pulled = pulls.totals(connection)
     rejected = overview.rejections(connection)
     reports = {
         LeaseState.AGREED.value: results,
@@ -135,13 +136,13 @@ def _grid(span: Span, connection: Connection, now: datetime) -> GridView:
             made_flops=made_flops,
             given_flops=given_flops,
             reused_flops=float(gauges.shared(connection).flops),
-            pulled_flops=0.0,
+            pulled_flops=pulled.flops,
         ),
         pool=PoolTotals(
             cubes=cubes,
             payload_bytes=payload_bytes,
             tokens=tokens,
-            pulls=0,
+            pulls=pulled.pulls,
             growth=overview.growth(connection, start, width, columns),
         ),
         units_by_state=_units_by_state(connection),
@@ -212,8 +213,9 @@ def _volunteers(span: Span | None, connection: Connection, now: datetime) -> Vol
 def _cubes(words: list[str], base: str, kind: str, page: int, connection: Connection) -> CubesView:
     skip = (page - 1) * CUBES_PAGE
     found, total = overview_cubes.found(connection, words=words, base=base, kind=kind, skip=skip, limit=CUBES_PAGE)
+    pulled = pulls.of(connection, [cube.digest for cube in found])
     return CubesView(
-        cubes=tuple(ListedCube(cube=cube, pulls=0) for cube in found),
+        cubes=tuple(ListedCube(cube=cube, pulls=pulled.get(cube.digest, 0)) for cube in found),
         total=total,
         bases=overview_cubes.bases(connection),
         kinds=overview_cubes.kinds(connection),
@@ -227,7 +229,7 @@ def _cube(cube: PoolCube, manifest: CubeManifest, connection: Connection) -> Cub
         info=CubeInfo.of(manifest),
         policy=manifest.validation.policy,
         units=manifest.cost.units,
-        pulls=0,
+        pulls=pulls.of(connection, [cube.digest]).get(cube.digest, 0),
         volunteers=0 if origin is None else origin.volunteers,
         versions=overview_cubes.versions(connection, cube.repository, _VERSIONS_MAX),
         parents=tuple((parent.cube, parent.operation) for parent in manifest.lineage),

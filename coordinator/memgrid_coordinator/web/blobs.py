@@ -10,19 +10,23 @@ from memgrid.clock import Clock
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.repositories import kind_of, parse_repository
 from memgrid_coordinator.services.publishing import Publishing, StoredBlob
+from memgrid_coordinator.services.pulls import Pulls
 from memgrid_coordinator.services.uploads import Uploads
 from memgrid_coordinator.web.bodies import Pace, no_continue, read_body
 from memgrid_coordinator.web.identity import CALLER
-from memgrid_coordinator.web.requests import digest_in, repository_of, upload_headers, uploaded_range
+from memgrid_coordinator.web.requests import digest_in, reaches_end, repository_of, upload_headers, uploaded_range
 from memgrid_coordinator.web.sending import send_blob
 
 
 class BlobRoutes:
     """Handlers of everything below `/v2/<name>/blobs/`."""
 
-    def __init__(self, publishing: Publishing, uploads: Uploads, metrics: Metrics, clock: Clock, pace: Pace) -> None:
+    def __init__(
+        self, publishing: Publishing, uploads: Uploads, pulls: Pulls, metrics: Metrics, clock: Clock, pace: Pace
+    ) -> None:
         self._publishing = publishing
         self._uploads = uploads
+        self._pulls = pulls
         self._metrics = metrics
         self._clock = clock
         self._pace = pace
@@ -43,6 +47,8 @@ class BlobRoutes:
         blob = await self._publishing.find_blob(request[CALLER], name, digest)
         response = await send_blob(request, blob, {})
         self._count(name, "down", response.content_length or 0 if request.method == "GET" else 0)
+        if request.method == "GET" and reaches_end(response, blob.size_bytes):
+            self._pulls.note_sent(name, digest)
         return response
 
     async def begin(self, request: web.Request) -> web.Response:

@@ -111,6 +111,13 @@ def requested_range(header: str | None, size_bytes: int) -> ByteRange | None:
     return ByteRange(start=start, count=end - start)
 
 
+def reaches_end(response: web.StreamResponse, size_bytes: int) -> bool:
+    """Whether what was sent goes to the end of a content of that size: the last piece of it, or all."""
+    if response.status == 206:
+        return response.headers.get("Content-Range", "").endswith(f"-{size_bytes - 1}/{size_bytes}")
+    return response.status == 200
+
+
 def uploaded_range(request: web.Request) -> tuple[int | None, int | None]:
     """Where the body of an upload belongs and how long it is, as far as it says; raises OciError."""
     length = request.content_length

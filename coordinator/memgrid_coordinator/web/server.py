@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.records import Caller
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
+from memgrid_coordinator.services.pulls import Pulls
 from memgrid_coordinator.services.uploads import Uploads
 from memgrid_coordinator.web.blobs import BlobRoutes
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
@@ -40,9 +41,10 @@ class WebServices:
     to be ready comes and goes.
     """
 
-    identify: Callable[[str | None], Caller]
+    identify: Callable[[str | None], Awaitable[Caller]]
     publishing: Publishing
     uploads: Uploads
+    pulls: Pulls
     metrics: Metrics
     clock: Clock
     facts: Callable[[], GridFacts]
@@ -63,7 +65,9 @@ def build_app(services: WebServices) -> web.Application:
         ]
     )
     app.on_response_prepare.append(_add_headers)
-    blobs = BlobRoutes(services.publishing, services.uploads, services.metrics, services.clock, services.pace)
+    blobs = BlobRoutes(
+        services.publishing, services.uploads, services.pulls, services.metrics, services.clock, services.pace
+    )
     manifests = ManifestRoutes(services.publishing, services.clock, services.pace)
     grid = GridRoutes(services.facts, services.publishing, services.metrics, services.not_ready)
     app.add_routes([web.get("/v2/", get_version), web.get("/v2/token", get_token)])
