@@ -61,6 +61,16 @@ class AccessToken:
     expires_at: datetime | None
     revoked_at: datetime | None
 
+    def is_valid_at(self, now: datetime) -> bool:
+        """Whether who brings it is let in."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def state_at(self, now: datetime) -> str:
+        """In a word."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "valid" if self.is_valid_at(now) else "expired"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:

@@ -62,6 +62,7 @@ class ReasonCode(StrEnum):
     CAMPAIGN_PAUSED = "campaign_paused"
     STALE_ROUND = "stale_round"
     UNIT_SETTLED = "unit_settled"
+    BANNED = "banned"
     # a document that became no cube
     BELOW_QUALITY = "below_quality"
     HELD_OUT_LEAKED = "held_out_leaked"

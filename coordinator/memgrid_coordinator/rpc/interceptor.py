@@ -33,7 +33,7 @@ def caller() -> Caller:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: who calls, how long it took, and what went wrong in words the other side knows."""
 
-    def __init__(self, identify: Callable[[str | None], Caller], metrics: Metrics) -> None:
+    def __init__(self, identify: Callable[[str | None], Awaitable[Caller]], metrics: Metrics) -> None:
         self._identify = identify
         self._metrics = metrics
 
@@ -89,7 +89,7 @@ class _Served:
         try:
             known = ANONYMOUS
             if self._method not in _OPEN_TO_ALL:
-                known = self._interceptor._identify(_bearer(self._context.invocation_metadata()))
+                known = await self._interceptor._identify(_bearer(self._context.invocation_metadata()))
             _CALLER.set(known)
         except MemgridError as error:
             await self._abort(error)

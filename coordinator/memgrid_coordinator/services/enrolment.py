@@ -9,18 +9,25 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from memgrid.clock import Clock
-from memgrid.digest import digest_of
 from memgrid.enrolment import NONCE_BYTES, Challenge, EnrolAsk, Enrolment, Session
-from memgrid.errors import BadChallengeError, BadSignatureError, InviteRequiredError, UnknownHostError
+from memgrid.errors import (
+    BadChallengeError,
+    BadSignatureError,
+    InviteRequiredError,
+    NotAllowedError,
+    UnknownHostError,
+)
 from memgrid.log import get_logger
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, SignedBody
 from memgrid.units import AccountId, HostId, SessionId
 from memgrid.wire import enrol_from_body, log_in_from_body
 from memgrid_coordinator.policy.deadlines import first_guess
 from memgrid_coordinator.records import Caller, Event
-from memgrid_coordinator.services.tokens import Tokens
+from memgrid_coordinator.services.access import Access
+from memgrid_coordinator.services.inviting import invite_digest
+from memgrid_coordinator.services.tokens import ACCESS, Tokens
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import events, hosts
+from memgrid_coordinator.store import bans, events, hosts
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -39,10 +46,13 @@ class EnrolmentService:
         self._clock = clock
         self._tokens = tokens
         self._new_id = new_id
+        self._access = Access(store, clock)
         self._challenges: dict[bytes, datetime] = {}
 
-    def identify(self, token: str | None) -> Caller:
-        """Whom a bearer token stands for; raises TokenRequiredError or TokenExpiredError."""
+    async def identify(self, token: str | None) -> Caller:
+        """Whom a bearer token stands for; raises TokenRequiredError, TokenExpiredError or NotAllowedError."""
+        if token is not None and token.startswith(ACCESS):
+            return await self._access.identify(token)
         return self._tokens.read(token, self._clock.now())
 
     def get_challenge(self) -> Challenge:
@@ -78,6 +88,7 @@ class EnrolmentService:
                 raise UnknownHostError(f"host {ask.host_id} is not enrolled here; join first")
             if host.public_key != signed.public_key:
                 raise BadSignatureError(f"host {ask.host_id} belongs to another key")
+            _refuse_banned(connection, host.account_id)
             hosts.begin_session(connection, ask.host_id, session_id, ask.facts, now)
             return host.account_id
 
@@ -86,13 +97,6 @@ class EnrolmentService:
         token = self._tokens.issue(ask.host_id, account_id, session_id, expires_at)
         return Session(session_id=session_id, token=token, expires_at=expires_at)
 
-    async def create_invite(self, uses: int) -> str:
-        """A new invite code for so many enrolments; only its digest is kept."""
-        code = secrets.token_urlsafe(12)
-        now = self._clock.now()
-        await self._store.write(lambda connection: hosts.add_invite(connection, _invite_digest(code), uses, now))
-        return code
-
     def _answer(self, nonce: bytes) -> None:
         expires_at = self._challenges.pop(nonce, None)
         if expires_at is None or expires_at <= self._clock.now():
@@ -100,8 +104,10 @@ class EnrolmentService:
 
     def _enrol(self, connection: Connection, public_key: bytes, ask: EnrolAsk, now: datetime) -> Enrolment:
         account_id = hosts.account_of(connection, public_key)
-        if account_id is None:
-            if self._settings.invite_only and not hosts.use_invite(connection, _invite_digest(ask.invite_code)):
+        if account_id is not None:
+            _refuse_banned(connection, account_id)
+        else:
+            if self._settings.invite_only and not hosts.use_invite(connection, invite_digest(ask.invite_code)):
                 raise InviteRequiredError("this grid takes volunteers by invitation; join with --invite CODE")
             account_id = AccountId(self._new_id())
             hosts.add_account(connection, account_id, public_key, now)
@@ -125,5 +131,6 @@ class EnrolmentService:
         return Enrolment(account_id=account_id, host_id=host_id)
 
 
-def _invite_digest(code: str) -> str:
-    return digest_of(code.encode())
+def _refuse_banned(connection: Connection, account_id: AccountId) -> None:
+    if (reason := bans.reason_of(connection, account_id)) is not None:
+        raise NotAllowedError(f"this account was banned by the grid's owner: {reason}")

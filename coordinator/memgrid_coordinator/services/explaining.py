@@ -152,6 +152,7 @@ _WORDS = {
     "campaign_completed": "every document has its cube; the campaign is complete",
     "campaign_failed": "the campaign ended without some of its cubes",
     "campaign_cancelled": "the operator cancelled the campaign",
+    "document_retried": "a document is tried again, because an operator asked for it",
     "document_failed": "a document can't become a cube",
     "units_asked": "what a document needs next was asked of the hosts",
     "work_done": "the grid made something for a document",
@@ -177,5 +178,7 @@ _WORDS = {
     "upload_failed": "the upload of {host} came to nothing",
     "host_enrolled": "the host enrolled",
     "host_suspended": "the host gets no work for a while",
+    "host_banned": "the grid's owner shut the host's account out",
+    "host_unbanned": "the grid's owner let the host's account in again",
     "cube_published": "the cube was published",
 }

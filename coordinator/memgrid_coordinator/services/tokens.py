@@ -1,4 +1,4 @@
-"""Bearer tokens: short-lived ones for hosts, that need no table, and one long-lived one for operators."""
+"""Bearer tokens that need no table: short-lived ones for hosts, and the first one, which is the owner's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from memgrid.units import AccountId, HostId, SessionId
 from memgrid_coordinator.records import ANONYMOUS, Caller, Role
 
 _KEY_BYTES = 32
+ACCESS = "access."
+"""How tokens begin that owners give away; `services/access.py` knows them."""
 BOOTSTRAP = "operator.token"
 """The name under which the first token, which every grid has, does what is done with it."""
 
@@ -42,7 +44,7 @@ class Tokens:
         if token.startswith("operator."):
             if hmac.compare_digest(token.encode(), self.operator_token.encode()):
                 return Caller(role=Role.OWNER, name=BOOTSTRAP)
-            raise TokenRequiredError("this operator token is not this grid's; see keys/operator.token on its server")
+            raise TokenRequiredError("this token is not this grid's; see keys/operator.token on its server")
         return self._read_host(token, now)
 
     def _read_host(self, token: str, now: datetime) -> Caller:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -17,12 +17,12 @@ _NOBODY = "anonymous"
 """The token that the token endpoint gives to whoever brought none: registry clients insist on having one."""
 
 
-def identity_middleware(identify: Callable[[str | None], Caller]) -> Middleware:
+def identity_middleware(identify: Callable[[str | None], Awaitable[Caller]]) -> Middleware:
     """Put the caller into the request, or refuse a token that is false or too old."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[CALLER] = identify(presented_token(request))
+        request[CALLER] = await identify(presented_token(request))
         return await handler(request)
 
     return middleware

@@ -1,0 +1,17 @@
+"""Which commands `memgrid coordinator` has."""
+
+from __future__ import annotations
+
+import typer
+
+from memgrid_coordinator.cli import serving, tokens, volunteers
+
+app = typer.Typer(
+    name="coordinator", help="Host a grid: hand out work, check it, publish cubes.", no_args_is_help=True
+)
+app.command()(serving.serve)
+app.command()(volunteers.invite)
+app.command()(volunteers.ban)
+app.command()(volunteers.unban)
+app.add_typer(tokens.app, name="token")
+app.command()(tokens.audit)
