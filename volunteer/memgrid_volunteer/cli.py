@@ -12,6 +12,7 @@ import typer
 
 from memgrid.errors import InvalidError
 from memgrid.log import configure_logging
+from memgrid.nickname import nickname
 from memgrid_volunteer import running
 from memgrid_volunteer.home import Home, default_home
 from memgrid_volunteer.limits import Limits
@@ -157,6 +158,7 @@ def _status(home: Home) -> dict[str, Any]:
         "url": membership.url,
         "host_id": membership.host_id,
         "account_id": membership.account_id,
+        "public_name": nickname(membership.account_id),
         "label": membership.label,
     }
 
@@ -172,7 +174,7 @@ def _in_words(facts: dict[str, Any]) -> str:
         f"  isolation  {facts.get('isolation', 'not known yet')}",
         f"  units      {facts.get('units_done', 0)} done, {facts.get('accepted', 0)} accepted,"
         f" {facts.get('rejected', 0)} rejected, {facts.get('awaiting_verdict', 0)} awaiting a verdict",
-        f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP",
+        f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP, as {facts['public_name']} on the grid's page",
     ]
     return "\n".join(lines)
 
