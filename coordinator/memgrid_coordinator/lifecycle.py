@@ -20,7 +20,7 @@ A campaign::
 
     running ──pause──► paused       running ──complete, fail──► completed, failed
        ▲                 │          running, paused ──cancel──► cancelled
-       └─────resume──────┘
+       └─────resume──────┘       failed ──retry──► running            (an operator has failed documents tried again)
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ CAMPAIGN_MOVES: dict[str, tuple[frozenset[CampaignState], CampaignState]] = {
     "complete": (frozenset({CampaignState.RUNNING}), CampaignState.COMPLETED),
     "fail": (frozenset({CampaignState.RUNNING}), CampaignState.FAILED),
     "cancel": (frozenset({CampaignState.RUNNING, CampaignState.PAUSED}), CampaignState.CANCELLED),
+    "retry": (frozenset({CampaignState.FAILED}), CampaignState.RUNNING),
 }
 
 LIVE_LEASES = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED})

@@ -364,6 +364,15 @@ class SubmittedSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """What became of asking for failed documents again; `left` would only fail again."""
+
+    campaign: Campaign
+    documents: tuple[str, ...]
+    left: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A campaign as it was created, and what others had computed for it before."""
 

@@ -54,6 +54,14 @@ class CampaignsServicer(pb_grpc.CampaignsServicer):
     async def Cancel(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
         return _campaign(await self._campaigns.cancel(caller(), request.campaign_id))
 
+    async def Retry(self, request: pb.RetryRequest, context: Any) -> pb.RetryResponse:  # noqa: N802
+        retried = await self._campaigns.retry(caller(), request.campaign_id, tuple(request.documents))
+        return pb.RetryResponse(
+            campaign=_campaign(retried.campaign),
+            documents=retried.documents,
+            left=[_left(document) for document in retried.left],
+        )
+
 
 def _source(source: pb.Source) -> SubmittedSource:
     return SubmittedSource(
@@ -139,6 +147,11 @@ def _document(document: Document) -> pb.Document:
         quality=None if progress.quality is None else _quality(progress.quality),
         note=None if progress.note is None else reason_to_message(progress.note),
     )
+
+
+def _left(document: Document) -> pb.LeftDocument:
+    reason = None if document.reason is None else reason_to_message(document.reason)
+    return pb.LeftDocument(name=document.name, reason=reason)
 
 
 def _quality(quality: Quality) -> pb.Quality:

@@ -1,4 +1,4 @@
-"""Plan campaigns, watch them, cancel them."""
+"""Plan campaigns, watch them, pause, cancel and retry them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from memgrid_coordinator.records import (
     CampaignEstimate,
     CampaignId,
     Event,
+    Retried,
     Role,
     Submission,
     SubmittedSource,
@@ -34,8 +35,9 @@ from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.planning import Planned, Planning
+from memgrid_coordinator.services.retrying import retry
 from memgrid_coordinator.services.settling import Settlement, settle
-from memgrid_coordinator.store import campaigns, events, hosts
+from memgrid_coordinator.store import audit_log, campaigns, events, hosts
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -83,7 +85,7 @@ class Campaigns:
         planned = await self._planning.plan(wanted, sources)
         await self._planning.keep(planned)
         documents = planned.documents
-        campaign_id, reused = await self._store.write(partial(self._create, request_id, wanted, planned))
+        campaign_id, reused = await self._store.write(partial(self._create, caller, request_id, wanted, planned))
         self._bell.ring_for_work()
         self._judging.note_progress()
         log.info("campaign submitted", campaign_id=campaign_id, documents=len(documents), units_reused=reused)
@@ -142,8 +144,20 @@ class Campaigns:
         """End a campaign, and withdraw the units that nobody else wants."""
         roles.check(caller, Role.OPERATOR, "cancelling campaigns")
         found = await self._find(campaign_id)
-        self._judging.announce(await self._store.write(partial(self._cancel, found)))
+        self._judging.announce(await self._store.write(partial(self._cancel, caller, found)))
         return await self._get(found)
+
+    async def retry(self, caller: Caller, campaign_id: str, documents: Sequence[str] = ()) -> Retried:
+        """Try failed documents again, all or those of these names; what was accepted stays. Raises InvalidError."""
+        roles.check(caller, Role.OPERATOR, "trying documents again")
+        found, now = await self._find(campaign_id), self._clock.now()
+        tried, left = await self._store.write(lambda connection: retry(connection, caller, found, documents, now))
+        if tried:
+            self._bell.ring_for_work()
+            self._judging.note_progress()
+            log.info("documents tried again", campaign_id=found, documents=len(tried))
+        names = tuple(document.name for document in tried)
+        return Retried(campaign=await self._get(found), documents=names, left=tuple(left))
 
     async def _hold(self, caller: Caller, campaign_id: str, verb: str) -> Campaign:
         roles.check(caller, Role.OPERATOR, "pausing and resuming campaigns")
@@ -154,6 +168,7 @@ class Campaigns:
             if campaigns.move(connection, found, verb, now):
                 campaigns.hold_units(connection, found)
                 events.append(connection, [Event(at=now, name=f"campaign_{verb}d", campaign_id=found)])
+                audit_log.note(connection, caller, f"campaign_{verb}", found, now)
 
         await self._store.write(step)
         return await self._get(found)
@@ -164,6 +179,7 @@ class Campaigns:
 
     def _create(
         self,
+        caller: Caller,
         request_id: str,
         wanted: CampaignFile,
         planned: Planned,
@@ -195,9 +211,10 @@ class Campaigns:
         )
         submitted = Event(at=now, name="campaign_submitted", campaign_id=campaign_id, detail=detail)
         events.append(connection, [submitted])
+        audit_log.note(connection, caller, "campaign_submit", campaign_id, now, detail=wanted.name)
         return campaign_id, reused
 
-    def _cancel(self, campaign_id: CampaignId, connection: Connection) -> Settlement:
+    def _cancel(self, caller: Caller, campaign_id: CampaignId, connection: Connection) -> Settlement:
         now = self._clock.now()
         if not campaigns.move(connection, campaign_id, "cancel", now):
             return Settlement()
@@ -205,6 +222,7 @@ class Campaigns:
             campaigns.end_document(connection, document.document_id, DocumentState.CANCELLED)
         campaigns.hold_units(connection, campaign_id)
         events.append(connection, [Event(at=now, name="campaign_cancelled", campaign_id=campaign_id)])
+        audit_log.note(connection, caller, "campaign_cancel", campaign_id, now)
         unwanted = dict.fromkeys(campaigns.unwanted_units(connection), Withdrawn())
         return settle(connection, unwanted, known={}, rule=self._rule, now=now)
 

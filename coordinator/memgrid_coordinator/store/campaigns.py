@@ -348,6 +348,16 @@ def end_document(
     return moved.rowcount == 1
 
 
+def retry_document(connection: Connection, document_id: int) -> bool:
+    """The guarded move of a failed document back to running; what was made for it stays."""
+    moved = connection.execute(
+        update(documents)
+        .where(documents.c.document_id == document_id, documents.c.state == DocumentState.FAILED)
+        .values(state=DocumentState.RUNNING, reason_code=None, reason_text="", retries=documents.c.retries + 1)
+    )
+    return moved.rowcount == 1
+
+
 def move(connection: Connection, campaign_id: CampaignId, verb: str, now: datetime) -> bool:
     """The guarded move of a campaign; False when it was in no state that it starts from."""
     sources, target = CAMPAIGN_MOVES[verb]

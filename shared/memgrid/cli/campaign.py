@@ -19,6 +19,7 @@ from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, pr
 from memgrid.cli.picturing import endings_of, picture, progress_text, summary_of
 from memgrid.cli.planning import plan_line, plan_table
 from memgrid.cli.results import results_json, results_notes, results_table
+from memgrid.cli.retrying import retry_campaign, retry_lines
 from memgrid.cli.submitting import Submitted, bring, plan_campaign, submit_campaign
 from memgrid.cli.validating import read_campaign, validation_json, validation_text
 from memgrid.cli.watching import display_for
@@ -90,11 +91,7 @@ def watch_(
     campaign_id: IdArgument, grid: GridOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Show how a campaign goes, until it ends; fails if the campaign does."""
-    status = _watch(find_grid(grid_of(grid)), token_of(token), campaign_id, Console(stderr=as_json))
-    if as_json:
-        print_json(status.to_json())
-    if status.state != COMPLETED:
-        raise typer.Exit(1)
+    _watch_to_the_end(find_grid(grid_of(grid)), token_of(token), campaign_id, as_json)
 
 
 @app.command()
@@ -127,6 +124,31 @@ def cancel(
 ) -> None:
     """End a campaign; what other campaigns need goes on."""
     _show(_ask("Cancel", grid, token, campaign_id), as_json)
+
+
+@app.command()
+def retry(
+    campaign_id: IdArgument,
+    document: Annotated[
+        list[str] | None, typer.Option("--document", help="Only this one, by name; may be given several times.")
+    ] = None,
+    grid: GridOption = None,
+    token: TokenOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Try the documents that failed again; what was accepted is kept."""
+    endpoint, secret = find_grid(grid_of(grid)), token_of(token)
+    retried = asyncio.run(retry_campaign(endpoint, secret, campaign_id, document or []))
+    if as_json and not watch:
+        print_json(retried.to_json())
+    if not as_json:
+        for line in retry_lines(retried):
+            typer.echo(line)
+    if not retried.documents and retried.left:
+        raise typer.Exit(1)
+    if watch and retried.documents:
+        _watch_to_the_end(endpoint, secret, retried.campaign.campaign_id, as_json)
 
 
 @app.command()
@@ -197,6 +219,15 @@ def _watch(endpoint: GridEndpoint, token: str | None, campaign_id: str, console:
         raise typer.Exit(130) from None
     finally:
         display.close()
+
+
+def _watch_to_the_end(endpoint: GridEndpoint, token: str | None, campaign_id: str, as_json: bool) -> None:
+    """Fails if the campaign does."""
+    status = _watch(endpoint, token, campaign_id, Console(stderr=as_json))
+    if as_json:
+        print_json(status.to_json())
+    if status.state != COMPLETED:
+        raise typer.Exit(1)
 
 
 def _show(campaign: CampaignStatus, as_json: bool) -> None:

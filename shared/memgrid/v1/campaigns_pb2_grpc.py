@@ -74,6 +74,11 @@ class CampaignsStub(object):
                 request_serializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
                 response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
                 _registered_method=True)
+        self.Retry = channel.unary_unary(
+                '/memgrid.v1.Campaigns/Retry',
+                request_serializer=memgrid_dot_v1_dot_campaigns__pb2.RetryRequest.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_campaigns__pb2.RetryResponse.FromString,
+                _registered_method=True)
 
 
 class CampaignsServicer(object):
@@ -139,6 +144,14 @@ class CampaignsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retry(self, request, context):
+        """Tries failed documents again, from where they stood: units that were accepted stay. Idempotent: what is running
+        or published stays as it is. INVALID_ARGUMENT invalid (the campaign was cancelled; no such document).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CampaignsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +194,11 @@ def add_CampaignsServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.FromString,
                     response_serializer=memgrid_dot_v1_dot_campaigns__pb2.Campaign.SerializeToString,
+            ),
+            'Retry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retry,
+                    request_deserializer=memgrid_dot_v1_dot_campaigns__pb2.RetryRequest.FromString,
+                    response_serializer=memgrid_dot_v1_dot_campaigns__pb2.RetryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +417,33 @@ class Campaigns(object):
             '/memgrid.v1.Campaigns/Cancel',
             memgrid_dot_v1_dot_campaigns__pb2.GetCampaignRequest.SerializeToString,
             memgrid_dot_v1_dot_campaigns__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Campaigns/Retry',
+            memgrid_dot_v1_dot_campaigns__pb2.RetryRequest.SerializeToString,
+            memgrid_dot_v1_dot_campaigns__pb2.RetryResponse.FromString,
             options,
             channel_credentials,
             insecure,

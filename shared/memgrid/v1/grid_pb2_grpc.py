@@ -46,7 +46,7 @@ class GridServicer(object):
 
     def Explain(self, request, context):
         """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
-        shortened to a unique beginning of at least six characters. Needs an operator token.
+        shortened to a unique beginning of at least six characters. Needs a reader's token.
         NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -33,7 +33,7 @@ class GridStub:
     def __new__(cls, channel: _aio.Channel) -> GridAsyncStub: ...
     Explain: _grpc.UnaryUnaryMultiCallable[_grid_pb2.ExplainRequest, _grid_pb2.Story]
     """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
-    shortened to a unique beginning of at least six characters. Needs an operator token.
+    shortened to a unique beginning of at least six characters. Needs a reader's token.
     NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
     """
 
@@ -42,7 +42,7 @@ class GridAsyncStub(GridStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryUnaryMultiCallable[_grid_pb2.ExplainRequest, _grid_pb2.Story]  # type: ignore[assignment]
     """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
-    shortened to a unique beginning of at least six characters. Needs an operator token.
+    shortened to a unique beginning of at least six characters. Needs a reader's token.
     NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
     """
 
@@ -54,7 +54,7 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_grid_pb2.Story, _abc.Awaitable[_grid_pb2.Story]]:
         """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
-        shortened to a unique beginning of at least six characters. Needs an operator token.
+        shortened to a unique beginning of at least six characters. Needs a reader's token.
         NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
         """
 
