@@ -113,10 +113,9 @@ def curve(title: str, points: Sequence[tuple[int, float]], *, words: Words, head
     """A line through points whose values need not begin at 0: a loss while training."""
     ordered = sorted((x, y) for x, y in points if math.isfinite(y))
     low, high = min((y for _, y in ordered), default=0.0), max((y for _, y in ordered), default=1.0)
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
     first, width = (ordered[0][0], max(ordered[-1][0] - ordered[0][0], 1)) if ordered else (0, 1)
     marks = tuple(
-        Mark(x=(x - first) / width, share=(y - low) / (high - low), label=str(x), value=words(y)) for x, y in ordered
+        Mark(x=(x - first) / width, share=_between(y, low, high), label=str(x), value=words(y)) for x, y in ordered
     )
     summary = f"from {marks[0].value} to {marks[-1].value} in {len(marks)} steps" if marks else "nothing yet"
     return _chart(title, "line", marks, (low, high), words, heads, summary)
@@ -175,6 +174,16 @@ def _chart(
         heads=heads,
         summary=summary,
     )
+
+
+def _between(value: float, low: float, high: float) -> float:
+    """Where a value stands between two others; in the middle where they leave no room to stand elsewhere.
+
+    >>> _between(3.0, 2.0, 6.0), _between(3.0, 3.0, 3.0)
+    (0.25, 0.5)
+    """
+    width = high - low
+    return (value - low) / width if 0 < width < math.inf else 0.5
 
 
 def _short(number: float) -> str:
