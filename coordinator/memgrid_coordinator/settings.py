@@ -23,6 +23,17 @@ class Settings(BaseSettings):
     certificate: Path | None = None
     """A real certificate chain (PEM); with `certificate_key`. Without, one is made at the first start."""
     certificate_key: Path | None = None
+    blobs_url: str | None = None
+    """Where content is kept: a folder, or `s3://bucket/prefix?endpoint=…`; without, `blobs` in the data folder."""
+    blob_cache_bytes: int = 20 << 30
+    """Before a bucket: how much of it this machine keeps for what is in use."""
+    gc_every: timedelta = timedelta(hours=1)
+    gc_grace: timedelta = timedelta(hours=24)
+    """How long content stays that nothing names: more than anybody takes from a push to its manifest or campaign."""
+    gc_keep_failed: timedelta = timedelta(days=7)
+    """How long what a failed document made stays, so that it can be taken up again."""
+    scrub_bytes_per_s: int = 8 << 20
+    """How fast all content is read again, to find what the disk has lost; 0 never does."""
     database: str | None = None
     """A SQLAlchemy URL; without, SQLite in the data folder."""
     ray: str | None = None

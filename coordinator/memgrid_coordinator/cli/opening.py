@@ -33,6 +33,16 @@ DatabaseOption = Annotated[
     ),
 ]
 
+BlobsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--blobs",
+        envvar="MEMGRID_BLOBS_URL",
+        help="Where content is kept: a folder, or s3://bucket/prefix?endpoint=URL; in the data folder without.",
+        show_default=False,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from memgrid.log import configure_logging
-from memgrid_coordinator.cli.opening import DatabaseOption, DataOption, settings_of
+from memgrid_coordinator.cli.opening import BlobsOption, DatabaseOption, DataOption, settings_of
 from memgrid_coordinator.settings import Settings
 
-_NO_SETTINGS = frozenset({"data", "json_logs", "log_level", "lease_shortest_s"})
+_NO_SETTINGS = frozenset({"data", "blobs", "json_logs", "log_level", "lease_shortest_s"})
 
 
 def serve(
@@ -28,6 +28,7 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="A real certificate chain, PEM.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     database: DatabaseOption = None,
+    blobs: BlobsOption = None,
     ray: Annotated[str | None, typer.Option(help="Plan, check and assemble on Ray: auto, or an address.")] = None,
     invite_only: Annotated[bool, typer.Option(help="Take volunteers by invitation only.")] = False,
     lease_shortest_s: Annotated[float | None, typer.Option(help="The shortest lease, in seconds.")] = None,
@@ -37,6 +38,8 @@ def serve(
     """Serve until told to stop; SIGTERM and Ctrl-C drain first."""
     configure_logging(level=log_level, as_json=json_logs)
     given: dict[str, object] = {"data": data.resolve(), **_named(context)}
+    if blobs is not None:
+        given["blobs_url"] = blobs
     if lease_shortest_s is not None:
         given["lease_shortest"] = timedelta(seconds=lease_shortest_s)
     asyncio.run(_serve(settings_of(given)))

@@ -59,14 +59,15 @@ class Assembling:
         """The cube of a document that has everything it needs; the same document, the same cube."""
         history = await self._store.read(lambda connection: self._history(connection, seen.units))
         making = await self._making(seen, history)
-        source_bytes = self._blobs.size_of(seen.document.source_digest)
+        source_bytes = await asyncio.to_thread(self._blobs.size_of, seen.document.source_digest)
         if seen.campaign.recipe == "activation":
+            tokens = await asyncio.to_thread(self._tokens, seen.units)
             return assemble_cube(
                 activation.assembly_order(
                     campaign=seen.campaign,
                     document=seen.document,
                     units=seen.units,
-                    tokens=[self._blobs.read_bytes(PrefillSpec.from_bytes(unit.spec).tokens) for unit in seen.units],
+                    tokens=tokens,
                     base=seen.base,
                     source_bytes=source_bytes,
                     making=making,
@@ -76,14 +77,17 @@ class Assembling:
         traces = await self._store.read(lambda connection: self._looking.traces(connection, seen.units))
         order = distill_cube.adapter_order(
             seen,
-            config=self._blobs.read_bytes(seen.made["config"].digest),
-            tensors_bytes=self._blobs.size_of(seen.made["adapter"].digest),
+            config=await asyncio.to_thread(self._blobs.read_bytes, seen.made["config"].digest),
+            tensors_bytes=await asyncio.to_thread(self._blobs.size_of, seen.made["adapter"].digest),
             traces=traces,
             source_bytes=source_bytes,
             making=making,
         )
         # Its plots take a second; the key stays in this process all the same.
         return await asyncio.to_thread(assemble_adapter, order, self._grid_key)
+
+    def _tokens(self, units: Sequence[Unit]) -> list[bytes]:
+        return [self._blobs.read_bytes(PrefillSpec.from_bytes(unit.spec).tokens) for unit in units]
 
     def _history(self, connection: Connection, units: Sequence[Unit]) -> _History:
         of_unit = leases.of_units(connection, [unit.unit_id for unit in units])

@@ -12,7 +12,7 @@ from memgrid_coordinator.heavy.replay import Replayed, ReplayOrder, replay
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.services.backlog import Backlog
-from memgrid_coordinator.services.evidence import Evidence, evidence_of
+from memgrid_coordinator.services.evidence import Evidence, evidence_of, located
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.store.blobs import BlobStore
@@ -73,7 +73,7 @@ class Auditing:
         (lease_id,) = lease_ids
         times, _ = self._failures.pop(lease_id, (0, 0.0))
         try:
-            (evidence,) = await self._store.read(partial(evidence_of, blobs=self._blobs, lease_ids=lease_ids))
+            (evidence,) = await self._store.read(partial(evidence_of, lease_ids=lease_ids))
             found = await self._replay(evidence)
             await self._verdict(lease_id, found.reason, _in_words(found))
         except Exception:
@@ -86,15 +86,16 @@ class Auditing:
 
     async def _replay(self, evidence: Evidence) -> Replayed:
         assert evidence.lease.facts is not None, f"lease {evidence.lease.lease_id} has not been reported"
-        order = ReplayOrder(
-            spec=evidence.unit.spec,
-            model_folder=await self._models.folder_of(evidence.unit.model),
-            files=evidence.files,
-            inputs=evidence.inputs,
-            compute_dtype=evidence.lease.facts.compute_dtype,
-            draw=self._rule.draw(evidence.lease),
-        )
-        found = await self._engine.run(replay, order)
+        async with self._blobs.at_hand(evidence.digests()) as paths:
+            order = ReplayOrder(
+                spec=evidence.unit.spec,
+                model_folder=await self._models.folder_of(evidence.unit.model),
+                files=located(evidence.files, paths),
+                inputs=located(evidence.inputs, paths),
+                compute_dtype=evidence.lease.facts.compute_dtype,
+                draw=self._rule.draw(evidence.lease),
+            )
+            found = await self._engine.run(replay, order)
         answer = "agrees" if found.reason is None else found.reason.code.value
         kind = evidence.unit.kind
         self._metrics.audit_s.labels(kind, answer).observe(found.seconds)

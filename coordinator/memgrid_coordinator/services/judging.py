@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -25,7 +26,7 @@ from memgrid_coordinator.services.auditing import Auditing
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
-from memgrid_coordinator.services.evidence import Evidence, evidence_of
+from memgrid_coordinator.services.evidence import Evidence, evidence_of, located
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.settling import Settlement, settle
@@ -66,7 +67,7 @@ class Judging:
         self._rule = rule
         self._progressed = True
         self._uncompared = Backlog("compare", self._compare, batch_max=BATCH_MAX)
-        self._present = Backlog("receive", self._receive, batch_max=BATCH_MAX)
+        self._ordered = Backlog("look", self._look_for, batch_max=BATCH_MAX)
         self._unchecked = Backlog("check", self._check, batch_max=BATCH_MAX)
         self._auditing = Auditing(
             store=store,
@@ -100,12 +101,10 @@ class Judging:
         if settlement.work_opened:
             self._bell.ring_for_work()
         self._uncompared.add(settlement.compare)
-        # Where somebody made the very same bytes before, nothing has to travel.
-        self._present.add(
+        self._ordered.add(
             (lease.host_id, lease.lease_id, output.digest)
             for lease, wanted in settlement.ordered
             for output in wanted
-            if self._blobs.has(output.digest)
         )
 
     def note_progress(self) -> None:
@@ -162,7 +161,7 @@ class Judging:
 
     async def close(self) -> None:
         """Wait for what is in hand."""
-        for backlog in (self._present, self._uncompared, self._unchecked):
+        for backlog in (self._ordered, self._uncompared, self._unchecked):
             await backlog.drained()
         await self._auditing.drained()
 
@@ -195,6 +194,12 @@ class Judging:
             for unit in found.values()
         ]
 
+    async def _look_for(self, ordered: list[tuple[HostId, LeaseId, Digest]]) -> None:
+        """Where somebody made the very same bytes before, nothing has to travel."""
+        here = await asyncio.to_thread(lambda: [one for one in ordered if self._blobs.renew(one[2])])
+        if here:
+            await self._receive(here)
+
     async def _receive(self, arrived: list[tuple[HostId, LeaseId, Digest]]) -> None:
         """These ordered outputs are in the content store; an order is received when all its files are."""
         now = self._clock.now()
@@ -213,21 +218,22 @@ class Judging:
     async def _check(self, lease_ids: list[LeaseId]) -> None:
         """Whether the bytes are what the reports said: their form, their sketches; and a part of them replayed."""
         found, geometries = await self._store.read(lambda connection: self._uploaded(connection, lease_ids))
-        missing = {one.lease.lease_id: reason for one in found if (reason := one.missing()) is not None}
-        present = [one for one in found if one.lease.lease_id not in missing]
-        reasons = await self._engine.run(
-            check.check_outputs,
-            [
-                check.UploadedOutput(
-                    spec=one.unit.spec,
-                    files=one.files,
-                    inputs=one.inputs,
-                    sketch=one.lease.sketch,
-                    geometry=geometries[one.unit.model],
-                )
-                for one in present
-            ],
-        )
+        async with self._blobs.at_hand(digest for one in found for digest in one.digests()) as paths:
+            missing = {one.lease.lease_id: reason for one in found if (reason := one.missing(paths)) is not None}
+            present = [one for one in found if one.lease.lease_id not in missing]
+            reasons = await self._engine.run(
+                check.check_outputs,
+                [
+                    check.UploadedOutput(
+                        spec=one.unit.spec,
+                        files=located(one.files, paths),
+                        inputs=located(one.inputs, paths),
+                        sketch=one.lease.sketch,
+                        geometry=geometries[one.unit.model],
+                    )
+                    for one in present
+                ],
+            )
         good = [one for one, reason in zip(present, reasons, strict=True) if reason is None]
         bad = {one.lease.lease_id: reason for one, reason in zip(present, reasons, strict=True) if reason is not None}
         replayed = [one.lease.lease_id for one in good if is_replayed(spec_in(one.unit.spec), one.unit.min_replicas)]
@@ -244,7 +250,7 @@ class Judging:
     def _uploaded(
         self, connection: Connection, lease_ids: list[LeaseId]
     ) -> tuple[list[Evidence], dict[Digest, ModelGeometry]]:
-        found = evidence_of(connection, self._blobs, lease_ids)
+        found = evidence_of(connection, lease_ids)
         models = {one.unit.model for one in found}
         return found, {model: self._catalogue.geometry(connection, model) for model in models}
 

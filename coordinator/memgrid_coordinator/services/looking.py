@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 from sqlalchemy import Connection
@@ -9,6 +10,7 @@ from sqlalchemy import Connection
 from memgrid.campaign import CampaignFile
 from memgrid.clock import Clock
 from memgrid.digest import Digest
+from memgrid.errors import UnknownIdError
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, read_trace
 from memgrid.log import get_logger
 from memgrid.specs import TrainSpec
@@ -117,8 +119,9 @@ class Looking:
             spec = spec_in(unit.spec)
             lease = by_id[LeaseId(unit.accepted_lease_id or "")]
             digest = next((output.digest for output in lease.outputs if output.name == TRACE_FILE), None)
-            if isinstance(spec, TrainSpec) and digest is not None and self._blobs.has(digest):
-                told.append((spec, read_trace(self._blobs.read_bytes(digest))))
+            if isinstance(spec, TrainSpec) and digest is not None:
+                with suppress(UnknownIdError):
+                    told.append((spec, read_trace(self._blobs.read_bytes(digest))))
         return sorted(told, key=lambda one: (one[0].first_step, one[0].round, one[0].stream))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -13,6 +14,7 @@ from memgrid.campaign import CampaignFile
 from memgrid.clock import Clock
 from memgrid.cube.identity import ModelIdentity, identity_of_folder
 from memgrid.cube.manifest import ADAPTER_FILE, CubeManifest, ParameterManifest
+from memgrid.digest import Digest
 from memgrid.errors import InvalidError, UnknownCubeError, UnknownSourceError
 from memgrid.specs import AdapterKind
 from memgrid_coordinator.heavy.plan import plan_activation
@@ -68,7 +70,10 @@ class Planning:
 
     async def plan(self, wanted: CampaignFile, sources: Sequence[SubmittedSource]) -> Planned:
         """Raises InvalidError, UnknownModelError, UnknownSourceError, UnknownCubeError (a distractor)."""
-        files = [self._source(source) for source in sources]
+        async with self._blobs.at_hand(source.digest for source in sources) as paths:
+            return await self._plan(wanted, [_source(source, paths) for source in sources])
+
+    async def _plan(self, wanted: CampaignFile, files: list[SourceFile]) -> Planned:
         model = await self._models.find(wanted.model)
         folder = await self._models.folder_of(model)
         identity = await self._engine.run(identity_of_folder, folder, model.repository)
@@ -115,23 +120,6 @@ class Planning:
         for content in planned.contents:
             await asyncio.to_thread(self._blobs.put_bytes, content)
 
-    def _source(self, source: SubmittedSource) -> SourceFile:
-        try:
-            form = SourceFormat(source.format)
-        except ValueError:
-            raise InvalidError(f"{source.uri}: expected txt, md, jsonl or parquet, found {source.format!r}") from None
-        if not self._blobs.has(source.digest):
-            raise UnknownSourceError(f"{source.uri}: its content {source.digest} has not been pushed to the pool")
-        return SourceFile(
-            path=self._blobs.path_of(source.digest),
-            uri=source.uri,
-            digest=source.digest,
-            format=form,
-            licence=source.licence,
-            text_column=source.text_column or "text",
-            id_column=source.id_column,
-        )
-
     async def _fleet_speed(self) -> float:
         """FLOP/s to size units for: a slow quarter of the hosts alive should still make the target."""
         since = self._clock.now() - ALIVE
@@ -153,7 +141,8 @@ class Planning:
             raise UnknownCubeError(f"{where}: there is no such cube in the pool") from None
         oci = parse_manifest(pushed.content, pushed.media_type)
         try:
-            cube = CubeManifest.from_bytes(self._blobs.read_bytes(oci.blobs[0].digest))
+            content = await asyncio.to_thread(self._blobs.read_bytes, oci.blobs[0].digest)
+            cube = CubeManifest.from_bytes(content)
         except InvalidError:
             raise InvalidError(f"{where}: expected a cube") from None
         if not isinstance(cube, ParameterManifest) or cube.adapter.kind is not AdapterKind.PREFIX:
@@ -163,3 +152,21 @@ class Planning:
         (tensors,) = (file.digest for file in cube.files if file.title == ADAPTER_FILE)
         detail = json.dumps({"cube": cube.digest, "reference": reference})
         return Made(name=f"{distill.DISTRACTOR}{number:04d}", digest=tensors, detail=detail)
+
+
+def _source(source: SubmittedSource, paths: Mapping[Digest, Path]) -> SourceFile:
+    try:
+        form = SourceFormat(source.format)
+    except ValueError:
+        raise InvalidError(f"{source.uri}: expected txt, md, jsonl or parquet, found {source.format!r}") from None
+    if source.digest not in paths:
+        raise UnknownSourceError(f"{source.uri}: its content {source.digest} has not been pushed to the pool")
+    return SourceFile(
+        path=paths[source.digest],
+        uri=source.uri,
+        digest=source.digest,
+        format=form,
+        licence=source.licence,
+        text_column=source.text_column or "text",
+        id_column=source.id_column,
+    )

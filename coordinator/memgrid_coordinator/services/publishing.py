@@ -27,7 +27,7 @@ from memgrid_coordinator.policy.repositories import (
 )
 from memgrid_coordinator.records import ANONYMOUS, Caller, CubeFacts, PoolCube, PoolManifest
 from memgrid_coordinator.store import pool
-from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.blobs import BlobStore, Pieces
 from memgrid_coordinator.store.engine import Store
 
 PAGE_MAX = 1000
@@ -37,11 +37,18 @@ _WORDS_MAX = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBlob:
-    """Content that may be sent to whoever asked for it."""
+    """Content that may be sent to whoever asked for it: from a file, or from elsewhere in pieces."""
 
     digest: Digest
     path: Path
     size_bytes: int
+    pieces: Pieces | None = None
+
+
+def stored_blob(blobs: BlobStore, digest: Digest) -> StoredBlob:
+    """Where some content is to be read from; raises UnknownIdError. Takes as long as the store does."""
+    size_bytes = blobs.size_of(digest)
+    return StoredBlob(digest=digest, path=blobs.path_of(digest), size_bytes=size_bytes, pieces=blobs.streams(digest))
 
 
 class Publishing:
@@ -63,8 +70,7 @@ class Publishing:
             readable = repository in found_in
         if not readable:
             raise UnknownIdError(f"blob {digest} is not in {repository}")
-        size_bytes = await asyncio.to_thread(self._blobs.size_of, digest)
-        return StoredBlob(digest=digest, path=self._blobs.path_of(digest), size_bytes=size_bytes)
+        return await asyncio.to_thread(stored_blob, self._blobs, digest)
 
     async def mount_blob(self, caller: Caller, repository: str, digest: Digest, source: str) -> bool:
         """Let a blob of another repository be read through this one too; False when it isn't there."""
@@ -155,7 +161,7 @@ class Publishing:
 
     def _check_blobs(self, manifest: Manifest) -> None:
         for blob in manifest.blobs:
-            if not self._blobs.has(blob.digest):
+            if not self._blobs.renew(blob.digest):
                 raise UnknownIdError(f"manifest: it names blob {blob.digest}, which is not here; push it first")
             if (size_bytes := self._blobs.size_of(blob.digest)) != blob.size_bytes:
                 raise InvalidError(

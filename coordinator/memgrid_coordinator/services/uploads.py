@@ -19,7 +19,7 @@ from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.policy.repositories import RepositoryKind, check_push, kind_of
 from memgrid_coordinator.records import Caller
 from memgrid_coordinator.services.admission import Admission, UploadJudge
-from memgrid_coordinator.services.publishing import StoredBlob
+from memgrid_coordinator.services.publishing import StoredBlob, stored_blob
 from memgrid_coordinator.store import pool
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -103,7 +103,7 @@ class Uploads:
             orders = await self._admission.orders(caller, repository, digest)
             limit_bytes = max(order.size_bytes for order in orders)
             digest = orders[0].digest if len(orders) == 1 else digest
-        if digest is not None and self._blobs.has(digest):
+        if digest is not None and await asyncio.to_thread(self._blobs.renew, digest):
             return await self._register(caller, repository, digest)
         self._check_room(0)
         owner = _owner(caller)
@@ -202,8 +202,7 @@ class Uploads:
             await self._admission.receive(caller, repository, digest)
         else:
             await self._store.write(partial(pool.link_blobs, repository=repository, digests=[digest]))
-        size_bytes = await asyncio.to_thread(self._blobs.size_of, digest)
-        return StoredBlob(digest=digest, path=self._blobs.path_of(digest), size_bytes=size_bytes)
+        return await asyncio.to_thread(stored_blob, self._blobs, digest)
 
     async def _write(self, found: _Open, waiting: list[bytes], offset: int) -> int:
         content = b"".join(waiting)

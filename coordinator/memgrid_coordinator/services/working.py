@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,15 @@ class Working:
 
     async def make(self, seen: Seen, work: Work) -> list[Made]:
         """What was made, in the content store; raises RefusedError (STATE_MISSING) when what it needs is gone."""
-        files = {name: tuple(self._path(digest, name) for digest in digests) for name, digests in work.files.items()}
+        wanted = [digest for digests in work.files.values() for digest in digests]
+        async with self._blobs.at_hand(wanted) as paths:
+            for name, digests in work.files.items():
+                for digest in digests:
+                    _check_here(digest, name, paths)
+            files = {name: tuple(paths[digest] for digest in digests) for name, digests in work.files.items()}
+            return await self._run(seen, work, files)
+
+    async def _run(self, seen: Seen, work: Work, files: dict[str, tuple[Path, ...]]) -> list[Made]:
         options: dict[str, Any] = dict(work.options)
         if work.needs_model:
             options["model_folder"] = await self._models.folder_of(seen.base.digest)
@@ -53,11 +61,6 @@ class Working:
         """Remove what a killed process left; call it before anything is made."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _path(self, digest: Digest, name: str) -> Path:
-        if not self._blobs.has(digest):
-            raise RefusedError(ReasonCode.STATE_MISSING, f"{name}, {digest[:19]}…, is gone from the grid's store")
-        return self._blobs.path_of(digest)
-
     def _keep(self, made: MadeFile) -> Made:
         if made.path is None:
             digest = self._blobs.put_bytes(canonical_json(made.detail))
@@ -65,3 +68,8 @@ class Working:
             digest = digest_of_file(made.path)
             self._blobs.adopt(made.path, digest)
         return Made(name=made.name, digest=digest, detail=json.dumps(made.detail))
+
+
+def _check_here(digest: Digest, name: str, paths: Mapping[Digest, Path]) -> None:
+    if digest not in paths:
+        raise RefusedError(ReasonCode.STATE_MISSING, f"{name}, {digest[:19]}…, is gone from the grid's store")

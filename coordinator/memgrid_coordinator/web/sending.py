@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import BinaryIO
 
 from aiohttp import web
 
+from memgrid.errors import UnavailableError, UnknownIdError
 from memgrid_coordinator.services.publishing import StoredBlob
 from memgrid_coordinator.web.requests import ByteRange, requested_range
 
@@ -41,22 +41,26 @@ async def send_blob(request: web.Request, blob: StoredBlob, headers: dict[str, s
     response.content_length = part.count
     await response.prepare(request)
     if request.method == "GET" and part.count:
-        await _send(request, response, blob.path, part)
+        await _send(request, response, blob, part)
     await response.write_eof()
     return response
 
 
-async def _send(request: web.Request, response: web.StreamResponse, path: Path, part: ByteRange) -> None:
-    """Send a part of a file, unless the other side takes it more slowly than anybody needs to."""
-    with path.open("rb") as file:
-        try:
-            async with asyncio.timeout(_PATIENCE_S + part.count / _SLOWEST_BYTES_PER_S):
+async def _send(request: web.Request, response: web.StreamResponse, blob: StoredBlob, part: ByteRange) -> None:
+    """Send a part of some content, unless the other side takes it more slowly than anybody needs to."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S + part.count / _SLOWEST_BYTES_PER_S):
+            if blob.pieces is not None:
+                async for piece in blob.pieces(part.start, part.count):
+                    await response.write(piece)
+                return
+            with blob.path.open("rb") as file:
                 await _copy(request, response, file, part)
-        except (OSError, EOFError) as error:  # TimeoutError is one
-            # The answer has begun: a cut connection is the only way left to say that it is not whole.
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the content was not sent whole") from error
+    except (OSError, EOFError, UnknownIdError, UnavailableError) as error:  # TimeoutError is an OSError
+        # The answer has begun: a cut connection is the only way left to say that it is not whole.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the content was not sent whole") from error
 
 
 async def _copy(request: web.Request, response: web.StreamResponse, file: BinaryIO, part: ByteRange) -> None:
