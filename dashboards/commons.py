@@ -33,7 +33,7 @@ def _glance() -> list[Any]:
         number("Tokens", "Of the text that cubes stand for.", COUNT, Query(_all("memgrid_cube_tokens"))),
         number(
             "Pulls in 24 hours",
-            "Manifests of cubes that were fetched.",
+            "Cubes fetched, their largest file to its end.",
             COUNT,
             Query("sum(increase(memgrid_cube_pulls_total[24h]))"),
         ),

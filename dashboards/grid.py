@@ -59,7 +59,7 @@ def _glance() -> list[Any]:
         ),
         number(
             "Alerts firing",
-            "Alerts of memgrid that Prometheus says are firing; their runbooks are in the docs.",
+            "Alerts of memgrid that Prometheus says are firing; each has a page in the docs.",
             COUNT,
             Query('count(ALERTS{alertname=~"Memgrid.*",alertstate="firing"}) or vector(0)'),
             limits={0: GREEN, 1: RED},

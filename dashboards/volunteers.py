@@ -102,8 +102,8 @@ def _churn() -> list[Any]:
             Query(seen, "{{within}}"),
         ),
         lines(
-            "Came and left, an hour",
-            "Hosts that enrolled, logged in and said good-bye. Who goes without a word shows as leases that run out.",
+            "Came and left",
+            "Hosts that enrolled, logged in and left, in an hour. Others go without a word: see leases that run out.",
             COUNT,
             Query(f"sum by (method) (increase({_DOOR}[1h]))", "{{method}}"),
         ),

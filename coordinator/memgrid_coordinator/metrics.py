@@ -76,7 +76,7 @@ class Metrics:
 
     def _count_commons(self) -> None:
         self.cubes_published = self._counter("cubes_published_total", "Cubes put into the pool.", "kind")
-        self.cube_pulls = self._counter("cube_pulls_total", "Manifests of cubes that were fetched.", "kind")
+        self.cube_pulls = self._counter("cube_pulls_total", "Cubes fetched, their largest file to its end.", "kind")
         self.pulled_flops = self._counter(
             "pulled_flops_total", "FLOPs that whoever pulled a cube did not have to spend.", "kind"
         )

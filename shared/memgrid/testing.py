@@ -141,6 +141,7 @@ class SimulatedHost:
     endpoint: GridEndpoint
     key: SigningKey = field(default_factory=SigningKey.generate)
     label: str = "simulated"
+    facts: HostFacts = FACTS
     host_id: HostId = field(init=False)
     session_id: SessionId = field(init=False)
     token: str | None = None
@@ -157,14 +158,14 @@ class SimulatedHost:
     async def enrol(self, invite_code: str = "") -> None:
         """Become known to the grid, and log in."""
         nonce = await self._nonce()
-        ask = EnrolAsk(nonce=nonce, host_label=self.label, facts=FACTS, invite_code=invite_code)
+        ask = EnrolAsk(nonce=nonce, host_label=self.label, facts=self.facts, invite_code=invite_code)
         signed = self.key.sign(ENROL_TYPE, wire.enrol_to_body(ask))
         enrolled = wire.enrolment_from_message(await self.stub.Enrol(wire.signed_to_message(signed)))
         self.host_id = enrolled.host_id
         await self.log_in()
 
     async def log_in(self) -> None:
-        ask = LogInAsk(nonce=await self._nonce(), host_id=self.host_id, facts=FACTS)
+        ask = LogInAsk(nonce=await self._nonce(), host_id=self.host_id, facts=self.facts)
         signed = self.key.sign(LOGIN_TYPE, wire.log_in_to_body(ask))
         session = wire.session_from_message(await self.stub.LogIn(wire.signed_to_message(signed)))
         self.session_id, self.token, self.sequence = session.session_id, session.token, 0
