@@ -9,11 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tests import warm
+
+COMMAND_LIMIT_S = 120.0
 MEMGRID = str(Path(sys.executable).with_name("memgrid"))
 
 
@@ -27,14 +32,26 @@ def free_port() -> int:
 class Grid:
     """A coordinator and some volunteers; each can be killed and started again under its own name."""
 
-    def __init__(self, folder: Path, volunteers: int, *, lease_shortest_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        volunteers: int,
+        *,
+        lease_shortest_s: float = 15.0,
+        warm_environment: Mapping[str, str] | None = None,
+        database: str | None = None,
+    ) -> None:
         self.folder = folder
         self.data = folder / "grid"
+        self.database = database or f"sqlite:///{self.data / 'memgrid.db'}"
         self.volunteers = [f"volunteer{number}" for number in range(volunteers)]
         # Fixed ports: volunteers look for a restarted coordinator where it was.
         self._ports = [str(free_port()), str(free_port())]
         self._lease_shortest_s = lease_shortest_s
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._is_warm = warm_environment is not None
+        self._worker = ["--worker-module", "tests.workers.warm"] if self._is_warm else []
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(warm_environment or {})}
+        self._running: dict[str, subprocess.Popen[bytes] | warm.WarmProcess] = {}
 
     @property
     def url(self) -> str:
@@ -44,8 +61,9 @@ class Grid:
     def start_coordinator(self) -> None:
         http_port, grpc_port = self._ports
         serve = ["coordinator", "serve", "--data", str(self.data), "--http-port", http_port, "--grpc-port", grpc_port]
+        serve += ["--lease-shortest-s", str(self._lease_shortest_s), "--database", self.database]
         (self.data / "endpoint.json").unlink(missing_ok=True)
-        self._start("coordinator", [*serve, "--lease-shortest-s", str(self._lease_shortest_s)])
+        self._start("coordinator", serve)
 
     def wait_until_ready(self, limit_s: float = 60.0) -> None:
         until = time.monotonic() + limit_s
@@ -55,10 +73,12 @@ class Grid:
             time.sleep(0.05)
 
     def join(self, name: str) -> None:
-        self.run("volunteer", "join", self.url, "--home", str(self.folder / name), "--label", name)
+        join = ["volunteer", "join", self.url, "--home", str(self.folder / name), "--label", name]
+        self.run(*join, *self._worker)
 
     def start_volunteer(self, name: str) -> None:
-        self._start(name, ["volunteer", "run", "--home", str(self.folder / name), "--threads", "1", "-v"])
+        run = ["volunteer", "run", "--home", str(self.folder / name), "--threads", "1", "-v"]
+        self._start(name, [*run, *self._worker])
 
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut: nothing gets to say goodbye."""
@@ -77,14 +97,17 @@ class Grid:
         """A `memgrid` command as the operator; its standard output."""
         token = self.data / "keys" / "operator.token"
         environment = {
-            **os.environ,
+            **self._environment,
             "MEMGRID_HOME": str(self.folder / "operator"),
             "MEMGRID_GRID": self.url,
             "MEMGRID_TOKEN": f"@{token}",
         }
-        done = subprocess.run([MEMGRID, *arguments], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"memgrid {' '.join(arguments)}: {done.stderr}"
-        return done.stdout
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            status = self._spawn(arguments, environment, output, errors).wait(COMMAND_LIMIT_S)
+            output.seek(0)
+            errors.seek(0)
+            assert status == 0, f"memgrid {' '.join(arguments)}: {errors.read().decode(errors='replace')}"
+            return output.read().decode()
 
     def ask(self, *arguments: str) -> Any:
         return json.loads(self.run(*arguments, "--json"))
@@ -106,23 +129,46 @@ class Grid:
         self._running.clear()
 
     def _start(self, name: str, arguments: list[str]) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                [MEMGRID, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
+            self._running[name] = self._spawn(arguments, self._environment, log, log)
+
+    def _spawn(
+        self, arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes], errors: IO[bytes]
+    ) -> subprocess.Popen[bytes] | warm.WarmProcess:
+        if self._is_warm:
+            return warm.start(arguments, environment=environment, output=output, errors=errors)
+        return subprocess.Popen(
+            [MEMGRID, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment
+        )
 
 
 @contextlib.contextmanager
-def grid_of_processes(folder: Path, volunteers: int, *, lease_shortest_s: float = 15.0) -> Iterator[Grid]:
-    """A coordinator that is ready, and volunteers that have joined and work; gone when this ends."""
+def grid_of_processes(
+    folder: Path,
+    volunteers: int,
+    *,
+    lease_shortest_s: float = 15.0,
+    warm_environment: Mapping[str, str] | None = None,
+    database: str | None = None,
+) -> Iterator[Grid]:
+    """A coordinator that is ready, and volunteers that have joined and work; gone when this ends.
+
+    With the environment of `tests.warm` all of them start at once.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    grid = Grid(folder, volunteers, lease_shortest_s=lease_shortest_s)
+    grid = Grid(
+        folder,
+        volunteers,
+        lease_shortest_s=lease_shortest_s,
+        warm_environment=warm_environment,
+        database=database,
+    )
     try:
         grid.start_coordinator()
         grid.wait_until_ready()
+        with ThreadPoolExecutor() as together:
+            list(together.map(grid.join, grid.volunteers))
         for name in grid.volunteers:
-            grid.join(name)
             grid.start_volunteer(name)
         yield grid
     finally:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.e2e.processes import Grid, grid_of_processes
-from tests.e2e.test_kills import check_books, cubes_of, wait_for_end, wait_for_progress
+from tests.e2e.kills import Books, check_books, check_stages, cubes_of, storm, wait_for_end
+from tests.e2e.processes import grid_of_processes
 
-KILLS = 20
 LEASE_S = 40.0
 """Whoever was killed goes on with what it held: there is time to come back."""
 SEED = 20_27
@@ -32,6 +29,7 @@ ROUNDS = {
     # Whoever is killed is waited for: else what is merged would depend on the hour.
     "rounds": {"members": 3, "local_steps": 2, "enough": 1.0, "wait_s": 0},
 }
+TRAIN = {"relay": RELAY, "rounds": ROUNDS}
 
 
 def write_campaign(folder: Path, model: Path, train: dict[str, Any]) -> Path:
@@ -70,52 +68,51 @@ def write_campaign(folder: Path, model: Path, train: dict[str, Any]) -> Path:
     return path
 
 
-def steps_in_order(data: Path) -> None:
-    """Every state was trained from the one before it: of each document, no stretch is missing and none came twice."""
-    with sqlite3.connect(data / "memgrid.db") as database:
-        made = database.execute("SELECT document_id, count(*), count(DISTINCT name) FROM document_blobs GROUP BY 1")
-        for _, blobs, names in made:
-            assert blobs == names
-        trained = "SELECT count(*) FROM units WHERE kind = 'train' AND state <> 'accepted'"
-        assert database.execute(trained).fetchone()[0] == 0
+@pytest.fixture(scope="module")
+def campaign_files(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("campaigns")
+    return {name: write_campaign(folder / name, tiny_model_folder, train) for name, train in TRAIN.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, campaign_files: dict[str, Path], warm_environment: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """The cubes of runs that nobody disturbed, by document."""
+    folder = tmp_path_factory.mktemp("calm")
+    with grid_of_processes(folder, 2, lease_shortest_s=LEASE_S, warm_environment=warm_environment) as calm:
+        asked = {
+            name: calm.ask("campaign", "submit", str(path))["campaign_id"] for name, path in campaign_files.items()
+        }
+        ended = {name: wait_for_end(calm, campaign_id, 300) for name, campaign_id in asked.items()}
+        check_books(calm, replicas=1)
+        check_stages(calm)
+    assert {one["state"] for one in ended.values()} == {"completed"}, ended
+    return {name: cubes_of(one) for name, one in ended.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("train", [RELAY, ROUNDS], ids=["relay", "rounds"])
-def test_twenty_kills_change_no_bit_of_a_trained_cube(
-    tmp_path: Path, tiny_model_folder: Path, train: dict[str, Any]
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("train", "kills", "units_between"), [("relay", 20, (0, 2)), ("rounds", 8, (1, 4))])
+def test_kills_change_no_bit_of_a_trained_cube(
+    tmp_path: Path,
+    campaign_files: dict[str, Path],
+    undisturbed: dict[str, dict[str, str]],
+    warm_environment: dict[str, str],
+    train: str,
+    kills: int,
+    units_between: tuple[int, int],
 ) -> None:
-    """The cubes after twenty kills are the cubes of an undisturbed run, byte for byte."""
-    campaign_file = write_campaign(tmp_path / "sources", tiny_model_folder, train)
-    with grid_of_processes(tmp_path / "calm", 2, lease_shortest_s=LEASE_S) as calm:
-        campaign_id = calm.ask("campaign", "submit", str(campaign_file))["campaign_id"]
-        undisturbed = wait_for_end(calm, campaign_id, 500)
-    assert undisturbed["state"] == "completed", undisturbed
-
-    chance = random.Random(SEED)
-    with grid_of_processes(tmp_path / "stormy", 3, lease_shortest_s=LEASE_S) as grid:
-        campaign_id = grid.ask("campaign", "submit", str(campaign_file))["campaign_id"]
-        killed, accepted = _kill(grid, chance)
-        assert 0 < accepted[-1] < undisturbed["units"], "the killing fell beside the campaign"
-        survived = wait_for_end(grid, campaign_id, 700)
+    """The cubes after so many kills are the cubes of an undisturbed run, byte for byte."""
+    with grid_of_processes(tmp_path, 3, lease_shortest_s=LEASE_S, warm_environment=warm_environment) as grid:
+        submitted = grid.ask("campaign", "submit", str(campaign_files[train]))
+        killed, accepted = storm(grid, random.Random(SEED), kills=kills, units_between=units_between)
+        books = Books(grid.database)
+        running = books.value("SELECT state FROM campaigns") == "running"
+        assert accepted > 0 and running, "the killing fell beside the campaign"
+        survived = wait_for_end(grid, submitted["campaign_id"], 300)
     assert {"coordinator", *grid.volunteers} == set(killed)
     assert survived["state"] == "completed", survived
-    assert cubes_of(survived) == cubes_of(undisturbed)
-    for data in (grid.data, calm.data):
-        check_books(data, replicas=1)
-        steps_in_order(data)
-
-
-def _kill(grid: Grid, chance: random.Random) -> tuple[list[str], list[int]]:
-    """Twenty kills at moments nobody chose, each after some progress or a while without."""
-    killed: list[str] = []
-    accepted = [0]
-    while len(killed) < KILLS:
-        accepted.append(wait_for_progress(grid, accepted[-1] + chance.randint(0, 2), limit_s=25))
-        time.sleep(chance.uniform(0, 0.5))
-        name = chance.choice(["coordinator", *grid.volunteers])
-        grid.kill(name)
-        grid.restart(name)
-        killed.append(name)
-    return killed, accepted
+    assert cubes_of(survived) == undisturbed[train]
+    check_books(grid, replicas=1)
+    check_stages(grid)
