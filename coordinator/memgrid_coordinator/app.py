@@ -16,6 +16,7 @@ from memgrid.clock import Clock, SystemClock
 from memgrid.log import get_logger
 from memgrid.signing import SigningKey
 from memgrid_coordinator.certificates import Certificate, certificate_for
+from memgrid_coordinator.data_folder import Occupied
 from memgrid_coordinator.heavy.measured import MeasuredEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.metrics import Metrics
@@ -86,7 +87,9 @@ class Coordinator:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
         settings.data.mkdir(parents=True, exist_ok=True)
-        settings.keys.mkdir(exist_ok=True, mode=0o700)
+        # Before anything is opened: two writers would not know of each other's uploads and half-made files.
+        self._occupied = Occupied(settings.data)
+        settings.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.metrics = Metrics()
         self.certificate: Certificate = certificate_for(settings, self.clock)
         self.metrics.build_info.labels(version("memgrid")).set(1)
@@ -94,7 +97,8 @@ class Coordinator:
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
         self.blobs = blobs_of(settings)
-        self.blobs.clear_temporary()
+        if settings.blobs_url is None:  # elsewhere, what is half-written may be another coordinator's
+            self.blobs.clear_temporary()
         self._owns_engine = engine is None
         self.engine: Engine = MeasuredEngine(engine or self._engine(), self.metrics.observe_engine)
         # Replays take seconds: a lane of their own, so that nothing quick waits for them.
@@ -313,6 +317,7 @@ class Coordinator:
             await self.replays.close(self.settings.drain_max)
         self.store.close()
         (self.settings.data / "endpoint.json").unlink(missing_ok=True)
+        self._occupied.release()
         log.info("coordinator stopped")
 
     async def __aenter__(self) -> Self:

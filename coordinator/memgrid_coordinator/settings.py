@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     """How fast all content is read again, to find what the disk has lost; 0 never does."""
     database: str | None = None
     """A SQLAlchemy URL; without, SQLite in the data folder."""
+    keys_folder: Path | None = None
+    """The grid's keys; without, `keys` in the data folder. Coordinators that share a database share them."""
     ray: str | None = None
     """Run planning, checks and assembly on Ray: `auto` or an address."""
     invite_only: bool = False
@@ -67,7 +69,7 @@ class Settings(BaseSettings):
 
     @property
     def keys(self) -> Path:
-        return self.data / "keys"
+        return self.keys_folder or self.data / "keys"
 
     @property
     def blobs(self) -> Path:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from sqlalchemy import Connection, insert, inspect, text
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
-from memgrid.digest import Digest, digest_of
+from memgrid.digest import digest_of
 from memgrid.units import AccountId, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey
 from memgrid_coordinator.lifecycle import DocumentState, LeaseState
 from memgrid_coordinator.progress import Progress, Stage
 from memgrid_coordinator.records import CampaignId, Lease, Made, NewDocument, NewUnit
 from memgrid_coordinator.store import campaigns, leases, units, uploads
-from memgrid_coordinator.store.engine import Store, alembic_config, open_engine
+from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.tables import accounts, hosts
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,11 +26,9 @@ FILES = tuple(
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'memgrid.db'}")
-    await opened.write(add_host)
-    yield opened
-    opened.close()
+async def store(empty_store: Store) -> Store:
+    await empty_store.write(add_host)
+    return empty_store
 
 
 def add_host(connection: Connection) -> None:
@@ -250,44 +245,3 @@ async def test_what_hosts_say_they_took_is_summed(store: Store) -> None:
         return campaigns.device_hours(connection, CampaignId("c"))
 
     assert await store.write(step) == 2.0
-
-
-def test_a_grid_of_the_former_release_keeps_everything(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'memgrid.db'}"
-    command.upgrade(alembic_config(url), "0001")
-    engine = open_engine(url)
-    with engine.begin() as connection:
-        for statement in _FORMER.strip().splitlines():
-            connection.execute(text(statement))
-    engine.dispose()
-    store = Store(url)
-    with store.engine.connect() as connection:
-        lease = leases.by_id(connection, [LeaseId("l")])[LeaseId("l")]
-        assert lease.facts is not None and lease.facts.compute_s == 7200.5
-        assert round(campaigns.device_hours(connection, CampaignId("c")), 6) == round(7200.5 / 3600, 6)
-        assert uploads.ordered_from(connection, HostId("h"))[0].name == "kv.safetensors"
-        (document,) = campaigns.documents_of(connection, CampaignId("c"))
-        assert (document.name, document.progress) == ("d", Progress())
-        assert campaigns.get(connection, CampaignId("c")).recipe == "activation"
-        assert units.by_id(connection, [1])[1].output_digest == Digest("sha256:" + "0" * 64)
-        assert inspect(connection).get_pk_constraint("uploads")["constrained_columns"] == ["lease_id", "name"]
-    store.close()
-    command.downgrade(alembic_config(url), "0001")
-    command.upgrade(alembic_config(url), "head")
-    engine = open_engine(url)
-    with engine.connect() as connection:
-        assert connection.execute(text("SELECT name FROM uploads")).scalars().all() == ["kv.safetensors"]
-    engine.dispose()
-
-
-_DIGEST = "sha256:" + "0" * 64
-_FORMER = f"""
-INSERT INTO accounts VALUES ('a', x'00', 0)
-INSERT INTO hosts VALUES ('h', 'a', 'l', '', NULL, 0, 1.0, 0, NULL, 0, 0)
-INSERT INTO campaigns VALUES ('c', 'r', 'n', 'running', 'm', '{{}}', 0, 0, NULL)
-INSERT INTO documents VALUES (1, 'c', 'd', 'running', '', '{_DIGEST}', '', 1, '', NULL, NULL, '')
-INSERT INTO units (unit_id, key, kind, state, spec, model, tokens_digest, token_count, flops, priority, min_replicas, max_replicas, vacancies, fence, failures, output_digest, output_bytes) VALUES (1, 'k', 'prefill', 'checking', x'00', '{_DIGEST}', '{_DIGEST}', 1, 1, 0, 2, 5, 0, 1, 0, '{_DIGEST}', 1)
-INSERT INTO document_units VALUES (1, 0, 1)
-INSERT INTO leases (lease_id, unit_id, host_id, account_id, fence, state, granted_at, deadline_at, outputs, sketch, facts, reason_text) VALUES ('l', 1, 'h', 'a', 1, 'agreed', 0, 0, '[]', x'00', '[3, 7200.5, "cpu", "x", "float32", "2"]', '')
-INSERT INTO uploads VALUES ('l', 'h', 1, 'kv.safetensors', '{_DIGEST}', 1, 'ordered', 0)
-"""  # noqa: E501

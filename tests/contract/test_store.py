@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import subprocess
+import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, select, update
 from sqlmodel import SQLModel
 
 from memgrid.units import AccountId
@@ -30,10 +29,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'memgrid.db'}")
-    yield opened
-    opened.close()
+def store(empty_store: Store) -> Store:
+    return empty_store
 
 
 def count(connection: Connection) -> int:
@@ -63,9 +60,9 @@ async def test_a_lone_step_that_raises_leaves_nothing(store: Store) -> None:
     assert await store.read(count) == 1
 
 
-async def test_steps_that_wait_share_a_transaction(tmp_path: Path) -> None:
+async def test_steps_that_wait_share_a_transaction(database: str) -> None:
     batches: list[int] = []
-    store = Store(f"sqlite:///{tmp_path / 'memgrid.db'}", observer=lambda *, steps, seconds: batches.append(steps))
+    store = Store(database, observer=lambda *, steps, seconds: batches.append(steps))
     gate = threading.Event()
     blocked = store.write(lambda connection: gate.wait(10))
     waiting = [store.write(lambda c, name=str(n): add_invite(c, name, 1, NOW)) for n in range(40)]
@@ -84,18 +81,57 @@ async def test_nobody_loses_an_update(store: Store) -> None:
     assert sum(taken) == 25
 
 
-async def test_an_acknowledged_step_is_seen_by_another_process(store: Store, tmp_path: Path) -> None:
+async def test_an_acknowledged_step_is_seen_by_another_process(store: Store) -> None:
     await store.write(lambda connection: add_invite(connection, "code", 1, NOW))
-    with sqlite3.connect(tmp_path / "memgrid.db") as other:
-        assert other.execute("SELECT code_digest FROM invites").fetchall() == [("code",)]
+    ask = "import sys; from memgrid_coordinator.store.engine import open_engine as o; print(o(sys.argv[1]).connect()"
+    ask += ".exec_driver_sql('SELECT code_digest FROM invites').scalars().all())"
+    told = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", ask, store.url], text=True)
+    assert told == "['code']\n"
 
 
 async def test_every_commit_is_synced_to_disk(store: Store) -> None:
     def settings(connection: Connection) -> list[Any]:
-        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+        sqlite = connection.dialect.name == "sqlite"
+        names, word = (
+            (("journal_mode", "synchronous"), "PRAGMA") if sqlite else (("fsync", "synchronous_commit"), "SHOW")
+        )
+        return [connection.exec_driver_sql(f"{word} {name}").scalar() for name in names]
 
     full = 2
-    assert await store.write(settings) == ["wal", full]
+    assert await store.write(settings) in (["wal", full], ["on", "on"])
+
+
+async def test_a_reader_sees_one_moment(store: Store) -> None:
+    """What is written between two of its queries it sees in neither."""
+    began, written = threading.Event(), threading.Event()
+
+    def read_twice(connection: Connection) -> tuple[int, int]:
+        before = count(connection)
+        began.set()
+        assert written.wait(10)
+        return before, count(connection)
+
+    reading = asyncio.ensure_future(store.read(read_twice))
+    await asyncio.to_thread(began.wait, 10)
+    await store.write(lambda connection: add_invite(connection, "code", 1, NOW))
+    written.set()
+    assert await reading == (0, 0)
+    assert await store.read(count) == 1
+
+
+async def test_two_stores_on_one_database_are_one_writer(database: str) -> None:
+    """Reading, and then writing what was read, loses nothing, although each believes to be alone."""
+    first, second = Store(database), Store(database)
+
+    def one_more(connection: Connection) -> None:
+        left = connection.execute(select(invites.c.uses_left)).scalar_one()
+        connection.execute(update(invites).values(uses_left=left + 1))
+
+    await first.write(lambda connection: add_invite(connection, "code", 0, NOW))
+    await asyncio.gather(*(one.write(one_more) for _ in range(60) for one in (first, second)))
+    assert await first.read(lambda connection: connection.execute(select(invites.c.uses_left)).scalar_one()) == 120
+    first.close()
+    second.close()
 
 
 async def test_the_migrations_make_the_declared_schema(store: Store) -> None:
@@ -109,7 +145,7 @@ async def test_the_migrations_make_the_declared_schema(store: Store) -> None:
         assert await store.read(differences) == []
 
 
-async def test_the_dispatcher_walks_its_own_index(store: Store) -> None:
+async def test_the_dispatcher_walks_its_own_index(sqlite_store: Store) -> None:
     """Without it every Sync would sort all open units."""
 
     def plan(connection: Connection) -> str:
@@ -126,7 +162,7 @@ async def test_the_dispatcher_walks_its_own_index(store: Store) -> None:
         assert driver is not None
         return str(driver.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
 
-    told = await store.read(plan)
+    told = await sqlite_store.read(plan)
     assert "USING INDEX units_to_lease" in told
     assert "TEMP B-TREE" not in told
 

@@ -28,6 +28,10 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="A real certificate chain, PEM.")] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     database: DatabaseOption = None,
+    keys_folder: Annotated[
+        Path | None,
+        typer.Option("--keys", help="The grid's keys, where coordinators share a database.", show_default=False),
+    ] = None,
     blobs: BlobsOption = None,
     ray: Annotated[str | None, typer.Option(help="Plan, check and assemble on Ray: auto, or an address.")] = None,
     invite_only: Annotated[bool, typer.Option(help="Take volunteers by invitation only.")] = False,

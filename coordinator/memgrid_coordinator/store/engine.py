@@ -1,42 +1,59 @@
-"""One database: the engine, its pragmas, its migrations, and the doors `read` and `write`."""
+"""One database: the doors `read` and `write`, and what people are told when nobody opens them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
+from memgrid.errors import UnavailableError
+from memgrid_coordinator.store.dialects import IS_SNAPSHOT, open_engine
+from memgrid_coordinator.store.upgrading import alembic_config, migrate
 from memgrid_coordinator.store.writer import BatchObserver, Writer
+
+__all__ = ["Store", "alembic_config", "migrate", "open_engine"]
 
 Value = TypeVar("Value")
 
 
 class Store:
-    """Everything durable. Steps are plain functions of a connection; their callers never see a session."""
+    """Everything durable. Steps are plain functions of a connection; their callers never see a session.
+
+    Both doors raise UnavailableError when the database is away, locked or full: nothing happened, or all of it and
+    the answer got lost; whoever asks again is told.
+    """
 
     def __init__(self, url: str, *, observer: BatchObserver | None = None, readers: int = 2) -> None:
         self.url = url
-        migrate(url)
+        try:
+            migrate(url)
+        except DBAPIError as error:
+            raise _unavailable(error) from None
         self.engine = open_engine(url)
+        self._snapshots = self.engine.execution_options(**IS_SNAPSHOT[self.engine.dialect.name])
         self._writer = Writer(self.engine, observer)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
 
     async def write(self, step: Callable[[Connection], Value]) -> Value:
         """Run one atomic step on the writer; returns once it is on disk."""
-        return await asyncio.wrap_future(self._writer.submit(step))
+        try:
+            return await asyncio.wrap_future(self._writer.submit(step))
+        except (DBAPIError, PendingRollbackError) as error:
+            raise _unavailable(error) from error
 
     async def read(self, query: Callable[[Connection], Value]) -> Value:
         """Run a query on a snapshot of its own; it sees every step that was acknowledged before."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+        except (DBAPIError, PendingRollbackError) as error:
+            raise _unavailable(error) from error
 
     def _query(self, query: Callable[[Connection], Value]) -> Value:
-        with self.engine.connect() as connection:
+        with self._snapshots.connect() as connection:
             return query(connection)
 
     def close(self) -> None:
@@ -46,42 +63,15 @@ class Store:
         self.engine.dispose()
 
 
-def open_engine(url: str) -> Engine:
-    """An engine whose transactions mean the same on SQLite and PostgreSQL."""
-    engine = create_engine(url, pool_size=8, max_overflow=0)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
+def _unavailable(error: DBAPIError | PendingRollbackError) -> Exception:
+    """What to tell callers: that the database can't be had at the moment; a mistake in a statement is our own."""
+    if isinstance(error, DBAPIError) and not error.connection_invalidated and not _passes(error):
+        return error
+    said = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()
+    why = said[0] if said else "it gave no reason"
+    return UnavailableError(f"the grid's database can't be used now ({why}); try again")
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction handling begins too late: two readers could both write what they read.
-    connection.isolation_level = None
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        "busy_timeout=10000",
-        "cache_size=-65536",
-        "wal_autocheckpoint=4000",
-        "temp_store=MEMORY",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("memgrid_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def migrate(url: str) -> None:
-    """Bring the schema to the newest version."""
-    command.upgrade(alembic_config(url), "head")
-
-
-def alembic_config(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    return config
+def _passes(error: DBAPIError) -> bool:
+    """Whether the same step could go well later, without anybody changing the code."""
+    return isinstance(error, OperationalError | InterfaceError)

@@ -10,7 +10,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy.exc import DBAPIError
+
+from memgrid_coordinator.store.dialects import WRITES
 
 Value = TypeVar("Value")
 BATCH_MAX = 256
@@ -55,7 +58,7 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._engine.connect().execution_options(memgrid_writes=True) as connection:
+        with self._engine.connect().execution_options(**WRITES) as connection:
             while batch := self._next_batch():
                 started = time.perf_counter()  # a duration for the metrics, not a time of day
                 self._apply(connection, batch)
@@ -85,7 +88,7 @@ class Writer:
         wanted = [queued for queued in batch if queued.answer.set_running_or_notify_cancel()]
         outcomes: list[tuple[_Queued, Any, BaseException | None]] = []
         try:
-            with connection.begin():
+            with _begun(connection):
                 if len(wanted) == 1:  # the transaction itself is its savepoint
                     outcomes = [(wanted[0], wanted[0].step(connection), None)]
                 else:
@@ -105,3 +108,14 @@ class Writer:
                 return queued, queued.step(connection), None
         except Exception as error:  # noqa: BLE001 - it belongs to whoever queued the step
             return queued, None, error
+
+
+def _begun(connection: Connection) -> RootTransaction:
+    """A transaction. One whose connection turns out to be dead is begun again: nothing has been done in it."""
+    try:
+        return connection.begin()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        connection.rollback()
+        return connection.begin()

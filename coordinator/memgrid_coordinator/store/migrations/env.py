@@ -6,7 +6,7 @@ from alembic import context
 from sqlmodel import SQLModel
 
 from memgrid_coordinator.store import tables as _tables  # noqa: F401 - declares the metadata
-from memgrid_coordinator.store.engine import open_engine
+from memgrid_coordinator.store.dialects import open_engine
 
 url = context.config.get_main_option("sqlalchemy.url")
 assert url is not None
