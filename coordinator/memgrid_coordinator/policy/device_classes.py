@@ -27,8 +27,8 @@ def device_class(numerics_class: str) -> str:
 def commonest(classes: Iterable[str], most: int = CLASSES_MAX) -> frozenset[str]:
     """The classes to tell apart: at most so many, those seen most often; of equals the first by name.
 
-    >>> sorted(commonest(["cuda-sm90", "cpu-arm", "cuda-sm90", "cpu-x86"], most=2))
+    >>> sorted(commonest(["cuda-sm90", "cpu-arm", "cuda-sm90", "cpu-x86", "other"], most=2))
     ['cpu-arm', 'cuda-sm90']
     """
-    counts = Counter(classes)
+    counts = Counter(name for name in classes if name != OTHER)
     return frozenset(sorted(counts, key=lambda name: (-counts[name], name))[:most])
