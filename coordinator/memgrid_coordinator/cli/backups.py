@@ -11,7 +11,7 @@ import typer
 from memgrid.cli.options import JsonOption, print_json
 from memgrid.errors import InvalidError
 from memgrid.text import bytes_text
-from memgrid_coordinator.cli.opening import DatabaseOption, DataOption, existing, opened, settings_of
+from memgrid_coordinator.cli.opening import BlobsOption, DatabaseOption, DataOption, existing, opened, settings_of
 
 if TYPE_CHECKING:
     from memgrid_coordinator.services.backups import Backup
@@ -22,6 +22,7 @@ def backup(
     data: DataOption,
     content: Annotated[bool, typer.Option(help="With the content of the blob store; always listed.")] = True,
     database: DatabaseOption = None,
+    blobs: BlobsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Back a grid up while it runs: database, keys and content, as of one moment."""
@@ -29,9 +30,9 @@ def backup(
     from memgrid_coordinator.store import audit_log
     from memgrid_coordinator.store.blob_places import blobs_of
 
-    with opened(data, database) as grid:
-        now, blobs = grid.clock.now(), blobs_of(grid.settings)
-        made = back_up(grid.settings, blobs, target, now, _say, with_blobs=content)
+    with opened(data, database, blobs) as grid:
+        now = grid.clock.now()
+        made = back_up(grid.settings, blobs_of(grid.settings), target, now, _say, with_blobs=content)
         detail = f"to {target.resolve()}, {made.blobs} blobs"
         caller = grid.caller
         asyncio.run(
@@ -100,8 +101,8 @@ def _tell(begin: str, made: Backup, as_json: bool) -> None:
         print_json(json.loads(made.to_bytes()))
         return
     content = f"{made.blobs} files of content ({bytes_text(made.blob_bytes)})"
-    typer.echo(
-        f"{begin}: the grid {made.grid_key[:16]} as of {made.created_at:%Y-%m-%d %H:%M:%S} UTC, schema {made.schema}, "
-        f"database {bytes_text(made.database_bytes)}, {content if made.has_blobs else content + ', listed only'}"
-    )
+    moment = f"{made.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    typer.echo(f"{begin}: the grid {made.grid_key[:16]} as of {moment}, schema {made.schema}")
+    listed = "" if made.has_blobs else ", listed only"
+    typer.echo(f"  database {bytes_text(made.database_bytes)}, {content}{listed}")
     typer.echo("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in made.rows.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memgrid_coordinator.cli import backups, serving, tokens, volunteers
+from memgrid_coordinator.cli import backups, doctor, serving, tokens, volunteers
 
 app = typer.Typer(
     name="coordinator", help="Host a grid: hand out work, check it, publish cubes.", no_args_is_help=True
@@ -18,3 +18,4 @@ app.command()(tokens.audit)
 app.command()(backups.backup)
 app.command()(backups.restore)
 app.command()(backups.migrate)
+app.command()(doctor.doctor)

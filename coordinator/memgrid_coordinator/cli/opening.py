@@ -55,11 +55,11 @@ class Opened:
 
 
 @contextmanager
-def opened(data: Path, database: str | None) -> Iterator[Opened]:
+def opened(data: Path, database: str | None, blobs: str | None = None) -> Iterator[Opened]:
     """The grid in a data folder, its schema brought up to date; raises InvalidError where there is none."""
     from memgrid_coordinator.store.engine import Store  # a database library takes longer to load than --help
 
-    settings = existing(data, database)
+    settings = existing(data, database, blobs)
     store = Store(settings.database_url)
     try:
         yield Opened(settings=settings, store=store, clock=SystemClock(), caller=command_line())
@@ -67,11 +67,13 @@ def opened(data: Path, database: str | None) -> Iterator[Opened]:
         store.close()
 
 
-def existing(data: Path, database: str | None) -> Settings:
+def existing(data: Path, database: str | None, blobs: str | None = None) -> Settings:
     """The settings of a grid that was served before; raises InvalidError."""
     if not data.is_dir():
         raise InvalidError(f"--data: {data}: no such folder; serve a grid there first")
-    settings = settings_of({"data": data.resolve(), **({} if database is None else {"database": database})})
+    named = {"database": database, "blobs_url": blobs}
+    given = {name: value for name, value in named.items() if value is not None}
+    settings = settings_of({"data": data.resolve(), **given})
     if settings.database_url.startswith("sqlite") and not Path(settings.database_url.partition("///")[2]).is_file():
         raise InvalidError(f"--data: {data}: no grid's database in it; serve a grid there first")
     return settings
