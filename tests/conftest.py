@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres import Postgres
 
 # Two threads a process on a shared machine only get into each other's way; and no test may ask a model hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +32,15 @@ def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; each test makes a database of its own in it."""
+    from tests.postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
