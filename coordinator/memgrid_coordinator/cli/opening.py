@@ -60,6 +60,10 @@ def opened(data: Path, database: str | None, blobs: str | None = None) -> Iterat
     from memgrid_coordinator.store.engine import Store  # a database library takes longer to load than --help
 
     settings = existing(data, database, blobs)
+    if not (settings.keys / "grid.key").is_file():
+        raise InvalidError(
+            f"{settings.keys}: no grid's keys in it; of a grid served with --keys, set MEMGRID_KEYS_FOLDER"
+        )
     store = Store(settings.database_url)
     try:
         yield Opened(settings=settings, store=store, clock=SystemClock(), caller=command_line())

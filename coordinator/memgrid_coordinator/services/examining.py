@@ -17,8 +17,9 @@ from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import copies, examination, schema
 from memgrid_coordinator.store.blob_places import blobs_of
-from memgrid_coordinator.store.engine import open_engine
+from memgrid_coordinator.store.dialects import open_engine
 from memgrid_coordinator.store.examination import Condition
+from memgrid_coordinator.store.upgrading import versions
 
 _LOOKED_FOR = 5000
 """Blobs of the pool that are looked for: enough to see a disk that was not mounted."""
@@ -56,8 +57,8 @@ def _certificate(settings: Settings, clock: Clock) -> Iterator[Finding]:
 
 
 def _database(settings: Settings, *, thoroughly: bool) -> Iterator[Finding]:
-    version, newest = schema.version_at(settings.database_url), schema.newest()
-    if version is not None and version not in schema.known():
+    version, newest = schema.version_at(settings.database_url), versions()[-1]
+    if version is not None and version not in versions():
         text = f"schema {version} is of a newer memgrid; this one knows up to {newest}"
         yield Finding(level=Level.BAD, about="database", text=text, advice="update memgrid")
         raise InvalidError("the schema is unknown")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import tempfile
 import time
@@ -16,6 +15,7 @@ from memgrid.endpoint import GridEndpoint, discover
 from memgrid.errors import MemgridError
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1.volunteers_pb2_grpc import VolunteersStub
+from memgrid_coordinator.data_folder import occupant
 from memgrid_coordinator.policy.health import Finding, Level
 from memgrid_coordinator.settings import Settings
 
@@ -24,16 +24,19 @@ _ANSWER_LIMIT_S = 10.0
 
 def answers(settings: Settings) -> Iterator[Finding]:
     """The running coordinator, or whether one could start."""
-    told = _told(settings.data / "endpoint.json")
-    if told is None:
-        yield Finding(level=Level.FACT, about="service", text="no coordinator serves this folder")
+    pid, url = occupant(settings.data), _told(settings.data / "endpoint.json")
+    if pid is None:
+        if url is not None:
+            advice = "see the end of its log, then start it again; what was acknowledged is on disk"
+            text = "the coordinator ended without saying so"
+            yield Finding(level=Level.WARNING, about="service", text=text, advice=advice)
+        else:
+            yield Finding(level=Level.FACT, about="service", text="no coordinator serves this folder")
         yield from _free_ports(settings)
         return
-    url, pid = told
-    if not _is_alive(pid):
-        text = f"the coordinator of process {pid} ended without saying so"
-        yield Finding(level=Level.WARNING, about="service", text=text, advice="see its log; start it again")
-        yield from _free_ports(settings)
+    if url is None:
+        text = f"process {pid} has the folder and is not ready yet, or is draining"
+        yield Finding(level=Level.WARNING, about="service", text=text, advice="see its log")
         return
     yield Finding(level=Level.FACT, about="service", text=f"process {pid} serves {url.partition('#')[0]}")
     yield _asked(url)
@@ -77,20 +80,9 @@ def _free_ports(settings: Settings) -> Iterator[Finding]:
                 yield Finding(level=Level.OK, about="ports", text=f"{plane}: {settings.host}:{port} is free")
 
 
-def _told(path: Path) -> tuple[str, int] | None:
-    """Address and process, as the coordinator wrote them when it was ready."""
+def _told(path: Path) -> str | None:
+    """The address, as the coordinator wrote it when it was ready."""
     try:
-        value = json.loads(path.read_text())
-        return str(value["url"]), int(value["pid"])
+        return str(json.loads(path.read_text())["url"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

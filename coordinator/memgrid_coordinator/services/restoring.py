@@ -19,8 +19,7 @@ from memgrid_coordinator.services.backups import (
     read_backup,
 )
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import copies, schema
-from memgrid_coordinator.store.engine import migrate
+from memgrid_coordinator.store import copies, upgrading
 
 _DATABASE = "memgrid.db"
 _GROWING = ".restoring"
@@ -31,10 +30,10 @@ _BLOB_MODE = 0o444
 def check(source: Path, say: Progress) -> Backup:
     """Whether a backup can be restored; writes nothing. Raises InvalidError, DamagedBackupError."""
     backup = read_backup(source)
-    if backup.schema not in schema.known():
+    if backup.schema not in upgrading.versions():
         raise InvalidError(
             f"{source}: memgrid {backup.version} wrote it with schema {backup.schema}, "
-            f"this one knows up to {schema.newest()}: update memgrid first"
+            f"this one knows up to {upgrading.versions()[-1]}: update memgrid first"
         )
     check_backup(source, backup, say)
     problems = copies.problems_of(source / backup.database_name)
@@ -70,7 +69,7 @@ def restore(source: Path, settings: Settings, say: Progress) -> Backup:
     database = growing / _DATABASE
     copy_file(source / backup.database_name, database)
     if is_file:
-        migrate(f"sqlite:///{database}")
+        upgrading.migrate(f"sqlite:///{database}")
     else:
         copies.pour(database, settings.database_url)
         database.unlink()

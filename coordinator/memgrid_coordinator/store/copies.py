@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine, Table, insert, inspect, select, text
 from sqlmodel import SQLModel
 
 from memgrid_coordinator.store import tables as _tables  # noqa: F401 - declares the metadata
-from memgrid_coordinator.store.engine import migrate, open_engine
+from memgrid_coordinator.store.dialects import IS_SNAPSHOT, WRITES, open_engine
+from memgrid_coordinator.store.upgrading import migrate
 
 ROWS_AT_ONCE = 2000
 COUNTED = ("accounts", "campaigns", "documents", "units", "leases", "credits", "pool_cubes")
@@ -41,7 +42,7 @@ def snapshot(url: str, target: Path) -> None:
     engine = open_engine(url)
     copied = open_engine(f"sqlite:///{target}")
     try:
-        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        with engine.connect().execution_options(**IS_SNAPSHOT[engine.dialect.name]) as connection:
             _copy(connection, copied)
         with closing(sqlite3.connect(target)) as connection_:
             connection_.execute("PRAGMA journal_mode=DELETE")
@@ -106,7 +107,7 @@ def _read(path: Path) -> sqlite3.Connection:
 
 
 def _copy(source: Connection, target: Engine) -> None:
-    with target.connect().execution_options(memgrid_writes=True) as connection, connection.begin():
+    with target.connect().execution_options(**WRITES) as connection, connection.begin():
         for table in SQLModel.metadata.sorted_tables:
             for rows in _pages(source, table):
                 connection.execute(insert(table), rows)

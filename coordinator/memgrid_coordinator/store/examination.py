@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, func, select
 from memgrid.digest import Digest
 from memgrid_coordinator.lifecycle import DocumentState
 from memgrid_coordinator.store import units
+from memgrid_coordinator.store.dialects import WRITES
 from memgrid_coordinator.store.tables import accounts, campaigns, documents, events, hosts, pool_blobs, tokens
 
 
@@ -65,7 +66,7 @@ def named_content(connection: Connection, limit: int) -> list[Digest]:
 def write_lock_s(engine: Engine) -> float:
     """How long it takes to be let in as a writer, in seconds; nothing is written. Raises OperationalError."""
     begun = time.perf_counter()  # a duration, not a time of day
-    with engine.connect().execution_options(memgrid_writes=True) as connection, connection.begin() as transaction:
+    with engine.connect().execution_options(**WRITES) as connection, connection.begin() as transaction:
         transaction.rollback()
     return time.perf_counter() - begun
 
