@@ -62,7 +62,7 @@ def opened(data: Path, database: str | None, blobs: str | None = None) -> Iterat
     settings = existing(data, database, blobs)
     if not (settings.keys / "grid.key").is_file():
         raise InvalidError(
-            f"{settings.keys}: no grid's keys in it; of a grid served with --keys, set MEMGRID_KEYS_FOLDER"
+            f"{settings.keys}: no grid's keys there; if it is served with --keys, set MEMGRID_KEYS_FOLDER"
         )
     store = Store(settings.database_url)
     try:
