@@ -84,8 +84,7 @@ class Gauging:
         show(await self._store.read(read))
         seconds = time.perf_counter() - started
         self._metrics.gauges_read_s.labels(name).set(seconds)
-        # With many units a reading takes seconds, and others need the reader more than a watcher needs it fresh.
-        self._due_s[name] = self._clock.monotonic_s() + (seconds / _SHARE if seconds > _QUICK_S else 0.0)
+        self._due_s[name] = self._clock.monotonic_s() + rest_s(seconds)
         return 1
 
     def _set_grid(self, now: datetime, found: _Grid) -> None:
@@ -154,7 +153,18 @@ class Gauging:
         metrics.shared_flops.set(found.shared.flops)
 
 
-_NO_CUBES = CubeSums(cubes=0, payload_bytes=0, tokens=0, produced_flops=0, gap_closed=None)
+def rest_s(reading_s: float) -> float:
+    """How long to leave a part alone after a reading that took so long.
+
+    With many units a reading takes seconds, and others need the reader more than a watcher needs it fresh.
+
+    >>> rest_s(0.1), rest_s(2.0)
+    (0.0, 40.0)
+    """
+    return reading_s / _SHARE if reading_s > _QUICK_S else 0.0
+
+
+_NO_CUBES = CubeSums(cubes=0, payload_bytes=0, tokens=0, produced_flops=0.0, gap_closed=None)
 
 
 def _by_state(

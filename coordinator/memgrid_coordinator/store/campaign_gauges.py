@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Subquery, func, or_, select
+from sqlalchemy import Connection, Float, Row, Subquery, cast, func, or_, select
 
 from memgrid_coordinator.lifecycle import ENDED_UNITS, CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.progress import Progress
@@ -28,11 +28,11 @@ class CampaignGauges:
     leases: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     tokens_accepted: int = 0
-    produced_flops: int = 0
-    spent_flops: int = 0
-    rejected_flops: int = 0
-    done_flops: int = 0
-    left_flops: int = 0
+    produced_flops: float = 0.0
+    spent_flops: float = 0.0
+    rejected_flops: float = 0.0
+    done_flops: float = 0.0
+    left_flops: float = 0.0
     ahead_flops: list[int] = field(default_factory=list)
     """Of each document in stages, what will be asked beyond the units that exist."""
     device_s: float = 0.0
@@ -82,15 +82,14 @@ def _begin(row: Any) -> CampaignGauges:
 
 def _add_units(connection: Connection, found: dict[str, CampaignGauges]) -> None:
     theirs = _theirs(found)
-    replicated = units.c.flops * units.c.min_replicas
     query = (
         select(
             theirs.c.campaign_id,
             units.c.state,
             func.count(),
             func.sum(units.c.token_count),
-            func.sum(units.c.flops),
-            func.sum(replicated),
+            func.sum(_FLOPS),
+            func.sum(_FLOPS * units.c.min_replicas),
         )
         .join(theirs, theirs.c.unit_id == units.c.unit_id)
         .group_by(theirs.c.campaign_id, units.c.state)
@@ -100,17 +99,15 @@ def _add_units(connection: Connection, found: dict[str, CampaignGauges]) -> None
         one.units[state] = count
         one.tokens += int(tokens)
         if state == UnitState.ACCEPTED:
-            one.tokens_accepted, one.produced_flops, one.done_flops = int(tokens), int(flops), int(all_flops)
+            one.tokens_accepted, one.produced_flops, one.done_flops = int(tokens), float(flops), float(all_flops)
         elif state not in ENDED_UNITS:
-            one.left_flops += int(all_flops)
+            one.left_flops += float(all_flops)
 
 
 def _add_leases(connection: Connection, found: dict[str, CampaignGauges]) -> None:
     theirs = _theirs(found)
     query = (
-        select(
-            theirs.c.campaign_id, leases.c.state, func.count(), func.sum(units.c.flops), func.sum(leases.c.compute_s)
-        )
+        select(theirs.c.campaign_id, leases.c.state, func.count(), func.sum(_FLOPS), func.sum(leases.c.compute_s))
         .join(theirs, theirs.c.unit_id == leases.c.unit_id)
         .join(units, units.c.unit_id == leases.c.unit_id)
         .group_by(theirs.c.campaign_id, leases.c.state)
@@ -120,9 +117,9 @@ def _add_leases(connection: Connection, found: dict[str, CampaignGauges]) -> Non
         one.leases[state] = count
         one.device_s += float(seconds)
         if state in _COMPUTED:
-            one.spent_flops += int(flops)
+            one.spent_flops += float(flops)
         if state == LeaseState.REJECTED:
-            one.rejected_flops = int(flops)
+            one.rejected_flops = float(flops)
 
 
 def _add_documents(connection: Connection, found: dict[str, CampaignGauges]) -> None:
@@ -140,6 +137,8 @@ def _add_documents(connection: Connection, found: dict[str, CampaignGauges]) -> 
         found[campaign_id].ahead_flops = flops
 
 
+# Their sum can pass what 64 bits hold, and SQLite would rather say nothing at all then.
+_FLOPS = cast(units.c.flops, Float(53))
 _COMPUTED = (LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
 
 

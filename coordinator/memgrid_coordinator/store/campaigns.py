@@ -184,7 +184,7 @@ def get(connection: Connection, campaign_id: CampaignId, *, fleet: Sequence[floa
     )
 
 
-def eta_s(left_flops: int, ahead_flops: Sequence[int], fleet: Sequence[float]) -> float | None:
+def eta_s(left_flops: float, ahead_flops: Sequence[float], fleet: Sequence[float]) -> float | None:
     """Seconds for the units that exist, and for those to come: of one document they follow one another."""
     if not fleet or not left_flops + sum(ahead_flops):
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, Float, cast, func, select, text
 
 from memgrid_coordinator.lifecycle import LeaseState, UnitState, UploadState
 from memgrid_coordinator.store.tables import document_units, hosts, leases, pool_cubes, units, uploads
@@ -38,7 +38,7 @@ class CubeSums:
     cubes: int
     payload_bytes: int
     tokens: int
-    produced_flops: int
+    produced_flops: float
     gap_closed: float | None
     """The mean over those that were measured."""
 
@@ -48,7 +48,7 @@ class Shared:
     """Accepted units that several documents are made of, and the FLOPs that saved."""
 
     units: int
-    flops: int
+    flops: float
 
 
 def units_by_kind_and_state(connection: Connection) -> dict[tuple[str, str], int]:
@@ -118,7 +118,7 @@ def cubes_by_kind(connection: Connection) -> dict[str, CubeSums]:
             pool_cubes.c.kind,
             func.max(pool_cubes.c.payload_bytes).label("payload_bytes"),
             func.max(pool_cubes.c.tokens).label("tokens"),
-            func.max(pool_cubes.c.produced_flops).label("produced_flops"),
+            func.max(cast(pool_cubes.c.produced_flops, Float(53))).label("produced_flops"),
             func.max(pool_cubes.c.gap_closed).label("gap_closed"),
         )
         .group_by(pool_cubes.c.cube_digest, pool_cubes.c.kind)
@@ -139,13 +139,13 @@ def shared(connection: Connection) -> Shared:
         .subquery()
     )
     query = (
-        select(func.count(), func.coalesce(func.sum((several.c.wanted - 1) * units.c.flops), 0))
+        select(func.count(), func.coalesce(func.sum((several.c.wanted - 1) * cast(units.c.flops, Float(53))), 0.0))
         .select_from(several)
         .join(units, units.c.unit_id == several.c.unit_id)
         .where(units.c.state == UnitState.ACCEPTED)
     )
     row = connection.execute(query).one()
-    return Shared(units=row[0], flops=int(row[1]))
+    return Shared(units=row[0], flops=float(row[1]))
 
 
 # Written as the partial indexes say it, so that both databases find them.
@@ -159,6 +159,6 @@ def _cube_sums(row: Any) -> CubeSums:
         cubes=cubes,
         payload_bytes=int(payload_bytes),
         tokens=int(tokens),
-        produced_flops=int(produced_flops),
+        produced_flops=float(produced_flops),
         gap_closed=None if gap_closed is None else float(gap_closed),
     )
