@@ -66,7 +66,7 @@ def fill(connection: Connection) -> None:
         (5, "agreed"),
     )
     for number, (unit_id, state) in enumerate(held):
-        connection.execute(insert(leases).values(**a_lease(number, int(unit_id), state)))
+        connection.execute(insert(leases).values(**a_lease(number, unit_id, state)))
     for tag in ("1.0.0", "latest"):
         connection.execute(insert(pool_cubes).values(**a_cube(tag)))
 
