@@ -10,6 +10,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from panels import DATASOURCE
 
 TAG = "memgrid"
+_PAGE = "https://localhost:7070"
 
 
 def board(
@@ -64,7 +65,8 @@ def _variables() -> list[Any]:
         dashboard.TextBoxVariable("page")
         .label("Page")
         .description("Where the grid's own page is, for links.")
-        .default_value("https://localhost:7070"),
+        .default_value(_PAGE)
+        .current(models.VariableOption(selected=True, text=_PAGE, value=_PAGE)),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boards import board
-from machinery import machinery, process, times
+from machinery import content, machinery, process, times
 from panels import BYTES_PER_S, COUNT, FLOPS_PER_S, PER_S, RATIO, SECONDS, lines, number, version
 from promql import Query, gauge, rate, share
 
@@ -25,6 +25,7 @@ def build() -> Any:
         ("Verdicts", _verdicts()),
         ("Time", times()),
         ("Machinery", machinery()),
+        ("Content", content()),
         ("Process", process()),
     )
 

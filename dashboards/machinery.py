@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from panels import BYTES, COUNT, RATIO, SECONDS, cloud, lines, number
-from promql import Query, quantile, rate, share
+from panels import BYTES, BYTES_PER_S, COUNT, RATIO, SECONDS, cloud, lines, number
+from promql import Query, gauge, quantile, rate, share
 
 RED, ORANGE, GREEN = "red", "orange", "green"
 
@@ -124,13 +124,6 @@ def machinery() -> list[Any]:
             Query("memgrid_gauges_read_seconds", "{{part}} on {{instance}}"),
             width=6,
         ),
-        lines(
-            "Disk free",
-            "Room where the content store lies. Runbook: disk-filling.",
-            BYTES,
-            Query("memgrid_disk_free_bytes", "{{instance}}"),
-            width=6,
-        ),
         number(
             "Certificate runs out in",
             "Of the certificate that both planes show. Runbook: certificate-expires.",
@@ -138,6 +131,50 @@ def machinery() -> list[Any]:
             Query("min(memgrid_certificate_expires_timestamp_seconds) - time()"),
             limits={0: RED, 2 * 86400: ORANGE, 14 * 86400: GREEN},
             width=6,
+        ),
+    ]
+
+
+def content() -> list[Any]:
+    """What lies on the disk, and whether it is still what it was."""
+    return [
+        lines(
+            "Disk free",
+            "Room where the content store lies. Runbook: disk-filling.",
+            BYTES,
+            Query("memgrid_disk_free_bytes", "{{instance}}"),
+            width=6,
+        ),
+        lines(
+            "Content kept",
+            "Bytes of all blobs, as they were counted when garbage was last looked for.",
+            BYTES,
+            Query(gauge("memgrid_blobs_kept_bytes"), "kept"),
+            width=6,
+        ),
+        lines(
+            "Collected and scrubbed",
+            "Bytes a second that nothing named any more and that were let go, and those that were read again to see "
+            "whether they are still right.",
+            BYTES_PER_S,
+            Query(rate("memgrid_blobs_collected_bytes_total"), "collected"),
+            Query(rate("memgrid_blobs_scrubbed_bytes_total"), "scrubbed"),
+            width=6,
+        ),
+        number(
+            "Blobs",
+            "In the content store, when they were last counted.",
+            COUNT,
+            Query(gauge("memgrid_blobs_kept")),
+            width=3,
+        ),
+        number(
+            "Damaged",
+            "Blobs that the scrub found damaged in the last week, and rows of the last pass. Runbook: damage-found.",
+            COUNT,
+            Query(f"sum(increase(memgrid_blobs_damaged_total[7d])) + {gauge('memgrid_rows_damaged')}"),
+            limits={0: GREEN, 1: RED},
+            width=3,
         ),
     ]
 

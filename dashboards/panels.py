@@ -124,10 +124,12 @@ def rows(
         panel.override_by_name(column.title, properties)
     links = [{"title": "On the grid's page", "url": link, "targetBlank": True}]
     panel.override_by_name(by[0], [models.DynamicConfigValue(id_val="links", value=links)])
+    for name in hidden:  # kept, because the link goes by it
+        panel.override_by_name(name, [models.DynamicConfigValue(id_val="custom.hidden", value=True)])
     renamed = dict(zip(names, (column.title for column in columns), strict=True))
     order = {name: place for place, name in enumerate((*by, *names))}
     organize = {
-        "excludeByName": dict.fromkeys(("Time", *hidden), True),
+        "excludeByName": {"Time": True},
         "renameByName": renamed,
         "indexByName": order,
     }

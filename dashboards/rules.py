@@ -129,6 +129,15 @@ COORDINATOR = (
         description="{{ $value | humanize1024 }}B are left. Below 256 MiB uploads are refused.",
     ),
     Alert(
+        name="MemgridDamageFound",
+        expr="sum by (job, instance) (increase(memgrid_blobs_damaged_total[6h])) > 0\n"
+        "or max by (job, instance) (memgrid_rows_damaged) > 0",
+        holds="0m",
+        severity=CRITICAL,
+        summary="The disk of {{ $labels.instance }} has lost something",
+        description="The scrub found {{ $value | humanize }} blobs or rows that are not what they were.",
+    ),
+    Alert(
         name="MemgridCertificateExpires",
         expr="min by (job, instance) (memgrid_certificate_expires_timestamp_seconds) - time() < 14 * 86400",
         holds="1h",

@@ -102,6 +102,18 @@ class Metrics:
             "certificate_expires_timestamp_seconds", "When the certificate of both planes runs out, since 1970."
         )
         self.disk_free_bytes = self._gauge("disk_free_bytes", "Room left where the content store lies.")
+        self.blobs_kept = self._gauge("blobs_kept", "Blobs in the content store, when they were last counted.")
+        self.blobs_kept_bytes = self._gauge("blobs_kept_bytes", "Their bytes.")
+        self.blobs_collected_bytes = self._counter(
+            "blobs_collected_bytes_total", "Bytes of content that nothing named any more and that was let go."
+        )
+        self.blobs_scrubbed_bytes = self._counter(
+            "blobs_scrubbed_bytes_total", "Bytes of content that were read again to see whether they are still right."
+        )
+        self.blobs_damaged = self._counter(
+            "blobs_damaged_total", "Blobs that were found damaged and put out of everybody's reach."
+        )
+        self.rows_damaged = self._gauge("rows_damaged", "Rows that the last scrub found to be not what they were.")
         self.units = self._gauge("units", "Units by kind and state.", "kind", "state")
         self.leases = self._gauge("leases", "Leases that can still count for a unit, by state.", "state")
         self.queue_units = self._gauge("queue_units", "Open units that want another host.")

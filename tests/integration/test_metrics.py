@@ -32,6 +32,15 @@ OVER = {
     "memgrid_uploads",
 }
 """What there is nothing of when all is done."""
+NOT_YET = {
+    "memgrid_blobs_collected_bytes_total",
+    "memgrid_blobs_damaged_total",
+    "memgrid_blobs_kept",
+    "memgrid_blobs_kept_bytes",
+    "memgrid_blobs_scrubbed_bytes_total",
+    "memgrid_rows_damaged",
+}
+"""The first look at what is kept comes minutes after the start."""
 
 
 async def series_of(endpoint: GridEndpoint) -> dict[str, float]:
@@ -67,7 +76,7 @@ async def test_a_campaign_moves_every_series(tmp_path: Path, tiny_model_folder: 
     }
     assert declared <= set(served)
     still = {name for name, value in served.items() if name.startswith("memgrid_") and not value}
-    assert still <= UNTOUCHED_HERE | OVER
+    assert still <= UNTOUCHED_HERE | OVER | NOT_YET
     assert gauges <= set(served)
     assert served["memgrid_hosts_alive"] == 3
     assert served["memgrid_cubes_published_total"] == 1
