@@ -26,11 +26,13 @@ from memgrid_coordinator.services.assembling import Assembling
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.campaigns import Campaigns
 from memgrid_coordinator.services.catalogue import Catalogue
+from memgrid_coordinator.services.collecting import Collecting, CollectRule
 from memgrid_coordinator.services.enrolment import EnrolmentService
 from memgrid_coordinator.services.expiring import Expiring
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.services.finishing import Finishing
 from memgrid_coordinator.services.gauging import Gauging
+from memgrid_coordinator.services.healing import Healing
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.leasing import Leasing
 from memgrid_coordinator.services.looking import Looking
@@ -40,6 +42,8 @@ from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.planning import Planning
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.pulls import Pulls
+from memgrid_coordinator.services.scrubbing import EVERY as SCRUB_EVERY
+from memgrid_coordinator.services.scrubbing import Scrubbing
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
@@ -122,6 +126,7 @@ class Coordinator:
             store=store, settings=settings, clock=clock, tokens=self.tokens, new_id=new_id
         )
         bell, catalogue = Bell(), Catalogue()
+        self.bell = bell
         rule = UploadRule.of(settings, self.grid_key)
         model_folders = ModelFolders(store, catalogue, self.blobs, settings.scratch / "models")
         self.judging = Judging(
@@ -234,7 +239,26 @@ class Coordinator:
         self.sweeps.add("documents", self.advancing.advance, settings.sweep_every)
         self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))
         self.sweeps.add("pulls", self.pulls.save, PULLS_EVERY)
+        self._build_upkeep()
         self.sweeps.add("gauges", gauging.refresh, GAUGES_EVERY)
+
+    def _build_upkeep(self) -> None:
+        """What keeps the content store small and whole."""
+        settings, store, clock, metrics = self.settings, self.store, self.clock, self.metrics
+        rule = CollectRule(every=settings.gc_every, grace=settings.gc_grace, keep_failed=settings.gc_keep_failed)
+        self.collecting = Collecting(store=store, blobs=self.blobs, clock=clock, rule=rule, metrics=metrics)
+        self.healing = Healing(store=store, clock=clock, keep_failed=settings.gc_keep_failed, bell=self.bell)
+        self.scrubbing = Scrubbing(
+            store=store,
+            blobs=self.blobs,
+            healing=self.healing,
+            clock=clock,
+            bytes_per_s=settings.scrub_bytes_per_s,
+            mark=settings.data / "scrub.json",
+            metrics=metrics,
+        )
+        self.sweeps.add("gc", self.collecting.collect, timedelta(minutes=1))
+        self.sweeps.add("scrub", self.scrubbing.scrub, SCRUB_EVERY)
 
     async def start(self) -> Address:
         """Open both planes and begin the sweeps."""
@@ -320,8 +344,22 @@ class Coordinator:
         self._occupied.release()
         log.info("coordinator stopped")
 
+    async def _abandon(self) -> None:
+        """Let go of what was opened before the start failed: a port that is taken, say."""
+        await self.rpc.stop(0.0)
+        if self._owns_engine:
+            await self.engine.close(timedelta(0))
+        if self._owns_replays:
+            await self.replays.close(timedelta(0))
+        self.store.close()
+        self._occupied.release()
+
     async def __aenter__(self) -> Self:
-        self.address = await self.start()
+        try:
+            self.address = await self.start()
+        except BaseException:
+            await self._abandon()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -53,11 +53,23 @@ def certificate_for(settings: Settings, clock: Clock) -> Certificate:
         for path in (settings.certificate, settings.certificate_key):
             if not path.is_file():
                 raise InvalidError(f"{path}: no such file")
-        return Certificate(chain=settings.certificate, key=settings.certificate_key, fingerprint=None)
+        return _valid(Certificate(chain=settings.certificate, key=settings.certificate_key, fingerprint=None), clock)
     chain, key = settings.keys / "tls.crt", settings.keys / "tls.key"
     if not (chain.exists() and key.exists()):
         _make(chain, key, [name for name in (settings.host, settings.public_name) if name], clock)
-    return Certificate(chain=chain, key=key, fingerprint=fingerprint_of(chain.read_text()))
+    return _valid(Certificate(chain=chain, key=key, fingerprint=fingerprint_of(chain.read_text())), clock)
+
+
+def _valid(certificate: Certificate, clock: Clock) -> Certificate:
+    """Nobody would connect to an expired one: better said here than by every client."""
+    expires_at = certificate.expires_at()
+    if expires_at > clock.now():
+        return certificate
+    own = "; without it and its key a new one is made, and volunteers join again"
+    raise InvalidError(
+        f"{certificate.chain}: the certificate ran out on {expires_at:%Y-%m-%d}: renew it"
+        + (own if certificate.fingerprint is not None else "")
+    )
 
 
 def _make(chain: Path, key: Path, names: list[str], clock: Clock) -> None:

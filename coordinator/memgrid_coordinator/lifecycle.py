@@ -7,6 +7,7 @@ A unit::
                        └─────reopen───────┘
     waiting, open, checking ──fail──► failed      waiting, open, checking ──cancel──► cancelled
     failed, cancelled ──revive──► waiting         (a later campaign wants it again)
+    accepted ──take_up──► waiting                 (its result has left the content store, and somebody wants it)
 
 A lease::
 
@@ -80,6 +81,7 @@ UNIT_MOVES: dict[str, tuple[frozenset[UnitState], UnitState]] = {
     "fail": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.FAILED),
     "cancel": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.CANCELLED),
     "revive": (frozenset({UnitState.FAILED, UnitState.CANCELLED}), UnitState.WAITING),
+    "take_up": (frozenset({UnitState.ACCEPTED}), UnitState.WAITING),
 }
 LEASE_MOVES: dict[str, tuple[frozenset[LeaseState], LeaseState]] = {
     "report": (frozenset({LeaseState.LEASED}), LeaseState.REPORTED),

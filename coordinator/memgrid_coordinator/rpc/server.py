@@ -9,6 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from memgrid.channel import SERVER_OPTIONS
+from memgrid.errors import UnavailableError
 from memgrid.v1 import campaigns_pb2_grpc, grid_pb2_grpc, volunteers_pb2_grpc
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.rpc.campaigns import CampaignsServicer
@@ -48,7 +49,10 @@ class RpcServer:
     async def start(self, address: str, *, key_pem: bytes, chain_pem: bytes) -> int:
         """Begin to serve; returns the port, which is chosen freely when `address` ends in :0."""
         credentials = grpc.ssl_server_credentials([(key_pem, chain_pem)])
-        port = self._server.add_secure_port(address, credentials)
+        try:
+            port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:  # grpc has no other word for it
+            raise UnavailableError(f"gRPC: {address} is taken or not ours; choose another with --grpc-port") from None
         await self._server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return int(port)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from memgrid.clock import Clock
-from memgrid.errors import InvalidError
+from memgrid.errors import InvalidError, UnavailableError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.log import get_logger
 from memgrid.units import Reason, ReasonCode
@@ -114,6 +114,10 @@ class Advancing:
             return 0
         try:
             return await self._advance(document_id)
+        except UnavailableError as error:
+            log.warning("a document has to wait", document_id=document_id, error=str(error))
+            self._due[document_id] = self._clock.now() + _RETRY_AFTER
+            return 1
         except Exception:
             log.exception("a document could not be advanced; it is tried again", document_id=document_id)
             self._due[document_id] = self._clock.now() + _RETRY_AFTER
@@ -182,6 +186,9 @@ class Advancing:
             await self._finishing.fail(document, refusal.reason)
         except InvalidError as error:
             await self._finishing.fail(document, Reason(code=ReasonCode.OTHER, text=f"{work.name}: {error}"[:500]))
+        except UnavailableError as error:
+            log.warning("work has to wait", document=document.name, what=work.name, error=str(error))
+            self._due[document.document_id] = self._clock.now() + _RETRY_AFTER
         except Exception:
             log.exception("work failed; it is tried again", document=document.name, what=work.name)
             self._due[document.document_id] = self._clock.now() + _RETRY_AFTER

@@ -13,7 +13,7 @@ from memgrid.campaign import CampaignFile
 from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.policy.kinds import kind_in
-from memgrid_coordinator.records import Event, NewUnit
+from memgrid_coordinator.records import Event, NewUnit, Unit
 from memgrid_coordinator.store import events, units
 
 
@@ -36,9 +36,11 @@ def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campaig
         units.add(connection, list(alike), priority=priority, min_replicas=replicas, max_replicas=trust.max_replicas)
     lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
     units.revive(connection, lost)
+    collected = [unit.unit_id for unit in known.values() if not has_result(unit) and unit.state is UnitState.ACCEPTED]
+    units.take_up_again(connection, collected)
     running: dict[int, list[int]] = {}
     for key, unit in known.items():
-        if unit.state is not UnitState.ACCEPTED:
+        if not has_result(unit):
             replicas = trust.replicas(audited=kind_in(asked[key].spec)[1].is_audited)
             running.setdefault(replicas, []).append(unit.unit_id)
     for replicas, unit_ids in running.items():
@@ -48,5 +50,10 @@ def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campaig
     opened = units.openable(connection, list(every.values()))
     units.open_units(connection, opened, now)
     events.append(connection, [Event(at=now, name="unit_opened", unit_id=unit_id) for unit_id in opened])
-    reused = sum(1 for unit in known.values() if unit.state is UnitState.ACCEPTED)
+    reused = sum(1 for unit in known.values() if has_result(unit))
     return Asked(unit_ids=every, reused=reused, opened=len(opened))
+
+
+def has_result(unit: Unit) -> bool:
+    """Whether nobody has to compute it: results that nobody wanted any more have been let go."""
+    return unit.state is UnitState.ACCEPTED and unit.output_digest is not None

@@ -161,6 +161,7 @@ _WORDS = {
     "unit_accepted": "the uploaded output is what was reported; the unit is accepted and credit is written",
     "unit_reopened": "the agreement on {unit} fell through; it is open again",
     "unit_failed": "{unit} is given up",
+    "unit_lost": "{unit} is computed again if somebody wants it",
     "unit_cancelled": "the unit was withdrawn",
     "lease_granted": "{lease} was granted to {host}",
     "lease_released": "{host} gave {lease} back",

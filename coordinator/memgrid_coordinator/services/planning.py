@@ -21,12 +21,12 @@ from memgrid_coordinator.heavy.plan import plan_activation
 from memgrid_coordinator.heavy.plan_distill import plan_distill
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.heavy.sources import DocumentLimits, SourceFile, SourceFormat
-from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.policy.deadlines import first_guess
 from memgrid_coordinator.policy.manifests import parse_manifest
 from memgrid_coordinator.recipes import activation, distill
 from memgrid_coordinator.recipes.estimates import stages_of
 from memgrid_coordinator.records import CampaignEstimate, Made, NewDocument, SubmittedSource
+from memgrid_coordinator.services.asking import has_result
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.models import Models, PooledModel
 from memgrid_coordinator.services.publishing import Publishing
@@ -104,7 +104,7 @@ class Planning:
 
         def query(connection: Connection) -> CampaignEstimate:
             known = units.by_key(connection, keys)
-            present = {key for key, unit in known.items() if unit.state is UnitState.ACCEPTED}
+            present = {key for key, unit in known.items() if has_result(unit)}
             return CampaignEstimate(
                 recipe=wanted.recipe,
                 documents=len(planned.documents),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from memgrid_coordinator.services.admission import Admission, UploadJudge
 from memgrid_coordinator.services.publishing import StoredBlob, stored_blob
 from memgrid_coordinator.store import pool
 from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.disk import refusals_in_words
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.partials import PartialFile, PartialStore, Upload
 
@@ -207,12 +207,8 @@ class Uploads:
     async def _write(self, found: _Open, waiting: list[bytes], offset: int) -> int:
         content = b"".join(waiting)
         waiting.clear()
-        try:
+        with refusals_in_words():
             written = await asyncio.to_thread(found.file.append, content, offset)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UnavailableError("the grid's disk is full; try again later") from None
         if not written:
             raise OutOfOrderError(f"another request goes on with upload {found.upload.upload_id}", _progress(found))
         return offset + len(content)

@@ -14,6 +14,7 @@ from pathlib import Path
 from memgrid.digest import Digest, digest_of, parse_digest
 from memgrid.errors import InvalidError, UnknownIdError
 from memgrid_coordinator.policy.reachability import KeptBlob
+from memgrid_coordinator.store.disk import refusals_in_words
 
 Pieces = Callable[[int, int], AsyncIterator[bytes]]
 """So many bytes of some content, from an offset on."""
@@ -80,8 +81,9 @@ class BlobStore:
         except FileNotFoundError:
             raise UnknownIdError(f"blob {digest} is not in this grid's store") from None
 
+    @refusals_in_words()
     def put_bytes(self, content: bytes) -> Digest:
-        """Keep some bytes; returns their address once they are on disk."""
+        """Keep some bytes; returns their address once they are on disk. Raises UnavailableError when it is full."""
         digest = digest_of(content)
         if not self.renew(digest):
             handle, name = tempfile.mkstemp(dir=self._temporary)
@@ -93,6 +95,7 @@ class BlobStore:
                 Path(name).unlink(missing_ok=True)  # a full disk has no room for halves
         return digest
 
+    @refusals_in_words()
     def adopt(self, path: Path, digest: Digest) -> Path:
         """Move a finished file into place; `path` is gone afterwards. The caller has checked the digest."""
         target = self.path_of(digest)
@@ -158,12 +161,12 @@ class BlobStore:
                 break
         return found
 
-    def remove(self, digest: Digest, *, unless_renewed_since: datetime) -> int:
-        """Let content go, unless somebody touched it since; returns the bytes that this freed, 0 for none."""
+    def remove(self, digest: Digest, *, unless_renewed_since: datetime) -> int | None:
+        """Let content go, unless somebody touched it since; returns the bytes that this freed, None when it stays."""
         path = self.path_of(digest)
         blob = _kept(path)
         if blob is None or blob.renewed_at >= unless_renewed_since:
-            return 0
+            return None
         path.unlink(missing_ok=True)
         return blob.size_bytes
 

@@ -161,6 +161,8 @@ class BucketStore(BlobStore):
             self._folder.local.link(digest, target)
 
     def read_piece(self, digest: Digest, offset: int, count: int) -> bytes:
+        if offset == 0:
+            self._forget(digest)  # what is there now may be shorter than what was there once
         left = self.size_of(digest) - offset
         if min(left, count) <= 0:
             return b""
@@ -181,11 +183,11 @@ class BucketStore(BlobStore):
                     break
         return found
 
-    def remove(self, digest: Digest, *, unless_renewed_since: datetime) -> int:
+    def remove(self, digest: Digest, *, unless_renewed_since: datetime) -> int | None:
         key, mark = _key(digest), f"renewed/{_key(digest)[7:]}"
         found, marked = self._head(key), self._head(mark)
         if found is None or any(one["last_modified"] >= unless_renewed_since for one in (found, marked) if one):
-            return 0
+            return None
         self._forget(digest)
         with self._translated():
             self._objects.delete(key)

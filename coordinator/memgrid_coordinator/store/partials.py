@@ -14,6 +14,7 @@ from pathlib import Path
 
 from memgrid.digest import Digest, digest_of_file
 from memgrid.errors import UnknownIdError
+from memgrid_coordinator.store.disk import refusals_in_words
 
 _FORM = re.compile(r"[0-9a-f]{32}")
 
@@ -41,6 +42,7 @@ class PartialStore:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
+    @refusals_in_words()
     def begin(self, upload: Upload) -> None:
         self._path(upload.upload_id, "part").touch(exist_ok=False)
         state = {**asdict(upload), "started_at": upload.started_at.isoformat()}

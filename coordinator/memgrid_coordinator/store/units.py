@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, exists, func, insert, literal, sel
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, LeaseId, Reason, ReasonCode, UnitKey
-from memgrid_coordinator.lifecycle import ENDED_UNITS, UNIT_MOVES, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Lease, NewUnit, Unit
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import leases, units
@@ -88,6 +88,18 @@ def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
         .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
         .values(state=target, vacancies=0, failures=0, settled_at=None, reason_code=None, reason_text="")
     )
+
+
+def take_up_again(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """Have accepted units whose result is gone computed anew; who agreed before was paid, and may take part again."""
+    sources, target = UNIT_MOVES["take_up"]
+    these = units.c.unit_id.in_(list(unit_ids))
+    lost = these & units.c.state.in_(list(sources)) & units.c.output_digest.is_(None)
+    agreed, ended = LEASE_MOVES["cancel"][0] & {LeaseState.AGREED}, LEASE_MOVES["cancel"][1]
+    of_lost = leases.c.unit_id.in_(select(units.c.unit_id).where(lost))
+    connection.execute(update(leases).where(of_lost, leases.c.state.in_(list(agreed))).values(state=ended))
+    fresh = {"vacancies": 0, "failures": 0, "output_bytes": 0, "accepted_lease_id": None, "settled_at": None}
+    connection.execute(update(units).where(lost).values(state=target, **fresh))
 
 
 def release(connection: Connection, unit_ids: Sequence[int]) -> None:

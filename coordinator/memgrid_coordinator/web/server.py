@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from memgrid.clock import Clock
+from memgrid.errors import UnavailableError
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.records import Caller
 from memgrid_coordinator.services.overview import Overview
@@ -96,7 +97,12 @@ class WebServer:
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=tls, backlog=_BACKLOG)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            await self.stop()
+            text = f"HTTP: {host}:{port} is taken or not ours ({error.strerror}); choose another with --http-port"
+            raise UnavailableError(text) from None
         bound: int = self._runner.addresses[0][1]
         return bound
 
