@@ -14,6 +14,9 @@ from memgrid.digest import Digest, digest_of_file
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
 from memgrid.units import ModelFiles
 
+DISK_RESERVE_BYTES = 16 << 20
+"""Never filled with inputs: results and the diary need room."""
+
 
 class BlobCache:
     """`blobs/<hex>` whole and checked, `partial/<hex>` on their way, `models/<hex>/` folders of links to blobs.
@@ -63,19 +66,25 @@ class BlobCache:
             self._pins = +self._pins
 
     def make_room(self, size_bytes: int) -> None:
-        """Evict until so many more bytes fit; raises TooLargeError when what is in use leaves no room."""
+        """Evict until so many more bytes fit the limit and the disk; raises TooLargeError when they can not."""
         files = [(path, path.stat()) for path in (self.folder / "blobs").iterdir()]
         used_bytes = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda entry: entry[1].st_mtime_ns):
-            if used_bytes + size_bytes <= self.limit_bytes:
+            if used_bytes + size_bytes <= self.limit_bytes and self._fits_on_disk(size_bytes):
                 break
             if Digest(f"sha256:{path.name}") not in self._pins:
                 self._evict(path)
                 used_bytes -= stat.st_size
+        if not self._fits_on_disk(size_bytes):
+            raise TooLargeError(f"cache: the disk of {self.folder} has no room for {size_bytes} more bytes")
         if used_bytes + size_bytes > self.limit_bytes:
             raise TooLargeError(
                 f"cache: {size_bytes} more bytes do not fit into its {self.limit_bytes}; raise --cache-gb"
             )
+
+    def _fits_on_disk(self, size_bytes: int) -> bool:
+        # Others use the disk too: a limit says nothing of the room that is left.
+        return shutil.disk_usage(self.folder).free >= size_bytes + DISK_RESERVE_BYTES
 
     def adopt(self, source: Path, digest: Digest) -> Path:
         """Move a complete file in; raises DigestMismatchError, and deletes it, when it is something else."""

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from memgrid.clock import Clock
+from memgrid.log import get_logger
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import Progress
 
+log = get_logger(__name__)
 Tell = Callable[[str], None]
 REPEAT_IDLE_S = 60.0
 REPEAT_PROGRESS_S = 10.0
@@ -152,8 +154,13 @@ class Diary:
             **asdict(self.tally),
         }
         if status != self._last:
+            try:
+                self._home.write_status({**status, "updated_at": self._clock.now().isoformat()})
+            except OSError as error:
+                # A full disk is no reason to stop computing; the next change is the retry.
+                log.warning("status not written", error=str(error))
+                return
             self._last = status
-            self._home.write_status({**status, "updated_at": self._clock.now().isoformat()})
 
 
 def work_text(spec: Spec) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,8 @@ class Outbox:
         entry = self._entries.get(lease_id)
         if entry is not None and not entry.acknowledged:
             # Not synced: forgotten in a power cut, the report is merely sent once more.
-            (entry.folder / _ACKNOWLEDGED_FILE).touch()
+            with suppress(OSError):
+                (entry.folder / _ACKNOWLEDGED_FILE).touch()
             self._entries[lease_id] = Finished(claim=entry.claim, folder=entry.folder, acknowledged=True)
 
     def drop(self, lease_id: LeaseId) -> None:

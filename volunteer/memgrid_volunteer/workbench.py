@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from memgrid.clock import Clock
-from memgrid.errors import InvalidError, MemgridError
+from memgrid.errors import InvalidError, MemgridError, TooLargeError
 from memgrid.log import get_logger
 from memgrid.specs import parse_spec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
@@ -86,8 +86,8 @@ class Workbench:
                 prepared = await prepare(
                     offer, held.model, transfers=self._transfers, cache=self._cache, work=self._work
                 )
-            except MemgridError as error:
-                self._give_back(offer, _why_not_prepared(error))
+            except (MemgridError, OSError) as error:
+                self._give_back(offer, _why_not_prepared(error), is_ours=isinstance(error, OSError | TooLargeError))
                 continue
             held.stage = Stage.READY
             self._ready.put_nowait(prepared)
@@ -149,18 +149,20 @@ class Workbench:
         self._diary.unit_done(offer.unit_key, facts.tokens, facts.compute_s)
         self._news.set()
 
-    def _give_back(self, offer: LeaseOffer, reason: Reason) -> None:
+    def _give_back(self, offer: LeaseOffer, reason: Reason, *, is_ours: bool = False) -> None:
+        """`is_ours`: the next unit would fare no better here, so after a few of them rest."""
         if self._desk.give_back(offer.lease_id, reason):
             self.units_finished += 1
-            self._failures += reason.code in (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
+            self._failures += is_ours or reason.code in (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
             if self._failures >= FAILURES_BEFORE_REST:
                 self._rests_until_s = self._clock.monotonic_s() + min(2.0**self._failures, REST_MAX_S)
             self._diary.unit_given_back(offer.unit_key, reason)
             self._news.set()
 
 
-def _why_not_prepared(error: MemgridError) -> Reason:
+def _why_not_prepared(error: MemgridError | OSError) -> Reason:
     log.warning("unit can't be prepared", error=str(error))
     # A lease that contradicts itself is the unit's fault; everything else may go well elsewhere.
     code = ReasonCode.UNIT_FAILED if isinstance(error, InvalidError) else ReasonCode.INPUT_UNAVAILABLE
-    return Reason(code=code, text=str(error)[:500])
+    text = f"this host's disk: {error.strerror}" if isinstance(error, OSError) else str(error)[:500]
+    return Reason(code=code, text=text)
