@@ -112,10 +112,11 @@ def rejections(connection: Connection) -> tuple[tuple[str, int], ...]:
 def leaders(
     connection: Connection, *, since: datetime | None, alive_since: datetime, limit: int
 ) -> tuple[tuple[VolunteerLine, ...], int]:
-    """Volunteers by credit, most first, and how many have some."""
+    """Volunteers by credit, most first, and how many have some; those that were banned are left out."""
     flops = func.sum(as_float(credits.c.flops)).label("flops")
     query = select(credits.c.account_id, flops, func.count().label("results")).where(*_since(since))
-    query = query.group_by(credits.c.account_id)
+    banned = select(accounts.c.account_id).where(accounts.c.banned_at.is_not(None))
+    query = query.where(credits.c.account_id.not_in(banned)).group_by(credits.c.account_id)
     ranked = connection.execute(query.order_by(flops.desc(), credits.c.account_id).limit(limit)).all()
     total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
     known = _accounts(connection, [row.account_id for row in ranked], alive_since)

@@ -41,10 +41,10 @@ def count_text(count: float) -> str:
 def speed_text(flops_per_s: float) -> str:
     """FLOPs a second.
 
-    >>> speed_text(2.5e12)
-    '2.5 TFLOP/s'
+    >>> speed_text(2.5e12), speed_text(2e11)
+    ('2.5 TFLOP/s', '200 GFLOP/s')
     """
-    return f"{flops_text(flops_per_s).strip()}/s"
+    return f"{flops_text(flops_per_s).strip().replace('.0 ', ' ')}/s"
 
 
 def share_text(share: float) -> str:
@@ -72,14 +72,23 @@ def ago_text(moment: datetime, now: datetime) -> str:
 
 
 def left_text(seconds: float | None) -> str:
-    """The time that is left, about.
+    """The time that is left, about: no finer than a second.
 
-    >>> left_text(95.0), left_text(400_000.0)
-    ('1 min 35 s', '4.6 days')
+    >>> left_text(95.0), left_text(0.2)
+    ('1 min 35 s', '1.0 s')
     """
-    if seconds is None:
-        return "unknown: nobody is computing"
-    return f"{seconds / 86400:.1f} days" if seconds >= 2 * 86400 else seconds_text(max(1.0, seconds))
+    return "unknown: nobody is computing" if seconds is None else long_text(max(1.0, seconds))
+
+
+def long_text(seconds: float) -> str:
+    """How long something takes, however long that is.
+
+    >>> long_text(0.00002), long_text(0.0081), long_text(400_000.0)
+    ('under 1 ms', '8 ms', '4.6 days')
+    """
+    if seconds < 0.001:
+        return "under 1 ms"
+    return f"{seconds / 86400:.1f} days" if seconds >= 2 * 86400 else seconds_text(seconds)
 
 
 def moment_text(moment: datetime) -> str:
@@ -89,7 +98,7 @@ def moment_text(moment: datetime) -> str:
 
 def tick_text(moment: datetime, span: timedelta) -> str:
     """A moment below a plot: the time for short ones, the day for long ones."""
-    if span <= timedelta(days=2):
+    if span <= timedelta(hours=26):
         return f"{moment:%H:%M}"
     return f"{moment.day} {moment:%b}" if span > timedelta(days=10) else f"{moment.day} {moment:%b %H:%M}"
 
@@ -103,6 +112,6 @@ def line_text(bytes_per_s: float) -> str:
     """The speed of a line, in bits as lines are sold.
 
     >>> line_text(12_500_000)
-    '100.0 Mbit/s'
+    '100 Mbit/s'
     """
-    return bytes_text(8 * bytes_per_s).removesuffix("B").rstrip() + "bit/s"
+    return bytes_text(8 * bytes_per_s).removesuffix("B").rstrip().replace(".0 ", " ") + "bit/s"
