@@ -183,7 +183,7 @@ class Coordinator:
             clock=clock,
             folder=settings.data / "uploads",
             new_id=new_id,
-            limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max),
+            limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max, reserve_bytes=settings.disk_reserve_bytes),
         )
         self._build_sweeps(rule)
 

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """How soon is taken up again what a crash or a lost upload left behind."""
     drain_max: timedelta = timedelta(seconds=30)
     blob_bytes_max: int = 64 << 30
+    disk_reserve_bytes: int = 256 << 20
+    """Never filled by uploads: the database needs room to say no."""
     source_bytes_max: int = 1 << 30
     document_tokens_max: int = 1 << 20
     message_bytes_max: int = 4 << 20

@@ -25,6 +25,7 @@ from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
 from memgrid.specs import PrefillSpec
+from memgrid.testing_faults import Faults as Faults
 from memgrid.units import (
     ComputeDtype,
     DeviceFacts,
