@@ -38,6 +38,7 @@ from memgrid_coordinator.services.leasing import Leasing
 from memgrid_coordinator.services.looking import Looking
 from memgrid_coordinator.services.models import ModelFolders, Models
 from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.overhearing import Overhearing
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.planning import Planning
 from memgrid_coordinator.services.publishing import Publishing
@@ -185,7 +186,7 @@ class Coordinator:
             new_id=new_id,
             limits=UploadLimits(blob_bytes_max=settings.blob_bytes_max, reserve_bytes=settings.disk_reserve_bytes),
         )
-        self._build_sweeps(rule)
+        self._build_sweeps(bell, rule)
 
     def _build_recipes(self, bell: Bell, catalogue: Catalogue, models: ModelFolders, rule: UploadRule) -> None:
         """What takes documents to their cubes."""
@@ -229,12 +230,14 @@ class Coordinator:
             rule=rule,
         )
 
-    def _build_sweeps(self, rule: UploadRule) -> None:
+    def _build_sweeps(self, bell: Bell, rule: UploadRule) -> None:
         settings, store, clock, metrics = self.settings, self.store, self.clock, self.metrics
         expiring = Expiring(store=store, clock=clock, metrics=metrics, judging=self.judging, rule=rule)
         gauging = Gauging(store=store, clock=clock, metrics=metrics, blobs=self.blobs)
         self.sweeps = Sweeps(metrics)
         self.sweeps.add("leases", expiring.expire_due, settings.sweep_every)
+        if not store.is_file:  # nobody else has a file of ours open
+            self.sweeps.add("overhearing", Overhearing(store, bell).listen, settings.sweep_every)
         self.sweeps.add("judging", self.judging.catch_up, settings.recover_every)
         self.sweeps.add("documents", self.advancing.advance, settings.sweep_every)
         self.sweeps.add("uploads", self.uploads.remove_stale, timedelta(minutes=10))

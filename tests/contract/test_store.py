@@ -15,14 +15,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event, select, update
+from sqlalchemy import BigInteger, Connection, cast, event, func, insert, select, update
 from sqlmodel import SQLModel
 
 from memgrid.units import AccountId
 from memgrid_coordinator.store import units
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.hosts import add_invite, use_invite
-from memgrid_coordinator.store.tables import invites
+from memgrid_coordinator.store.tables import accounts, invites
 from memgrid_coordinator.store.types import from_microseconds, to_microseconds
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,6 +73,19 @@ async def test_steps_that_wait_share_a_transaction(database: str) -> None:
     store.close()
     assert sum(batches) == 41
     assert len(batches) <= 3, "one for the step that blocked, one for all that gathered meanwhile"
+
+
+async def test_sums_of_big_numbers_are_numbers(store: Store) -> None:
+    """PostgreSQL's are decimals, which Python refuses to divide by a float."""
+
+    def totals(connection: Connection) -> list[Any]:
+        connection.execute(insert(accounts).values(account_id="a", public_key=b"k", created_at=NOW))
+        sizes = cast(2**62, BigInteger)
+        return list(connection.execute(select(func.sum(sizes), func.sum(sizes) + 0.5).select_from(accounts)).one())
+
+    whole, broken = await store.write(totals)
+    assert (type(whole), whole) == (int, 2**62)
+    assert isinstance(broken, float)
 
 
 async def test_nobody_loses_an_update(store: Store) -> None:

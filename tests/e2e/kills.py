@@ -19,7 +19,9 @@ def wait_for_end(grid: Grid, campaign_id: str, limit_s: float) -> dict[str, Any]
     books, until = Books(grid.database), time.monotonic() + limit_s
     while books.value("SELECT state FROM campaigns WHERE campaign_id = :id", id=campaign_id) == "running":
         if time.monotonic() > until:
-            tails = "\n".join(f"== {name}\n{grid.log(name)[-1500:]}" for name in ("coordinator", *grid.volunteers))
+            tails = "\n".join(
+                f"== {name}\n{grid.log(name)[-1500:]}" for name in (*grid.coordinators, *grid.volunteers)
+            )
             raise TimeoutError(f"still running: {grid.ask('campaign', 'status', campaign_id)}\n{tails}")
         time.sleep(LOOK_EVERY_S)
     campaign: dict[str, Any] = grid.ask("campaign", "status", campaign_id)
@@ -38,7 +40,7 @@ def storm(
     Nobody waits for a volunteer to be back, so the next kill may well meet one that is still starting.
     """
     books, accepted = Books(grid.database), 0
-    names = ["coordinator", *grid.volunteers]
+    names = [*grid.coordinators, *grid.volunteers]
     killed: list[str] = []
     while len(killed) < kills:
         wanted, until = accepted + chance.randint(*units_between), time.monotonic() + limit_s

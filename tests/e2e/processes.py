@@ -40,13 +40,16 @@ class Grid:
         lease_shortest_s: float = 15.0,
         warm_environment: Mapping[str, str] | None = None,
         database: str | None = None,
+        coordinators: int = 1,
     ) -> None:
         self.folder = folder
         self.data = folder / "grid"
         self.database = database or f"sqlite:///{self.data / 'memgrid.db'}"
         self.volunteers = [f"volunteer{number}" for number in range(volunteers)]
+        # Each has a data folder of its own; they share database, keys and content.
+        self.coordinators = ["coordinator", *(f"coordinator{number}" for number in range(2, coordinators + 1))]
         # Fixed ports: volunteers look for a restarted coordinator where it was.
-        self._ports = [str(free_port()), str(free_port())]
+        self._ports = {name: [str(free_port()), str(free_port())] for name in self.coordinators}
         self._lease_shortest_s = lease_shortest_s
         self._is_warm = warm_environment is not None
         self._worker = ["--worker-module", "tests.workers.warm"] if self._is_warm else []
@@ -55,25 +58,39 @@ class Grid:
 
     @property
     def url(self) -> str:
-        url: str = json.loads((self.data / "endpoint.json").read_text())["url"]
+        return self.url_of("coordinator")
+
+    def url_of(self, coordinator: str) -> str:
+        url: str = json.loads(self._endpoint(coordinator).read_text())["url"]
         return url
 
-    def start_coordinator(self) -> None:
-        http_port, grpc_port = self._ports
-        serve = ["coordinator", "serve", "--data", str(self.data), "--http-port", http_port, "--grpc-port", grpc_port]
+    def start_coordinator(self, name: str = "coordinator") -> None:
+        http_port, grpc_port = self._ports[name]
+        data = self._data(name)
+        serve = ["coordinator", "serve", "--data", str(data), "--http-port", http_port, "--grpc-port", grpc_port]
         serve += ["--lease-shortest-s", str(self._lease_shortest_s), "--database", self.database]
-        (self.data / "endpoint.json").unlink(missing_ok=True)
-        self._start("coordinator", serve)
+        if len(self.coordinators) > 1:
+            serve += ["--keys", str(self.data / "keys"), "--blobs", str(self.folder / "blobs")]
+        self._endpoint(name).unlink(missing_ok=True)
+        self._start(name, serve)
 
-    def wait_until_ready(self, limit_s: float = 60.0) -> None:
+    def wait_until_ready(self, name: str = "coordinator", limit_s: float = 60.0) -> None:
         until = time.monotonic() + limit_s
-        while not (self.data / "endpoint.json").exists():
+        while not self._endpoint(name).exists():
             if time.monotonic() > until:
-                raise TimeoutError(f"no coordinator in {limit_s} s: {self.log('coordinator')[-2000:]}")
+                raise TimeoutError(f"no {name} in {limit_s} s: {self.log(name)[-2000:]}")
             time.sleep(0.05)
 
+    def _data(self, coordinator: str) -> Path:
+        return self.folder / coordinator.replace("coordinator", "grid")
+
+    def _endpoint(self, coordinator: str) -> Path:
+        return self._data(coordinator) / "endpoint.json"
+
     def join(self, name: str) -> None:
-        join = ["volunteer", "join", self.url, "--home", str(self.folder / name), "--label", name]
+        """Volunteers are spread over the coordinators."""
+        coordinator = self.coordinators[self.volunteers.index(name) % len(self.coordinators)]
+        join = ["volunteer", "join", self.url_of(coordinator), "--home", str(self.folder / name), "--label", name]
         self.run(*join, *self._worker)
 
     def start_volunteer(self, name: str) -> None:
@@ -87,9 +104,9 @@ class Grid:
         process.wait()
 
     def restart(self, name: str) -> None:
-        if name == "coordinator":
-            self.start_coordinator()
-            self.wait_until_ready()
+        if name in self.coordinators:
+            self.start_coordinator(name)
+            self.wait_until_ready(name)
         else:
             self.start_volunteer(name)
 
@@ -150,6 +167,7 @@ def grid_of_processes(
     lease_shortest_s: float = 15.0,
     warm_environment: Mapping[str, str] | None = None,
     database: str | None = None,
+    coordinators: int = 1,
 ) -> Iterator[Grid]:
     """A coordinator that is ready, and volunteers that have joined and work; gone when this ends.
 
@@ -162,10 +180,12 @@ def grid_of_processes(
         lease_shortest_s=lease_shortest_s,
         warm_environment=warm_environment,
         database=database,
+        coordinators=coordinators,
     )
     try:
-        grid.start_coordinator()
-        grid.wait_until_ready()
+        for name in grid.coordinators:  # one after the other: the first makes the keys
+            grid.start_coordinator(name)
+            grid.wait_until_ready(name)
         with ThreadPoolExecutor() as together:
             list(together.map(grid.join, grid.volunteers))
         for name in grid.volunteers:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
 
 from memgrid.errors import InvalidError
 
@@ -52,6 +52,7 @@ def open_engine(url: str) -> Engine:
         )
     except ModuleNotFoundError:
         raise InvalidError("--database: PostgreSQL needs its driver: pip install 'memgrid[postgres]'") from None
+    event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "begin", _begin_postgres)
     return engine
 
@@ -64,12 +65,11 @@ def database_url(url: str) -> URL:
     """
     try:
         found = make_url(url)
-        if found.drivername in ("postgresql", "postgres"):
-            found = found.set(drivername="postgresql+psycopg")
-        backend = found.get_backend_name()
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        backend = None
-    if backend not in IS_SNAPSHOT:
+    except (ArgumentError, ValueError):
+        found = URL.create("unknown")
+    if found.drivername in ("postgresql", "postgres"):
+        found = found.set(drivername="postgresql+psycopg")
+    if found.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         # The URL may hold a password: it is not repeated.
         raise InvalidError("--database: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
     return found
@@ -85,6 +85,19 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("memgrid_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    from psycopg.adapt import Loader
+
+    class Number(Loader):
+        """Sums of big integers come as decimals, which don't add up with anything: numbers, as SQLite gives them."""
+
+        def load(self, data: bytes | bytearray | memoryview) -> int | float:
+            said = bytes(data)
+            return int(said) if said.lstrip(b"-").isdigit() else float(said)
+
+    connection.adapters.register_loader("numeric", Number)
 
 
 def _begin_postgres(connection: Connection) -> None:

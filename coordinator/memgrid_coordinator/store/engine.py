@@ -38,6 +38,11 @@ class Store:
         self._writer = Writer(self.engine, observer)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file, which one coordinator has for itself."""
+        return self.engine.dialect.name == "sqlite"
+
     async def write(self, step: Callable[[Connection], Value]) -> Value:
         """Run one atomic step on the writer; returns once it is on disk."""
         try:

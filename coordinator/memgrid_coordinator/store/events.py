@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select
 
-from memgrid.units import Reason, ReasonCode
+from memgrid.units import HostId, Reason, ReasonCode
 from memgrid_coordinator.records import Event
 from memgrid_coordinator.store.tables import document_units, documents, events
 
@@ -49,6 +50,31 @@ def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list
 
 _APPEND = insert(events)
 _TROUBLE = ("report_rejected", "report_refused", "upload_refused", "upload_failed", "unit_reopened", "unit_failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """As much of an event as says whom it concerns."""
+
+    event_id: int
+    name: str
+    host_id: HostId | None
+
+
+def newest(connection: Connection) -> int:
+    """The id of the last event; 0 when there is none."""
+    found: int = connection.execute(select(func.coalesce(func.max(events.c.event_id), 0))).scalar_one()
+    return found
+
+
+def after(connection: Connection, event_id: int, limit: int) -> list[Heard]:
+    """What came after an event, in order."""
+    query = select(events.c.event_id, events.c.name, events.c.host_id).where(events.c.event_id > event_id)
+    found = connection.execute(query.order_by(events.c.event_id).limit(limit))
+    return [
+        Heard(event_id=row.event_id, name=row.name, host_id=None if row.host_id is None else HostId(row.host_id))
+        for row in found
+    ]
 
 
 def _to_row(event: Event) -> dict[str, Any]:
