@@ -44,11 +44,11 @@ def snapshot(url: str, target: Path) -> None:
     try:
         with engine.connect().execution_options(**IS_SNAPSHOT[engine.dialect.name]) as connection:
             _copy(connection, copied)
-        with closing(sqlite3.connect(target)) as connection_:
-            connection_.execute("PRAGMA journal_mode=DELETE")
     finally:
         engine.dispose()
         copied.dispose()
+    with closing(sqlite3.connect(target)) as whole:
+        whole.execute("PRAGMA journal_mode=DELETE")
 
 
 def pour(source: Path, url: str) -> None:
