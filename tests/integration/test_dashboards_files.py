@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
+from memgrid_coordinator.metrics import Metrics
 from tests.integration.prometheus import DASHBOARDS, ROOT, boards, needs_prometheus, panels_of
 
 UNITS = {"short", "percentunit", "s", "bytes", "Bps", "cps", "reqps", "x", "si:FLOP", "si:FLOP/s"}
@@ -73,6 +75,13 @@ def test_titles_are_told_apart() -> None:
 def test_alerts_fire_when_they_should_and_not_beside_it() -> None:
     subprocess.run(["promtool", "check", "rules", DASHBOARDS / "rules" / "memgrid.yml"], check=True)
     subprocess.run(["promtool", "test", "rules", DASHBOARDS / "rules" / "tests.yml"], check=True)
+
+
+@needs_prometheus
+def test_series_are_named_as_prometheus_advises() -> None:
+    served = generate_latest(Metrics().registry)
+    told = subprocess.run(["promtool", "check", "metrics"], input=served, capture_output=True, check=True)
+    assert not told.stderr, told.stderr.decode()
 
 
 @needs_prometheus
