@@ -52,18 +52,20 @@ _SERIES = re.compile(r"\b((?:memgrid|process)_[a-z_]+)")
 @pytest.mark.slow
 async def test_every_panel_shows_something_about_a_grid_that_works(tmp_path: Path, tiny_model_folder: Path) -> None:
     data = tmp_path / "data"
-    async with running_coordinator(data, recover_every=timedelta(milliseconds=200)) as (coordinator, endpoint):
-        async with watching(coordinator, tmp_path) as prometheus:
-            await eventually(prometheus.scrapes)
-            async with simulated_hosts(endpoint, 3) as hosts:
-                await make_traffic(coordinator, endpoint, tiny_model_folder, tmp_path, hosts)
-                await settle(coordinator, prometheus)
-                wrong = {
-                    "silent": [line async for line in silent_queries(prometheus)],
-                    "unloved": await unloved_series(coordinator, prometheus),
-                    "no choice": await empty_choices(prometheus),
-                    "ill": [rule["name"] for rule in await prometheus.rules() if rule["health"] != "ok"],
-                }
+    async with (
+        running_coordinator(data, recover_every=timedelta(milliseconds=200)) as (coordinator, endpoint),
+        watching(coordinator, tmp_path) as prometheus,
+        simulated_hosts(endpoint, 3) as hosts,
+    ):
+        await eventually(prometheus.scrapes)
+        await make_traffic(coordinator, endpoint, tiny_model_folder, tmp_path, hosts)
+        await settle(coordinator, prometheus)
+        wrong = {
+            "silent": [line async for line in silent_queries(prometheus)],
+            "unloved": await unloved_series(coordinator, prometheus),
+            "no choice": await empty_choices(prometheus),
+            "ill": [rule["name"] for rule in await prometheus.rules() if rule["health"] != "ok"],
+        }
     assert not any(wrong.values()), json.dumps({what: found for what, found in wrong.items() if found}, indent=2)
 
 
