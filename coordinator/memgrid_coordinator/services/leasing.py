@@ -38,7 +38,14 @@ from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.intake import Taken, take_reports
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.offers import cancellation_of, inputs_of, new_lease, offer_of, verdict_of
+from memgrid_coordinator.services.offers import (
+    PastLostError,
+    cancellation_of,
+    inputs_of,
+    new_lease,
+    offer_of,
+    verdict_of,
+)
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
@@ -262,6 +269,9 @@ class Leasing:
             return inputs_of(connection, unit, self._blobs)
         except RefusedError as refusal:
             impossible[unit.unit_id] = Impossible(reason=refusal.reason)
+            return ()
+        except PastLostError:
+            impossible[unit.unit_id] = Changed()  # not now; whoever asks later may have it
             return ()
 
     def _verdicts(

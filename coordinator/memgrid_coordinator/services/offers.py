@@ -18,6 +18,10 @@ from memgrid_coordinator.store import leases, units
 from memgrid_coordinator.store.blobs import BlobStore
 
 
+class PastLostError(Exception):
+    """A cache that the unit continues was damaged, and is being computed again: the unit can wait."""
+
+
 def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at: datetime) -> Lease:
     return Lease(
         lease_id=LeaseId(lease_id),
@@ -54,13 +58,14 @@ def offer_of(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) 
 def inputs_of(connection: Connection, unit: Unit, blobs: BlobStore) -> tuple[BlobRef, ...]:
     """The files a unit reads: what its spec names, and the accepted caches it continues.
 
-    Raises RefusedError (STATE_MISSING) when one has left the content store.
+    Raises RefusedError (STATE_MISSING) when one has left the content store, PastLostError when a cache has.
     """
     spec, kind = kind_in(unit.spec)
     files = [(file.name, file.digest) for file in kind.inputs(spec)]
     if unit.parent_id is not None:
         for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
-            assert ancestor.output_digest is not None, f"unit {unit.key} was opened before its parent was accepted"
+            if ancestor.output_digest is None:
+                raise PastLostError
             files.append((f"past/{index:04d}.safetensors", ancestor.output_digest))
     return tuple(_ref(name, digest, blobs) for name, digest in files)
 
