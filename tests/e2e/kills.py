@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import text
 
@@ -39,13 +39,11 @@ def storm(
 
     Nobody waits for a volunteer to be back, so the next kill may well meet one that is still starting.
     """
-    books, accepted = Books(grid.database), 0
+    accepted = 0
     names = [*grid.coordinators, *grid.volunteers]
     killed: list[str] = []
     while len(killed) < kills:
-        wanted, until = accepted + chance.randint(*units_between), time.monotonic() + limit_s
-        while (accepted := books.accepted()) < wanted and time.monotonic() < until:
-            time.sleep(LOOK_EVERY_S)
+        accepted = _wait_for_progress(grid, accepted + chance.randint(*units_between), limit_s)
         time.sleep(chance.uniform(0, 0.3))  # a moment nobody chose
         # Everybody's turn comes: chance alone might spare one of four in twenty kills.
         left = [name for name in names if name not in killed]
@@ -53,7 +51,16 @@ def storm(
         grid.kill(name)
         grid.restart(name)
         killed.append(name)
-    return killed, books.accepted()
+    return killed, _wait_for_progress(grid, 0, limit_s)
+
+
+def _wait_for_progress(grid: Grid, units: int, limit_s: float) -> int:
+    """Until so many units are accepted, or for a while: how many there are then."""
+    until = time.monotonic() + limit_s
+    with Books(grid.database) as books:
+        while (accepted := books.accepted()) < units and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
+        return accepted
 
 
 class Books:
@@ -61,6 +68,12 @@ class Books:
 
     def __init__(self, database: str) -> None:
         self._engine = open_engine(database)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.dispose()
 
     def value(self, query: str, **given: Any) -> Any:
         with self._engine.connect() as connection:
@@ -77,28 +90,28 @@ class Books:
 
 def check_books(grid: Grid, replicas: int = 2) -> None:
     """What must be true of the tables whatever happened: nothing accepted twice, nobody paid twice or for nothing."""
-    books = Books(grid.database)
-    count = books.value
-    units = count("SELECT count(*) FROM units")
-    assert books.accepted() == units > 0
-    assert count("SELECT count(*) FROM events WHERE name = 'unit_accepted'") == units
-    assert count("SELECT count(DISTINCT unit_id) FROM events WHERE name = 'unit_accepted'") == units
-    agreed = count("SELECT count(*) FROM leases WHERE state = 'agreed'")
-    assert count("SELECT count(*) FROM credits") == agreed >= replicas * units
-    paid_for_nothing = "SELECT count(*) FROM credits JOIN leases USING (lease_id) WHERE leases.state <> 'agreed'"
-    assert count(paid_for_nothing) == 0
-    one_account_twice = "SELECT 1 FROM credits GROUP BY unit_id, account_id HAVING count(*) > 1"
-    assert books.rows(one_account_twice) == []
-    same_fence_twice = "SELECT 1 FROM leases GROUP BY unit_id, fence HAVING count(*) > 1"
-    assert books.rows(same_fence_twice) == []
-    assert count("SELECT count(*) FROM leases WHERE state = 'rejected'") == 0, "an honest host was rejected"
-    if grid.database.startswith("sqlite"):
-        assert count("PRAGMA integrity_check") == "ok"
+    with Books(grid.database) as books:
+        count = books.value
+        units = count("SELECT count(*) FROM units")
+        assert books.accepted() == units > 0
+        assert count("SELECT count(*) FROM events WHERE name = 'unit_accepted'") == units
+        assert count("SELECT count(DISTINCT unit_id) FROM events WHERE name = 'unit_accepted'") == units
+        agreed = count("SELECT count(*) FROM leases WHERE state = 'agreed'")
+        assert count("SELECT count(*) FROM credits") == agreed >= replicas * units
+        paid_for_nothing = "SELECT count(*) FROM credits JOIN leases USING (lease_id) WHERE leases.state <> 'agreed'"
+        assert count(paid_for_nothing) == 0
+        one_account_twice = "SELECT 1 FROM credits GROUP BY unit_id, account_id HAVING count(*) > 1"
+        assert books.rows(one_account_twice) == []
+        same_fence_twice = "SELECT 1 FROM leases GROUP BY unit_id, fence HAVING count(*) > 1"
+        assert books.rows(same_fence_twice) == []
+        assert count("SELECT count(*) FROM leases WHERE state = 'rejected'") == 0, "an honest host was rejected"
+        if grid.database.startswith("sqlite"):
+            assert count("PRAGMA integrity_check") == "ok"
 
 
 def check_stages(grid: Grid) -> None:
     """Every state was trained from the one before it: of each document, no stretch is missing and none came twice."""
-    books = Books(grid.database)
-    made = books.rows("SELECT document_id, count(*), count(DISTINCT name) FROM document_blobs GROUP BY 1")
-    assert made and all(blobs == names for _, blobs, names in made)
-    assert books.value("SELECT count(*) FROM units WHERE kind = 'train' AND state <> 'accepted'") == 0
+    with Books(grid.database) as books:
+        made = books.rows("SELECT document_id, count(*), count(DISTINCT name) FROM document_blobs GROUP BY 1")
+        assert made and all(blobs == names for _, blobs, names in made)
+        assert books.value("SELECT count(*) FROM units WHERE kind = 'train' AND state <> 'accepted'") == 0

@@ -107,8 +107,8 @@ def test_kills_change_no_bit_of_a_trained_cube(
     with grid_of_processes(tmp_path, 3, lease_shortest_s=LEASE_S, warm_environment=warm_environment) as grid:
         submitted = grid.ask("campaign", "submit", str(campaign_files[train]))
         killed, accepted = storm(grid, random.Random(SEED), kills=kills, units_between=units_between)
-        books = Books(grid.database)
-        running = books.value("SELECT state FROM campaigns") == "running"
+        with Books(grid.database) as books:
+            running = books.value("SELECT state FROM campaigns") == "running"
         assert accepted > 0 and running, "the killing fell beside the campaign"
         survived = wait_for_end(grid, submitted["campaign_id"], 300)
     assert {"coordinator", *grid.volunteers} == set(killed)
