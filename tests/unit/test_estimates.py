@@ -9,7 +9,7 @@ import pytest
 from memgrid_coordinator.recipes import distill
 from memgrid_coordinator.recipes.estimates import ahead_flops, stages_of
 from memgrid_coordinator.recipes.steps import MoreUnits, Publish, Work
-from memgrid_coordinator.store.campaigns import _eta_s
+from memgrid_coordinator.store.campaigns import eta_s
 from tests.unit.test_distill_recipe import ROUNDS, World, campaign_of, plan_of
 from tests.unit.test_recipes import BASE
 
@@ -46,7 +46,7 @@ def test_a_training_that_ended_early_leaves_only_the_evaluation() -> None:
 
 
 def test_one_document_goes_no_faster_than_one_host() -> None:
-    assert _eta_s(100, [400], [10.0, 10.0, 20.0]) == 100 / 40 + 400 / 10
-    assert _eta_s(100, [400] * 8, [10.0, 10.0, 20.0]) == 100 / 40 + 3200 / 40
-    assert _eta_s(100, [400], []) is None
-    assert _eta_s(0, [0], [10.0]) is None
+    assert eta_s(100, [400], [10.0, 10.0, 20.0]) == 100 / 40 + 400 / 10
+    assert eta_s(100, [400] * 8, [10.0, 10.0, 20.0]) == 100 / 40 + 3200 / 40
+    assert eta_s(100, [400], []) is None
+    assert eta_s(0, [0], [10.0]) is None
