@@ -38,9 +38,9 @@ from memgrid.specs import AdapterSpec, TrainSpec
 from memgrid.text import bytes_text, seconds_text
 from memgrid.units import StoreDtype
 
-TRAIN, HELD_OUT = 64, 104
-STEPS = {"prefix": 16, "lora": 32}
-LEARNING_RATE = {"prefix": 0.02, "lora": 2e-3}
+TRAIN, HELD_OUT = 128, 104
+STEPS = {"prefix": 24, "lora": 24}
+LEARNING_RATE = {"prefix": 0.005, "lora": 2e-3}
 OTHER_STARTS = (Start.FIRST_TOKENS, Start.SAMPLED)
 
 

@@ -41,7 +41,7 @@ from memgrid.kinds.shard import read_shard
 from memgrid.specs import AdapterKind, AdapterSpec
 
 FOURTH = ROOT / "scripts" / "demonstration" / "texts" / "skerrow.md"
-TRAIN, HELD_OUT, STEPS, LEARNING_RATE = 64, 64, 12, 0.02
+TRAIN, HELD_OUT, STEPS, LEARNING_RATE = 64, 64, 12, 0.005
 SHARE = 0.5
 
 
