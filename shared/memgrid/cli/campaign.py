@@ -12,10 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from memgrid.access import token_of
 from memgrid.campaign_status import COMPLETED, CampaignStatus, status_from_message
 from memgrid.cli.control import control_plane, find_grid
 from memgrid.cli.following import follow
-from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json, token_of
+from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json
 from memgrid.cli.picturing import endings_of, picture, progress_text, summary_of
 from memgrid.cli.planning import plan_line, plan_table
 from memgrid.cli.results import results_json, results_notes, results_table

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from memgrid.access import token_of
 from memgrid.cli.control import control_plane, find_grid
-from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json, token_of
+from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json
 from memgrid.endpoint import GridEndpoint
 from memgrid.story import Story, story_from_message
 from memgrid.v1 import grid_pb2 as pb

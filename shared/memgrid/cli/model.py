@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from memgrid.cli.control import find_grid
-from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json, token_of
+from memgrid.cli.options import GridOption, JsonOption, TokenOption, grid_of, print_json
 from memgrid.cube.identity import ModelIdentity, identity_of_folder, model_files
 from memgrid.cube.oci import MODEL_ARTIFACT_TYPE
 from memgrid.digest import Digest
@@ -50,7 +50,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Push a model's weights, configuration and tokenizer; code and pickles never travel."""
-    with Pool(find_grid(grid_of(grid)).url, token=token_of(token)) as pool:
+    with Pool(find_grid(grid_of(grid)).url, token=token) as pool:
         pushed = push_model(pool, folder, name or folder.resolve().name, tag)
     if as_json:
         print_json(

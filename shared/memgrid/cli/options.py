@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from memgrid.access import TOKEN_VARIABLE
 from memgrid.errors import InvalidError
 
 GRID_VARIABLE = "MEMGRID_GRID"
-TOKEN_VARIABLE = "MEMGRID_TOKEN"
 
 GridOption = Annotated[
     str | None, typer.Option("--grid", envvar=GRID_VARIABLE, help="The grid: https://host:port", show_default=False)
@@ -30,17 +29,6 @@ def grid_of(grid: str | None) -> str:
     if grid:
         return grid
     raise InvalidError(f"no grid named: use --grid https://host:port or set {GRID_VARIABLE}")
-
-
-def token_of(token: str | None) -> str | None:
-    """The token itself, or the first line of the file that `@FILE` names: a process list shows no token then."""
-    if token is None or not token.startswith("@"):
-        return token
-    path = Path(token[1:]).expanduser()
-    try:
-        return path.read_text().split("\n")[0].strip()
-    except OSError as error:
-        raise InvalidError(f"--token: expected a readable file, found {path}: {error.strerror}") from None
 
 
 def trusted_keys(given: list[str] | None) -> list[bytes]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from memgrid.cli.options import GridOption, JsonOption, TokenOption, print_json, token_of, trusted_keys
+from memgrid.cli.options import GridOption, JsonOption, TokenOption, print_json, trusted_keys
 from memgrid.cli.pricing import Rates, measured_flops_per_s, price_json, price_table
 from memgrid.cube.cube import MemCube, Verification
 from memgrid.cube.manifest import MANIFEST_FILE
@@ -90,7 +90,7 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a cube, verified; a cut download goes on where it was cut."""
-    with Pool(grid, token_of(token)) as pool, _progress(cube, shown=not as_json) as (start, moved):
+    with Pool(grid, token) as pool, _progress(cube, shown=not as_json) as (start, moved):
         # Without the grid there may still be a copy on this machine.
         with suppress(UnavailableError):
             start(pool.info(cube).download_bytes)

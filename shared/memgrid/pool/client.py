@@ -12,6 +12,7 @@ from types import TracebackType
 
 import httpx
 
+from memgrid.access import TOKEN_VARIABLE, token_of
 from memgrid.clock import Clock, SystemClock
 from memgrid.cube.cube import MemCube, Verification
 from memgrid.cube.info import CubeInfo
@@ -54,8 +55,9 @@ class Pool:
         cube = Pool("https://grid.example").pull("peps/pep-0008")
         cache = cube.attach(model)
 
-    `url` defaults to $MEMGRID_GRID, or to the one grid this user has met; `token` to $MEMGRID_TOKEN. The network is
-    asked only when it is needed: `ls`, `rm`, and pulling what is here already by its digest, work without.
+    `url` defaults to $MEMGRID_GRID, or to the one grid this user has met; `token`, which may be `@FILE`, to
+    $MEMGRID_TOKEN. The network is asked only when it is needed: `ls`, `rm`, and pulling what is here already by its
+    digest, work without.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Pool:
     ) -> None:
         self._home = home or memgrid_home()
         self._given_url = url or os.environ.get("MEMGRID_GRID")
-        self._token = token or os.environ.get("MEMGRID_TOKEN")
+        self._token = token or os.environ.get(TOKEN_VARIABLE)
         self._insecure = insecure
         self._clock = clock or SystemClock()
         if not isinstance(cache, CubeCache):
@@ -256,7 +258,7 @@ class Pool:
     def _connect(self) -> _Line:
         if self._line is None:
             endpoint = discover(self._url(), home=self._home, insecure=self._insecure)
-            http = http_client(endpoint, self._token)
+            http = http_client(endpoint, token_of(self._token))
             client = PatientClient(http)
             self._line = _Line(
                 http=http,
