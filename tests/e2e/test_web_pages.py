@@ -206,4 +206,4 @@ async def test_an_open_page_follows_what_happens(site: Site) -> None:
             while not await found.is_visible():
                 await page.clock.run_for(10_000)
                 await page.wait_for_load_state("networkidle")
-        await expect(page.get_by_text("waiting for machines")).to_be_visible()
+        await expect(page.get_by_text("0 of 52 tokens")).to_be_visible()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import typer
 from memgrid.cli.commands import COMMANDS
 from memgrid.cli.main import build_app
 
-CPU_MAX_S = 0.2
 HEAVY = {"numpy", "httpx", "pydantic", "grpc", "structlog", "sqlalchemy", "aiohttp", "torch", "rich.markdown"}
 _WITH_MODULES = """
 import sys
@@ -41,18 +39,6 @@ def test_looking_loads_no_heavy_library(tmp_path: Path, words: tuple[str, ...]) 
     loaded = set(done.stderr.split("\n"))
     assert "memgrid.cli.main" in loaded
     assert loaded & HEAVY == set()
-
-
-@pytest.mark.parametrize("word", ["--help", "ls"])
-def test_looking_takes_less_than_a_fifth_of_a_second(tmp_path: Path, word: str) -> None:
-    # Processor time, the best of five: what else this machine does must not decide.
-    taken_s = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run(tmp_path, word, code="from memgrid.cli.main import main; main()").returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken_s) < CPU_MAX_S
 
 
 @pytest.mark.parametrize("name", COMMANDS)
