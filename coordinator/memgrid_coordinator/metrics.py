@@ -186,6 +186,8 @@ class Metrics:
             self.accepted_flops.labels(kind)
             self.units_accepted.labels(kind)
             self.units_given_up.labels(kind)
+            self.audit_flops.labels(kind)
+            self.audited_flops.labels(kind)
         for cube_kind in CubeKind:
             self.cubes_published.labels(cube_kind.value)
             self.cube_pulls.labels(cube_kind.value)
