@@ -118,8 +118,8 @@ def _grid(span: Span, connection: Connection, now: datetime) -> GridView:
     start, width, columns = _span_start(now, span), span.width, span.length // span.width
     units, made_flops = overview.made(connection)
     results, given_flops = overview.credited(connection)
-    cubes, payload_bytes, tokens = overview_cubes.totals(connection)
-    pulled = pulls.totals(connection)
+    held, payload_bytes, tokens = overview_cubes.totals(connection)
+    pulled, grown = pulls.totals(connection), overview.growth(connection, start, width, columns)
     rejected = overview.rejections(connection)
     reports = {
         LeaseState.AGREED.value: results,
@@ -139,11 +139,11 @@ def _grid(span: Span, connection: Connection, now: datetime) -> GridView:
             pulled_flops=pulled.flops,
         ),
         pool=PoolTotals(
-            cubes=cubes,
+            cubes=held,
             payload_bytes=payload_bytes,
             tokens=tokens,
             pulls=pulled.pulls,
-            growth=overview.growth(connection, start, width, columns),
+            growth=tuple((min(at, now), cubes) for at, cubes in grown),
         ),
         units_by_state=_units_by_state(connection),
         reports_by_state=reports,
