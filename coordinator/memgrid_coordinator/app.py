@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -94,6 +95,12 @@ class Coordinator:
         settings.data.mkdir(parents=True, exist_ok=True)
         # Before anything is opened: two writers would not know of each other's uploads and half-made files.
         self._occupied = Occupied(settings.data)
+        with ExitStack() as opened:
+            opened.callback(self._occupied.release)
+            self._open(settings, opened, engine, replays)
+            opened.pop_all()  # from here on `stop` closes them
+
+    def _open(self, settings: Settings, opened: ExitStack, engine: Engine | None, replays: Engine | None) -> None:
         settings.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.metrics = Metrics()
         self.certificate: Certificate = certificate_for(settings, self.clock)
@@ -101,6 +108,7 @@ class Coordinator:
         self.metrics.certificate_expires_s.set(self.certificate.expires_at().timestamp())
         self.grid_key = SigningKey.load_or_create(settings.keys / "grid.key")
         self.store = Store(settings.database_url, observer=self.metrics.observe_batch)
+        opened.callback(self.store.close)
         self.blobs = blobs_of(settings)
         if settings.blobs_url is None:  # elsewhere, what is half-written may be another coordinator's
             self.blobs.clear_temporary()
