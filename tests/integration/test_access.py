@@ -23,6 +23,7 @@ from memgrid.errors import (
     SessionReplacedError,
     TokenExpiredError,
     TokenRequiredError,
+    UnknownCubeError,
     UnknownIdError,
 )
 from memgrid.testing import SimulatedGpu
@@ -37,6 +38,7 @@ from memgrid_coordinator.services.access import Access
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.store.engine import Store
 from tests.grids import (
+    OPERATOR,
     campaign_of,
     eventually,
     push_model,
@@ -118,11 +120,24 @@ async def test_what_operators_do_is_kept_under_their_name(grid: tuple[Coordinato
         ("nightly", "operator", "campaign_resume", campaign_id),
         ("nightly", "operator", "campaign_pause", campaign_id),
     ], "what changes nothing is not kept"
-    assert acts[-1]["action"] == "token_create"
-    assert acts[-1]["who"].endswith("at the command line")
+    (created,) = [act for act in acts if act["action"] == "token_create"]
+    assert created["who"].endswith("at the command line")
     kept = b"".join(path.read_bytes() for path in coordinator.settings.data.rglob("*") if path.is_file())
     assert token.encode() not in kept
     assert token.removeprefix("access.").encode() not in kept
+
+
+async def test_what_is_put_into_the_pool_and_taken_out_is_kept(grid: tuple[Coordinator, GridEndpoint]) -> None:
+    coordinator, _ = grid
+    digest = (await coordinator.publishing.resolve("models/tiny")).digest
+    with pytest.raises(UnknownCubeError):
+        await coordinator.publishing.remove_manifest(OPERATOR, "models/tiny", "nightly")
+    await coordinator.publishing.remove_manifest(OPERATOR, "models/tiny", "latest")
+    acts = await Access(coordinator.store, coordinator.clock).acts(OWNER, 9)
+    assert [(act.role, act.action, act.subject, act.detail) for act in acts] == [
+        (OPERATOR.role, "pool_remove", "models/tiny, latest", ""),
+        (OPERATOR.role, "pool_push", "models/tiny:latest", digest),
+    ], "what removed nothing is not kept"
 
 
 async def test_tokens_end_and_are_given_by_owners_only(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from memgrid_coordinator.policy.repositories import (
     parse_tag,
 )
 from memgrid_coordinator.records import ANONYMOUS, Caller, CubeFacts, PoolCube, PoolManifest
-from memgrid_coordinator.store import pool
+from memgrid_coordinator.store import audit_log, pool
 from memgrid_coordinator.store.blobs import BlobStore, Pieces
 from memgrid_coordinator.store.engine import Store
 
@@ -102,7 +102,7 @@ class Publishing:
         tags = () if _is_digest(reference) else (parse_tag(reference),)
         if not tags and reference != manifest.digest:
             raise DigestMismatchError(f"manifest: pushed as {reference}, but its bytes are {manifest.digest}")
-        await self._add(manifest, parse_manifest(content, media_type), tags)
+        await self._add(manifest, parse_manifest(content, media_type), tags, pusher=caller)
         return manifest
 
     async def publish_cube(
@@ -139,7 +139,12 @@ class Publishing:
         )
 
     async def _add(
-        self, stored: PoolManifest, manifest: Manifest, tags: Sequence[str], facts: CubeFacts | None = None
+        self,
+        stored: PoolManifest,
+        manifest: Manifest,
+        tags: Sequence[str],
+        facts: CubeFacts | None = None,
+        pusher: Caller | None = None,
     ) -> None:
         await asyncio.to_thread(self._check_blobs, manifest)
         now = self._clock.now()
@@ -156,6 +161,9 @@ class Publishing:
                 pool.set_tag(connection, stored.repository, tag, stored.digest, now)
             if facts is not None:
                 pool.set_cube(connection, stored.repository, tags[0], stored.digest, facts, now)
+            if pusher is not None:
+                named = f"{stored.repository}:{tags[0]}" if tags else stored.repository
+                audit_log.note(connection, pusher, "pool_push", named, now, detail=stored.digest)
 
         await self._store.write(step)
 
@@ -196,7 +204,15 @@ class Publishing:
         check_push(caller, repository)
         remove = _remove_manifest if _is_digest(reference) else pool.remove_tag
         name = parse_digest(reference) if _is_digest(reference) else parse_tag(reference)
-        if not await self._store.write(lambda connection: remove(connection, repository, name)):
+        now = self._clock.now()
+
+        def step(connection: Connection) -> bool:
+            if not remove(connection, repository, name):
+                return False
+            audit_log.note(connection, caller, "pool_remove", f"{repository}, {reference}", now)
+            return True
+
+        if not await self._store.write(step):
             raise UnknownCubeError(f"nothing in the pool is called {repository}, {reference}")
 
     async def tags(self, caller: Caller, repository: str, *, after: str, limit: int) -> list[str]:
