@@ -261,6 +261,8 @@ class CampaignEstimate:
     tokens: int
     stages: tuple[StageEstimate, ...]
     speeds: tuple[float, ...]
+    documents_present: int = 0
+    """Of which the pool has a cube of their name and version."""
 
     def expected_s(self, stage: StageEstimate) -> float | None:
         """Seconds a stage should take: shared out over all hosts, but no faster than one goes through its chain."""

@@ -43,6 +43,8 @@ class CampaignPlan:
     hosts: int
     flops_per_s: float
     expected_s: float | None
+    documents_present: int = 0
+    """Of which the pool has a cube of their name and version already."""
 
     @property
     def bytes(self) -> int:
@@ -65,6 +67,7 @@ def plan_from_message(message: pb.CampaignPlan) -> CampaignPlan:
         hosts=message.hosts,
         flops_per_s=message.flops_per_s,
         expected_s=_seconds(message.expected) if message.HasField("expected") else None,
+        documents_present=message.documents_present,
     )
 
 

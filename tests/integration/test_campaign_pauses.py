@@ -150,7 +150,7 @@ async def test_a_plan_of_caches_knows_what_is_there_already(
     coordinator, endpoint = grid
     asked: dict[str, Any] = {"campaign": campaign_file().to_bytes(), "sources": (source(coordinator, TEXT),)}
     before = await coordinator.campaigns.plan(OPERATOR, **asked)
-    assert (before.recipe, before.documents, before.speeds) == ("activation", 1, ())
+    assert (before.recipe, before.documents, before.documents_present, before.speeds) == ("activation", 1, 0, ())
     assert before.total_s is None, "nobody is there to do it"
     (stage,) = before.stages
     assert (stage.kind, stage.units_present, stage.replicas) == ("prefill", 0, 2)
@@ -164,7 +164,7 @@ async def test_a_plan_of_caches_knows_what_is_there_already(
     (stage,) = after.stages
     assert (stage.units, stage.units_present, stage.flops_left) == (before.stages[0].units, stage.units, 0)
     assert stage.flops == campaign.produced_flops
-    assert len(after.speeds) == 2 and after.total_s == 0
+    assert (after.documents_present, len(after.speeds), after.total_s) == (1, 2, 0)
 
 
 async def test_a_plan_of_a_distillation_foresees_every_stage(grid: tuple[Coordinator, GridEndpoint]) -> None:

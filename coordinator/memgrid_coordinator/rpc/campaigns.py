@@ -99,6 +99,7 @@ def _plan(estimate: CampaignEstimate) -> pb.CampaignPlan:
         hosts=len(estimate.speeds),
         flops_per_s=sum(estimate.speeds),
         expected=_seconds(estimate.total_s),
+        documents_present=estimate.documents_present,
     )
 
 

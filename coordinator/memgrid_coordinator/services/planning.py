@@ -31,7 +31,7 @@ from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.models import Models, PooledModel
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import hosts, units
+from memgrid_coordinator.store import hosts, pool, units
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
@@ -100,6 +100,7 @@ class Planning:
         """What `plan` would create, counted; raises what `plan` raises."""
         planned = await self.plan(wanted, sources)
         keys = [unit.key for document in planned.documents for unit in document.units]
+        names = [f"{wanted.publish.namespace}/{document.name}" for document in planned.documents]
         since = self._clock.now() - ALIVE
 
         def query(connection: Connection) -> CampaignEstimate:
@@ -111,6 +112,7 @@ class Planning:
                 tokens=sum(document.tokens for document in planned.documents),
                 stages=stages_of(wanted, planned.documents, planned.identity, present),
                 speeds=tuple(hosts.speeds_seen_since(connection, since)),
+                documents_present=pool.count_cubes(connection, names, wanted.publish.version),
             )
 
         return await self._store.read(query)

@@ -107,6 +107,17 @@ def remove_tag(connection: Connection, repository: str, tag: str) -> bool:
     return connection.execute(delete(pool_tags).where(here)).rowcount == 1
 
 
+def count_cubes(connection: Connection, repositories: Iterable[str], version: str) -> int:
+    """How many of these repositories have a cube of that version."""
+    wanted = list(dict.fromkeys(repositories))
+    found = 0
+    for start in range(0, len(wanted), _IN_MAX):
+        here = pool_cubes.c.repository.in_(wanted[start : start + _IN_MAX])
+        query = select(func.count(pool_cubes.c.repository.distinct())).where(here, pool_cubes.c.tag == version)
+        found += connection.execute(query).scalar_one()
+    return found
+
+
 def digest_of_tag(connection: Connection, repository: str, tag: str) -> Digest | None:
     query = select(pool_tags.c.digest).where(pool_tags.c.repository == repository, pool_tags.c.tag == tag)
     found = connection.execute(query).scalar()

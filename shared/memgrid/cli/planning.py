@@ -53,7 +53,8 @@ def plan_line(plan: CampaignPlan) -> str:
         else f"{plan.hosts} host{' is' if plan.hosts == 1 else 's are'} here,"
         f" {flops_text(plan.flops_per_s)}/s together: about {rough_text(plan.expected_s)}"
     )
-    return f"{plan.recipe}: {documents}, {plan.tokens:,} tokens; {fleet}"
+    there = f" ({plan.documents_present:,} in the pool already)" if plan.documents_present else ""
+    return f"{plan.recipe}: {documents}{there}, {plan.tokens:,} tokens; {fleet}"
 
 
 def _time(seconds: float | None) -> str:

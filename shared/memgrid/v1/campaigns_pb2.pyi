@@ -135,6 +135,7 @@ class CampaignPlan(_message.Message):
     HOSTS_FIELD_NUMBER: _builtins.int
     FLOPS_PER_S_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_PRESENT_FIELD_NUMBER: _builtins.int
     recipe: _builtins.str
     """activation | distill"""
     documents: _builtins.int
@@ -151,6 +152,8 @@ class CampaignPlan(_message.Message):
     """alive now"""
     flops_per_s: _builtins.float
     """of all of them"""
+    documents_present: _builtins.int
+    """the pool has a cube of their name and version already"""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedStage]: ...
     @_builtins.property
@@ -171,10 +174,11 @@ class CampaignPlan(_message.Message):
         hosts: _builtins.int = ...,
         flops_per_s: _builtins.float = ...,
         expected: _duration_pb2.Duration | None = ...,
+        documents_present: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "expected", b"expected", "flops", b"flops", "flops_left", b"flops_left", "flops_per_s", b"flops_per_s", "hosts", b"hosts", "recipe", b"recipe", "stages", b"stages", "tokens", b"tokens", "units", b"units", "units_present", b"units_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "documents_present", b"documents_present", "expected", b"expected", "flops", b"flops", "flops_left", b"flops_left", "flops_per_s", b"flops_per_s", "hosts", b"hosts", "recipe", b"recipe", "stages", b"stages", "tokens", b"tokens", "units", b"units", "units_present", b"units_present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
