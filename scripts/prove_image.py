@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UID = "10001"
-READY_MAX_S = 120
+READY_MAX_S = 600
 BASE_HAS = "apt-get update -q && apt-get install -yq --no-install-recommends python3 python3-venv"
 """What the base image brings and this machine may lack."""
 
@@ -49,9 +49,7 @@ def main() -> int:
         base = Stage(upper=folder / "base")
         base.upper.mkdir()
         run(base, BASE_HAS)
-        coordinator = build("Dockerfile.coordinator", given, base, folder)
-        volunteer = build("Dockerfile.volunteer", given, base, folder)
-        prove(coordinator, volunteer, folder)
+        prove(base, given, folder)
     return 0
 
 
@@ -165,28 +163,29 @@ def start(image: Stage, words: list[str], data: Path, log: Path) -> subprocess.P
         return subprocess.Popen(whole, env=image.environment, stdout=out, stderr=out)
 
 
-def prove(coordinator: Stage, volunteer: Stage, folder: Path) -> None:
+def prove(base: Stage, given: dict[str, str], folder: Path) -> None:
     """A grid from one image, a volunteer from the other: both say that they are healthy, and stop when told."""
     data = {name: folder / f"{name}-data" for name in ("coordinator", "volunteer")}
     for path in data.values():
         path.mkdir()
         os.chown(path, int(UID), int(UID))
     logs = {name: folder / f"{name}.log" for name in data}
-    grid = start(coordinator, coordinator.entry, data["coordinator"], logs["coordinator"])
-    running = [grid]
+    running = []
     try:
-        await_healthy("coordinator", coordinator, grid, data, logs)
+        coordinator = build("Dockerfile.coordinator", given, base, folder)
+        running.append(start(coordinator, coordinator.entry, data["coordinator"], logs["coordinator"]))
+        await_healthy("coordinator", coordinator, running[-1], data, logs)
         write_nowhere(coordinator, data["coordinator"], logs["coordinator"])
         url = json.loads((data["coordinator"] / "endpoint.json").read_text())["url"]
         url = re.sub(r"//[^:/]+", "//127.0.0.1", url)
+        volunteer = build("Dockerfile.volunteer", given, base, folder)
         joined = start(volunteer, [*volunteer.entry, "join", url], data["volunteer"], logs["volunteer"])
         if joined.wait(READY_MAX_S):
             raise SystemExit(f"join failed:\n{logs['volunteer'].read_text()[-2000:]}")
-        worker = start(volunteer, [*volunteer.entry, *volunteer.words], data["volunteer"], logs["volunteer"])
-        running.append(worker)
-        await_healthy("volunteer", volunteer, worker, data, logs)
-        for name, process in (("volunteer", worker), ("coordinator", grid)):
-            stop(name, process)
+        running.append(start(volunteer, [*volunteer.entry, *volunteer.words], data["volunteer"], logs["volunteer"]))
+        await_healthy("volunteer", volunteer, running[-1], data, logs)
+        stop("volunteer", running[1])
+        stop("coordinator", running[0])
     finally:
         for process in running:
             process.kill()
