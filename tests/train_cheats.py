@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from memgrid.distill.model import load_model
-from memgrid.distill.state import TrainState, write_state
+from memgrid.distill.state import TrainState, without_moments, write_state
 from memgrid.distill.train_inputs import read_course
 from memgrid.distill.training import train
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, trace_bytes
@@ -25,7 +25,7 @@ WARM_STEPS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Unit:
-    """A unit of 12 steps from a warm state, its input files, and the model."""
+    """A unit of 12 steps from a warm state, or of a round; its input files, and the model."""
 
     folder: Path
     spec: TrainSpec
@@ -37,11 +37,15 @@ class Unit:
         return load_model(self.folder, torch.float32, torch.device("cpu"))
 
 
-def make_unit(folder: Path, where: Path, adapter: AdapterSpec, *, warm_steps: int = WARM_STEPS) -> Unit:
+def make_unit(
+    folder: Path, where: Path, adapter: AdapterSpec, *, warm_steps: int = WARM_STEPS, round_: int = 0
+) -> Unit:
     model = load_model(folder, torch.float32, torch.device("cpu"))
     warming = make_spec(adapter, stop_step=warm_steps)
     start, _ = train(model, warming, random_start(adapter, model), course(warming))
-    spec = make_spec(adapter, first_step=warm_steps, stop_step=warm_steps + 12)
+    spec = make_spec(adapter, first_step=warm_steps, stop_step=warm_steps + 12, round=round_)
+    if round_:
+        start = without_moments(start)
     spec, inputs = write_inputs(where / "in", spec, start, [random_shard(1), random_shard(2)])
     return Unit(folder=folder, spec=spec, start=start, inputs=inputs)
 
@@ -62,7 +66,7 @@ def compute(unit: Unit, *, model: Any = None, **options: Any) -> tuple[States, t
         on_segment=lambda state, _: states.append(state),
         **options,
     )
-    return states, trace
+    return [*states[:-1], without_moments(states[-1])] if unit.spec.round else states, trace
 
 
 def write_outputs(where: Path, states: States, trace: tuple[StepTrace, ...]) -> dict[str, Path]:

@@ -147,6 +147,7 @@ class TrainSpec(_Spec):
     `segment_steps`. A logical step is `batch_rows` packed rows of at most `row_tokens` tokens, whatever the
     micro-batch. Which conversations stand in which row follows from the shards, `seed`, `stream` and the step alone.
     `stream` of `streams` is this unit's share of the data: members of a round see different conversations.
+    `round` counts rounds from 1; it is 0 in a relay. What is handed on between rounds is parameters alone.
     `distractors` are adapters of other texts that are attached beside this one in a share of the rows.
     """
 
@@ -178,6 +179,11 @@ class TrainSpec(_Spec):
     def segments(self) -> int:
         """How many states the unit commits; the last is its result."""
         return -(-(self.stop_step - self.first_step) // self.segment_steps)
+
+    @property
+    def cold_step(self) -> int:
+        """Where Adam begins, its moments nought: with each round anew, in a relay at the very first step."""
+        return self.first_step if self.round else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ async def test_a_round_that_nobody_returns_ends_the_document(tmp_path: Path, tin
         document = await grid.finish()
         assert document.state is DocumentState.FAILED
         assert document.reason is not None and document.reason.code is ReasonCode.ROUND_UNANSWERED
-        assert "no member of round 0 came back" in document.reason.text
+        assert "no member of round 1 came back" in document.reason.text
 
 
 async def test_a_round_goes_on_without_the_one_that_never_comes(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from memgrid.cube.manifest import CubeManifest, Parent
+from memgrid.distill.state import read_state
 from memgrid.specs import TrainSpec, parse_spec
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState
@@ -64,6 +65,12 @@ async def test_rounds_of_three_members_become_a_cube(tmp_path: Path, tiny_model_
         merged = json.loads(made["merge/0001"].detail)
         assert set(merged["used"]) == {unit.key for unit in trained[:3]}
         assert len(merged["agreements"]) == 3
+        for name in ("start", "merge/0001", "merge/0002"):
+            assert not read_state(grid.coordinator.blobs.path_of(made[name].digest)).has_moments, name
+        for unit in trained:
+            assert unit.output_digest is not None
+            assert not read_state(grid.coordinator.blobs.path_of(unit.output_digest)).has_moments
+        assert {"velocity/0001", "velocity/0002"} <= set(made)
         assert await story(grid.coordinator, grid.submission) != []
 
 

@@ -17,10 +17,18 @@ from hypothesis import strategies as st
 
 from memgrid.campaign_distill import Merge, Rounds
 from memgrid.distill.adapters import PREFIX_TENSOR
-from memgrid.distill.aggregate import MergeReport, centred_weights, merge, trimmed_at_each_end, trimmed_mean
+from memgrid.distill.aggregate import (
+    Merged,
+    MergeReport,
+    centred_weights,
+    merge,
+    trimmed_at_each_end,
+    trimmed_mean,
+)
 from memgrid.distill.model import load_model
-from memgrid.distill.state import TrainState, read_state, write_state
+from memgrid.distill.state import TrainState, cold_state, read_state, without_moments, write_state
 from memgrid.distill.training import train
+from memgrid.distill.velocity import write_velocity
 from memgrid.errors import InvalidError
 from memgrid.specs import AdapterSpec
 from tests.models import make_tiny_model
@@ -40,18 +48,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_model(folder, torch.float32, torch.device("cpu"))
 
 
-def state_of(values: Array, step: int = 0, *, velocity: Array | None = None) -> TrainState:
-    return TrainState(
-        step=step,
-        parameters={PREFIX_TENSOR: values},
-        m={PREFIX_TENSOR: values * 0.5},
-        v={PREFIX_TENSOR: values * values},
-        velocity={} if velocity is None else {PREFIX_TENSOR: velocity},
-    )
+def state_of(values: Array, step: int = 0) -> TrainState:
+    return TrainState(step=step, parameters={PREFIX_TENSOR: values})
 
 
 def merged(
-    folder: Path, base: TrainState, states: Sequence[TrainState], rule: Rounds, bases: Sequence[TrainState] = ()
+    folder: Path,
+    base: TrainState,
+    states: Sequence[TrainState],
+    rule: Rounds,
+    bases: Sequence[TrainState] = (),
+    *,
+    velocity: Path | None = None,
 ) -> tuple[TrainState, MergeReport]:
     def written(name: str, state: TrainState) -> Path:
         write_state(folder / name, state)
@@ -59,7 +67,8 @@ def merged(
 
     from_ = [written(f"base-{number}", each) for number, each in enumerate(bases or [base] * len(states))]
     paths = [written(f"state-{number}", each) for number, each in enumerate(states)]
-    report = merge(written("base", base), paths, from_, rule, PREFIX, folder / "merged")
+    into = Merged(state=folder / "merged", velocity=folder / "velocity")
+    report = merge(written("base", base), paths, from_, rule, PREFIX, into, velocity=velocity)
     return read_state(folder / "merged"), report
 
 
@@ -82,7 +91,8 @@ def test_who_comes_first_does_not_matter(seed: int, members: int, rule: Rounds, 
         mixed = list(range(members))
         order.shuffle(mixed)
         _, again = merged(Path(other), state_of(base), [states[index] for index in mixed], rule)
-        assert (Path(one) / "merged").read_bytes() == (Path(other) / "merged").read_bytes()
+        for name in ("merged", "velocity"):
+            assert (Path(one) / name).read_bytes() == (Path(other) / name).read_bytes()
     assert first.step == H and not (first.parameters[PREFIX_TENSOR][0] - base[0]).any()
     assert [report.delta_norms[index] for index in mixed] == list(again.delta_norms)
 
@@ -121,7 +131,7 @@ def test_alike_members_agree(rule: Rounds, tmp_path: Path) -> None:
     found, report = merged(tmp_path, state_of(base), [state_of(moved, H)] * 5, rule)
     expected = base + 0.7 * 1.9 * (moved - base)
     np.testing.assert_allclose(found.parameters[PREFIX_TENSOR], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.m[PREFIX_TENSOR], moved * 0.5, rtol=1e-6)
+    assert not found.has_moments
     assert report.agreements == pytest.approx([1.0] * 5)
 
 
@@ -136,7 +146,7 @@ def test_outer_step_is_nesterovs_of_torch(tmp_path: Path) -> None:
         members = deltas[3 * round_ : 3 * round_ + 3]
         before = base.parameters[PREFIX_TENSOR]
         states = [state_of((before + delta).astype(np.float32), base.step + H) for delta in members]
-        base, _ = merged(tmp_path, base, states, MEAN)
+        base, _ = merged(tmp_path, base, states, MEAN, velocity=tmp_path / "velocity" if round_ else None)
         parameter.grad = -torch.from_numpy(np.mean(members, axis=0).astype(np.float64))
         optimiser.step()
     np.testing.assert_allclose(base.parameters[PREFIX_TENSOR], parameter.detach().numpy(), rtol=1e-4, atol=1e-5)
@@ -157,7 +167,6 @@ def test_late_delta_counts_from_its_own_base(tmp_path: Path) -> None:
     )
     delta = ((late - old) + (present - here)) / 2
     np.testing.assert_allclose(found.parameters[PREFIX_TENSOR], here + 0.7 * 1.9 * delta, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.m[PREFIX_TENSOR], present * 0.5, rtol=1e-6)
     assert (report.step, report.late) == (2 * H, 1)
 
 
@@ -201,29 +210,82 @@ def test_too_old_a_base(tmp_path: Path) -> None:
         merged(tmp_path, base, [state_of(values[0], 4 * H), state_of(values[1], H)], TRIMMED, [base, state_of(old)])
 
 
-# Poison in real training. One of five members lies in every round, Adam's moments included.
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda values: {PREFIX_TENSOR: values[:4]}, "velocity-0: expected the names and shapes"),
+        (lambda values: {PREFIX_TENSOR: values * np.float32(np.nan)}, "prompt_embeddings: expected finite"),
+        (lambda values: {"other": values}, "velocity-0: expected the names and shapes"),
+    ],
+)
+def test_velocity_that_does_not_fit(spoil: Callable[[Array], dict[str, Array]], message: str, tmp_path: Path) -> None:
+    base, value = some(7, 2)
+    write_velocity(tmp_path / "velocity-0", spoil(value))
+    with pytest.raises(InvalidError, match=message):
+        merged(tmp_path, state_of(base), [state_of(value, H)], MEAN, velocity=tmp_path / "velocity-0")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_state_is_no_velocity(tmp_path: Path) -> None:
+    base, value = some(8, 2)
+    write_state(tmp_path / "velocity-0", state_of(value))
+    with pytest.raises(InvalidError, match=r"not a memgrid\.velocity\.v1 file"):
+        merged(tmp_path, state_of(base), [state_of(value, H)], MEAN, velocity=tmp_path / "velocity-0")
+
+
+def test_three_hosts_in_rounds_lose_nothing_to_one_with_the_same_tokens(model: Any, tmp_path: Path) -> None:
+    """Rounds of 32 steps that begin Adam anew, against one host whose steps have the rows of all members."""
+    members, steps, rounds = 3, 32, 3
+    start, total = random_start(LORA, model), steps * rounds
+    whole = make_spec(
+        LORA, stop_step=total, total_steps=total, segment_steps=steps, batch_rows=members, learning_rate=0.002
+    )
+    alone, _ = train(model, whole, start, course(whole, 1, 2, 3))
+    base, rule = without_moments(start), Rounds(members=members, local_steps=steps)
+    for number in range(rounds):
+        spec = replace(
+            whole,
+            first_step=number * steps,
+            stop_step=(number + 1) * steps,
+            round=number + 1,
+            streams=members,
+            batch_rows=1,
+        )
+        own = [replace(spec, stream=stream) for stream in range(members)]
+        states = [without_moments(train(model, each, base, course(each, 1, 2, 3))[0]) for each in own]
+        base = _merged_round(tmp_path, base, states, rule, LORA, is_first=number == 0)
+    judge = make_spec(LORA, stop_step=1, batch_rows=24)
+    unseen = [
+        train(model, judge, cold_state(state.parameters), course(judge, 11, 12, 13))[1][0].loss
+        for state in (start, alone, base)
+    ]
+    assert unseen[1] < 0.8 * unseen[0], "one host learns something to compare with"
+    assert unseen[2] < 1.02 * unseen[1]
+
+
+# Poison in real training. One of five members lies in every round.
 
 Attack = Callable[[TrainState, list[TrainState]], TrainState]
 
 
-def _moved(base: TrainState, honest: TrainState, delta: dict[str, Array], m: dict[str, Array]) -> TrainState:
+def _moved(base: TrainState, honest: TrainState, delta: dict[str, Array]) -> TrainState:
     parameters = {name: (base.parameters[name] + value).astype(np.float32) for name, value in delta.items()}
     if PREFIX_TENSOR in parameters:
         parameters[PREFIX_TENSOR][0] = base.parameters[PREFIX_TENSOR][0]
-    return replace(honest, parameters=parameters, m=m)
+    return replace(honest, parameters=parameters)
 
 
 def _flipped(base: TrainState, honest: list[TrainState]) -> TrainState:
     one = honest[0]
     delta = {name: -10 * (value - base.parameters[name]) for name, value in one.parameters.items()}
-    return _moved(base, one, delta, {name: -10 * value for name, value in one.m.items()})
+    return _moved(base, one, delta)
 
 
 def _random(base: TrainState, honest: list[TrainState]) -> TrainState:
     one, draw = honest[0], np.random.default_rng(base.step)
     spread = {name: 100 * (value - base.parameters[name]).std() for name, value in one.parameters.items()}
     delta = {name: draw.normal(0, spread[name], value.shape).astype("f4") for name, value in one.parameters.items()}
-    return _moved(base, one, delta, one.m)
+    return _moved(base, one, delta)
 
 
 def _a_little_is_enough(base: TrainState, honest: list[TrainState]) -> TrainState:
@@ -232,7 +294,7 @@ def _a_little_is_enough(base: TrainState, honest: list[TrainState]) -> TrainStat
     for name, before in base.parameters.items():
         moved = np.stack([state.parameters[name] - before for state in honest])
         delta[name] = (moved.mean(axis=0) - 1.5 * moved.std(axis=0)).astype(np.float32)
-    return _moved(base, honest[0], delta, honest[0].m)
+    return _moved(base, honest[0], delta)
 
 
 def _rounds(
@@ -251,25 +313,31 @@ def _rounds(
             segment_steps=H,
             learning_rate=rate,
             batch_rows=2,
+            round=number + 1,
             streams=5,
         )
-        states = [train(model, each, base, course(each))[0] for each in (replace(spec, stream=s) for s in range(5))]
+        members = [replace(spec, stream=stream) for stream in range(5)]
+        states = [without_moments(train(model, each, base, course(each))[0]) for each in members]
         if attack is not None:
             states[0] = attack(base, states[1:])
-        base, _ = _merged_round(folder, base, states, rule, adapter)
-    judge = make_spec(adapter, first_step=base.step, stop_step=base.step + 1, total_steps=10 * H, batch_rows=12)
+        base = _merged_round(folder, base, states, rule, adapter, is_first=number == 0)
+    judge = make_spec(
+        adapter, first_step=base.step, stop_step=base.step + 1, total_steps=10 * H, batch_rows=12, round=rounds + 1
+    )
     return train(model, judge, base, course(judge))[1][0].loss
 
 
 def _merged_round(
-    folder: Path, base: TrainState, states: list[TrainState], rule: Rounds, adapter: AdapterSpec
-) -> tuple[TrainState, MergeReport]:
+    folder: Path, base: TrainState, states: list[TrainState], rule: Rounds, adapter: AdapterSpec, *, is_first: bool
+) -> TrainState:
     write_state(folder / "base", base)
     paths = [folder / f"state-{number}" for number in range(len(states))]
     for path, state in zip(paths, states, strict=True):
         write_state(path, state)
-    report = merge(folder / "base", paths, [folder / "base"] * len(paths), rule, adapter, folder / "merged")
-    return read_state(folder / "merged"), report
+    into = Merged(state=folder / "merged", velocity=folder / "velocity")
+    velocity = None if is_first else into.velocity
+    merge(folder / "base", paths, [folder / "base"] * len(paths), rule, adapter, into, velocity=velocity)
+    return read_state(folder / "merged")
 
 
 @pytest.mark.parametrize("adapter", [PREFIX, LORA], ids=["prefix", "lora"])

@@ -138,8 +138,11 @@ class World:
             detail = dict(work.options["detail"])
         elif work.name == "quality":
             detail = asdict(self.quality)
-        made = Made(name=work.name, digest=digest_of(inputs.encode()), detail=json.dumps(detail))
-        self.seen = replace(self.seen, made={**self.seen.made, made.name: made})
+        made = [Made(name=work.name, digest=digest_of(inputs.encode()), detail=json.dumps(detail))]
+        if "velocity_name" in work.options:
+            name = work.options["velocity_name"]
+            made.append(Made(name=name, digest=digest_of(f"{name} {inputs}".encode()), detail="{}"))
+        self.seen = replace(self.seen, made={**self.seen.made, **{one.name: one for one in made}})
 
     def take(self, step: Step) -> None:
         if isinstance(step, MoreUnits):
@@ -223,12 +226,36 @@ def test_rounds_begin_with_what_the_former_one_was_merged_to() -> None:
     specs = [spec for _, spec in world.of(TrainSpec)]
     assert [(spec.round, spec.stream, spec.first_step, spec.stop_step) for spec in specs] == [
         (number, stream, first, stop)
-        for number, (first, stop) in enumerate([(0, 4), (4, 8), (8, 12)])
+        for number, (first, stop) in enumerate([(0, 4), (4, 8), (8, 12)], 1)
         for stream in range(3)
     ]
     states = [world.seen.made[name].digest for name in ("start", "merge/0001", "merge/0002")]
     assert [spec.state for spec in specs] == [state for state in states for _ in range(3)]
     assert json.loads(world.seen.made["adapter"].detail)["state"] == world.seen.made["merge/0003"].digest
+
+
+@pytest.mark.parametrize(("train", "moments"), [({}, True), (ROUNDS, False)], ids=["relay", "rounds"])
+def test_only_a_relay_starts_with_moments(train: dict[str, Any], moments: bool) -> None:
+    world = World(campaign_of(**train))
+    while not (isinstance(step := world.step, Work) and step.name == "start"):
+        world.take(step)
+        if isinstance(step, Wait):
+            world.accept()
+    assert step.options["moments"] is moments
+
+
+def test_velocity_goes_from_merge_to_merge_and_to_no_member() -> None:
+    world = World(campaign_of(**ROUNDS))
+    given = []
+    while not isinstance(step := world.step, Publish):
+        if isinstance(step, Work) and step.name.startswith("merge/"):
+            given.append(step.files["velocity"])
+        world.take(step)
+        if isinstance(step, Wait):
+            world.accept()
+    velocities = [world.seen.made[f"velocity/000{number}"].digest for number in (1, 2, 3)]
+    assert given == [(), (velocities[0],), (velocities[1],)]
+    assert not any(digest.encode() in unit.spec for unit in world.seen.units for digest in velocities)
 
 
 @settings(deadline=None)
@@ -304,8 +331,8 @@ def test_a_round_waits_for_the_slow_only_so_long() -> None:
     world.take(world.step)
     assert distill.withdrawn(world.seen) == {}, "a late delta still counts"
     world.accept(third)
-    fourth, *_ = [unit for unit, spec in world.of(TrainSpec) if spec.round == 1]
-    world.accept(*[unit for unit, spec in world.of(TrainSpec) if spec.round == 1])
+    fourth, *_ = [unit for unit, spec in world.of(TrainSpec) if spec.round == 2]
+    world.accept(*[unit for unit, spec in world.of(TrainSpec) if spec.round == 2])
     merge = world.step
     assert isinstance(merge, Work)
     assert third.key in merge.options["keys"], "it came too late for its own round, not for the next"
@@ -320,7 +347,7 @@ def test_a_delta_of_a_round_too_long_ago_is_withdrawn() -> None:
     world.later(60)
     for _ in range(2):
         world.take(world.step)
-    world.accept(*[unit for unit, spec in world.of(TrainSpec) if spec.round == 1])
+    world.accept(*[unit for unit, spec in world.of(TrainSpec) if spec.round == 2])
     for _ in range(2):
         world.take(world.step)
     (reason,) = distill.withdrawn(world.seen).values()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from memgrid.kinds.state_file import state_bytes_max
 from memgrid_coordinator.recipes import distill
 from memgrid_coordinator.recipes.estimates import ahead_flops, stages_of
 from memgrid_coordinator.recipes.steps import MoreUnits, Publish, Work
@@ -38,6 +39,16 @@ def test_what_is_left_shrinks_from_the_plan_to_nothing(train: dict[str, Any]) ->
         left.append(left_flops(world))
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0
+
+
+def test_members_of_rounds_send_parameters_and_the_ends_of_a_segment() -> None:
+    campaigns = [campaign_of(**train) for train in ({}, ROUNDS)]
+    plans = [stages_of(each, distill.new_documents(plan_of(), each, BASE), BASE, ()) for each in campaigns]
+    relay, rounds = (next(stage for stage in stages if stage.kind == "train") for stages in plans)
+    adapter = campaign_of().distill.adapter.shape(plan_of().documents[0].token_count)
+    bare, whole = (state_bytes_max(adapter, BASE.geometry, moments=moments) for moments in (False, True))
+    assert relay.bytes == 3 * whole * relay.units
+    assert rounds.bytes == (bare + 2 * whole) * rounds.units
 
 
 def test_a_training_that_ended_early_leaves_only_the_evaluation() -> None:

@@ -15,12 +15,12 @@ from memgrid.distill.compaction import Talk, compact
 from memgrid.distill.model import load_model
 from memgrid.distill.shared_context import read_context
 from memgrid.distill.starts import start_state
-from memgrid.distill.state import read_state
+from memgrid.distill.state import read_state, state_bytes, without_moments
 from memgrid.errors import InvalidError
 from memgrid.kinds.shard import make_shard, write_shard
 from memgrid.specs import AdapterKind, AdapterSpec, Purpose
 from tests.models import make_tiny_model
-from tests.training import FRAME, random_shard
+from tests.training import FRAME, FROZEN_A, random_shard
 
 TOKENS = 16
 PREFIX = AdapterSpec(kind=AdapterKind.PREFIX, virtual_tokens=TOKENS, frozen_tokens=1)
@@ -45,6 +45,14 @@ def test_sink_and_sizes(model: Any, start: Start, tmp_path: Path) -> None:
     for layer, (k, v) in enumerate(prefix_pairs(embeddings, model)):
         torch.testing.assert_close(k[0, :, 0], context.keys[layer][:, 0])
         torch.testing.assert_close(v[0, :, 0], context.values[layer][:, 0])
+
+
+def test_a_start_of_rounds_is_parameters_alone(model: Any, tmp_path: Path) -> None:
+    for moments in (True, False):
+        start_state(model, FROZEN_A, Start.FIRST_TOKENS, TEXT, 1, tmp_path / str(moments), moments=moments)
+    whole, bare = (read_state(tmp_path / str(moments)) for moments in (True, False))
+    assert whole.has_moments and not bare.has_moments
+    assert state_bytes(without_moments(whole)) == (tmp_path / "False").read_bytes()
 
 
 @STARTS

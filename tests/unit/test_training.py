@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from memgrid.distill.adam import learning_rate
+from memgrid.distill.adam import BETA_1, BETA_2, EPSILON, learning_rate
 from memgrid.distill.model import load_model
-from memgrid.distill.state import TrainState, read_state, state_bytes, write_state
+from memgrid.distill.state import TrainState, read_state, state_bytes, without_moments, write_state
 from memgrid.distill.training import train
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
@@ -58,8 +60,12 @@ def test_bits_do_not_depend_on_micro_batch_or_threads(model: Any, adapter: Adapt
 
 
 @ADAPTERS
-def test_resumes_from_any_committed_state_to_the_same_bits(model: Any, adapter: AdapterSpec, tmp_path: Path) -> None:
-    spec = make_spec(adapter)
+@pytest.mark.parametrize("round_", [0, 1, 3], ids=["relay", "first round", "third round"])
+def test_resumes_from_any_committed_state_to_the_same_bits(
+    model: Any, adapter: AdapterSpec, round_: int, tmp_path: Path
+) -> None:
+    first = 8 if round_ == 3 else 0
+    spec = make_spec(adapter, first_step=first, stop_step=first + 12, round=round_)
     committed: list[tuple[Path, tuple[StepTrace, ...]]] = []
 
     def keep(state: TrainState, trace: tuple[StepTrace, ...]) -> None:
@@ -67,8 +73,9 @@ def test_resumes_from_any_committed_state_to_the_same_bits(model: Any, adapter: 
         write_state(path, state)
         committed.append((path, trace))
 
-    end, whole = train(model, spec, random_start(adapter, model), course(spec), on_segment=keep)
-    assert [path.name for path, _ in committed] == [f"{step}.safetensors" for step in (3, 6, 9, 12)]
+    start = replace(random_start(adapter, model), step=first)
+    end, whole = train(model, spec, start, course(spec), on_segment=keep)
+    assert [path.name for path, _ in committed] == [f"{first + step}.safetensors" for step in (3, 6, 9, 12)]
     for path, before in committed[:-1]:
         again, trace = train(model, spec, read_state(path), course(spec), trace=before)
         assert (state_bytes(again), trace) == (state_bytes(end), whole)
@@ -83,6 +90,50 @@ def test_relay_over_units_is_one_unit_to_the_bit(model: Any, adapter: AdapterSpe
         leg = make_spec(adapter, first_step=first, stop_step=first + 4)
         state, _ = train(model, leg, state, course(leg))
     assert state_bytes(state) == state_bytes(end)
+
+
+@ADAPTERS
+def test_a_round_is_adam_from_nothing_on_the_rows_and_rates_of_its_steps(model: Any, adapter: AdapterSpec) -> None:
+    """Beside torch's own Adam, fed with the gradients that plain descent along the same path shows."""
+    spec = make_spec(adapter, first_step=8, stop_step=12, total_steps=24, segment_steps=1, round=3)
+    start = replace(random_start(adapter, model), step=8)
+    states = [start]
+    train(model, spec, without_moments(start), course(spec), on_segment=lambda state, _: states.append(state))
+    torch_adam: dict[str, tuple[torch.nn.Parameter, torch.optim.Adam]] = {}
+    for name, value in start.parameters.items():
+        parameter = torch.nn.Parameter(torch.from_numpy(value.copy()))
+        torch_adam[name] = parameter, torch.optim.Adam([parameter], betas=(BETA_1, BETA_2), eps=EPSILON)
+    for before, after in pairwise(states):
+        for name, (parameter, adam) in torch_adam.items():
+            m = before.m.get(name, np.zeros_like(after.m[name]))
+            parameter.grad = torch.from_numpy((after.m[name] - BETA_1 * m) / np.float32(1 - BETA_1))
+            adam.param_groups[0]["lr"] = learning_rate(spec, before.step)
+            adam.step()
+    for name, (parameter, _) in torch_adam.items():
+        np.testing.assert_allclose(states[-1].parameters[name], parameter.detach().numpy(), rtol=1e-3, atol=2e-4)
+
+
+@ADAPTERS
+def test_what_moments_a_round_is_given_does_not_matter(model: Any, adapter: AdapterSpec) -> None:
+    spec = make_spec(adapter, first_step=8, stop_step=10, total_steps=24, round=3)
+    start = replace(random_start(adapter, model), step=8)
+    some = {name: np.ones_like(value) for name, value in start.parameters.items()}
+    warm = replace(start, m=some, v=some)
+    ends = {state_bytes(train(model, spec, each, course(spec))[0]) for each in (start, warm, without_moments(start))}
+    assert len(ends) == 1
+
+
+def test_parameters_alone_are_a_start_only_where_adam_begins(model: Any) -> None:
+    start = without_moments(random_start(PREFIX, model))
+    for step, spec in [(4, make_spec(first_step=4)), (6, make_spec(first_step=4, round=2))]:
+        with pytest.raises(InvalidError, match=f"state: step {step}: expected Adam's moments"):
+            train(model, spec, replace(start, step=step), course(spec))
+
+
+def test_half_of_the_moments_is_no_state(tmp_path: Path, model: Any) -> None:
+    write_state(tmp_path / "state", replace(random_start(PREFIX, model), v={}))
+    with pytest.raises(InvalidError, match=r"adam\.v/: expected the names and shapes of the parameters"):
+        read_state(tmp_path / "state")
 
 
 def test_frozen_tokens_stay(model: Any) -> None:

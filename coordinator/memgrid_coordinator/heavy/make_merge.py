@@ -1,4 +1,4 @@
-"""Merge what the members of a round moved their state by."""
+"""Merge what the members of a round moved its parameters by."""
 
 from __future__ import annotations
 
@@ -12,12 +12,26 @@ from memgrid_coordinator.heavy.made_file import Files, MadeFile
 
 
 def make_merge(
-    *, out: Path, files: Files, name: str, adapter: AdapterSpec, rule: Rounds, keys: tuple[UnitKey, ...]
+    *,
+    out: Path,
+    files: Files,
+    name: str,
+    velocity_name: str,
+    adapter: AdapterSpec,
+    rule: Rounds,
+    keys: tuple[UnitKey, ...],
 ) -> tuple[MadeFile, ...]:
-    """The state of the next round. `states` were trained from `bases`, one each; `keys` are their units'."""
-    from memgrid.distill.aggregate import merge
+    """The state of the next round, and the velocity for its merge, which stays here.
+
+    `states` were trained from `bases`, one each; `keys` are their units'. `velocity` is the former merge's, if any.
+    """
+    from memgrid.distill.aggregate import Merged, merge
 
     (base,) = files["base"]
-    state = out / "state.safetensors"
-    report = merge(base, files["states"], files["bases"], rule, adapter, state)
-    return (MadeFile(name=name, path=state, detail={"used": list(keys), **asdict(report)}),)
+    before = next(iter(files["velocity"]), None)
+    into = Merged(state=out / "state.safetensors", velocity=out / "velocity.safetensors")
+    report = merge(base, files["states"], files["bases"], rule, adapter, into, velocity=before)
+    return (
+        MadeFile(name=name, path=into.state, detail={"used": list(keys), **asdict(report)}),
+        MadeFile(name=velocity_name, path=into.velocity),
+    )

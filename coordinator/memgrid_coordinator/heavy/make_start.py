@@ -23,8 +23,9 @@ def make_start(
     start: Start,
     seed: int,
     base: ModelIdentity,
+    moments: bool = True,
 ) -> tuple[MadeFile, ...]:
-    """Raises InvalidError when the text is too short for the adapter."""
+    """Without `moments` the state is what a round begins with; raises InvalidError when the text is too short."""
     import torch
 
     from memgrid.distill.model import load_model
@@ -42,6 +43,7 @@ def make_start(
         state,
         frame=ChatFrame.from_bytes(frame.read_bytes()),
         shards=files["shards"],
+        moments=moments,
     )
     made = [MadeFile(name="start", path=state, detail={"start": began})]
     if adapter.kind is AdapterKind.PREFIX:

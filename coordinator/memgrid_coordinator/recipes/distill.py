@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memgrid.campaign import CampaignFile
-from memgrid.campaign_distill import DistillParameters
+from memgrid.campaign_distill import DistillParameters, Mode
 from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.manifest import Quality
 from memgrid.digest import Digest, digest_of
@@ -206,7 +206,13 @@ def _start(seen: Seen) -> Work:
             "frame": (seen.made[FRAME].digest,),
             "shards": _shards(seen, "train"),
         },
-        options={"adapter": adapter_of(seen), "start": train.start, "seed": train.seed, "base": seen.base},
+        options={
+            "adapter": adapter_of(seen),
+            "start": train.start,
+            "seed": train.seed,
+            "base": seen.base,
+            "moments": train.mode is Mode.RELAY,
+        },
         needs_model=True,
         why=f"training starts from {train.start}",
     )

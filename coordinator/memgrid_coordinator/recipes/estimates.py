@@ -19,8 +19,8 @@ from memgrid_coordinator.recipes.steps import Seen
 from memgrid_coordinator.records import NewDocument, NewUnit, StageEstimate
 
 _UNKNOWN = digest_of(b"not made yet")
-_STATES_FETCHED = 3
-"""Of a train unit: its result, and both ends of the segment that is replayed."""
+_ENDS_FETCHED = 2
+"""Of a train unit, beside its result: both ends of the segment that is replayed."""
 _SCORE_BYTES = 256
 """Of one conversation, generously."""
 
@@ -91,7 +91,8 @@ def _training(campaign: CampaignFile, documents: Sequence[NewDocument], base: Mo
         own = kind_of(spec).flops(spec, base.geometry)
         flops += members * own
         serial_flops = max(serial_flops, own)
-        state_bytes += state_bytes_max(spec.adapter, base.geometry)
+        result = state_bytes_max(spec.adapter, base.geometry, moments=not rounds)
+        state_bytes += result + _ENDS_FETCHED * state_bytes_max(spec.adapter, base.geometry, moments=True)
     stretches = -(-train.total_steps // stretch)
     replicas = campaign.trust.replicas(audited=True)
     return StageEstimate(
@@ -101,7 +102,7 @@ def _training(campaign: CampaignFile, documents: Sequence[NewDocument], base: Mo
         flops=flops,
         flops_left=replicas * flops,
         serial_flops=serial_flops,
-        bytes=_STATES_FETCHED * stretches * members * state_bytes,
+        bytes=stretches * members * state_bytes,
         replicas=replicas,
     )
 

@@ -1,7 +1,8 @@
 """What training asks next: the next stretch of a relay, or the next round; and where it ended.
 
 States follow from one another by digest. In a relay each unit begins where the former ended. In rounds all members
-begin with the same state, and the grid merges what they moved it by (DiLoCo, arXiv 2311.08105).
+begin with the same parameters, and the grid merges what they moved them by (DiLoCo, arXiv 2311.08105). The velocity
+of its own steps stays with the grid.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from memgrid_coordinator.recipes.steps import Failed, Seen, Wait, Work, why_unit
 from memgrid_coordinator.records import Made, Unit
 
 _MERGE = "merge/"
+_VELOCITY = "velocity/"
 _ROUNDING = 0.05
 """A campaign that says 0.67 of 3 members means 2."""
 
@@ -131,9 +133,9 @@ def withdrawn(seen: Seen, *, is_over: bool) -> dict[int, Reason]:
     if is_over:
         text = "training has ended without it"
         return {member.unit.unit_id: Reason(code=ReasonCode.STALE_ROUND, text=text) for member in unfinished}
-    rounds = len(_merges(seen.made))
-    oldest = rounds - seen.campaign.distill.train.rounds.staleness
-    text = f"round {rounds} has begun, and a delta counts for {seen.campaign.distill.train.rounds.staleness} rounds"
+    number = len(_merges(seen.made)) + 1
+    oldest = number - seen.campaign.distill.train.rounds.staleness
+    text = f"round {number} has begun, and a delta counts for {seen.campaign.distill.train.rounds.staleness} rounds"
     return {
         member.unit.unit_id: Reason(code=ReasonCode.STALE_ROUND, text=text)
         for member in unfinished
@@ -166,8 +168,7 @@ def _next_of_relay(seen: Seen, template: TrainSpec) -> Ask | Wait | Failed | Tra
 
 def _next_of_rounds(seen: Seen, template: TrainSpec) -> Ask | Work | Wait | Failed | Trained:
     rounds = seen.campaign.distill.train.rounds
-    merges = _merges(seen.made)
-    number = len(merges)
+    number = len(_merges(seen.made)) + 1
     here = trained(seen, template.state)
     if here.steps >= template.total_steps:
         return here
@@ -217,15 +218,17 @@ def _merge(seen: Seen, here: Trained, done: Sequence[_Member], number: int, adap
     ]
     taken = [*done, *late]
     return Work(
-        name=f"{_MERGE}{number + 1:04d}",
+        name=_name(_MERGE, number),
         function=make_merge.make_merge,
         files={
             "base": (here.state,),
             "states": tuple(member.output for member in taken),
             "bases": tuple(member.spec.state for member in taken),
+            "velocity": (seen.made[_name(_VELOCITY, number - 1)].digest,) if number > 1 else (),
         },
         options={
-            "name": f"{_MERGE}{number + 1:04d}",
+            "name": _name(_MERGE, number),
+            "velocity_name": _name(_VELOCITY, number),
             "adapter": adapter,
             "rule": rounds,
             "keys": tuple(member.unit.key for member in taken),
@@ -265,8 +268,14 @@ def _merges(made: Mapping[str, Made]) -> list[Made]:
     return [made[name] for name in sorted(made) if name.startswith(_MERGE)]
 
 
+def _name(what: str, number: int) -> str:
+    """Of what the grid makes at the end of a round."""
+    return f"{what}{number:04d}"
+
+
 def _base(made: Mapping[str, Made], number: int, start: Digest) -> Digest:
-    return made[f"{_MERGE}{number:04d}"].digest if number else start
+    """What was merged after so many rounds."""
+    return made[_name(_MERGE, number)].digest if number else start
 
 
 def _first_step(seen: Seen, number: int) -> int:

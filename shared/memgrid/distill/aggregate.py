@@ -18,6 +18,7 @@ import numpy.typing as npt
 from memgrid.campaign_distill import Merge, Rounds
 from memgrid.digest import digest_of_file
 from memgrid.distill.state import Arrays, TrainState, read_state, write_state
+from memgrid.distill.velocity import read_velocity, write_velocity
 from memgrid.errors import InvalidError
 from memgrid.specs import AdapterKind, AdapterSpec
 
@@ -48,15 +49,30 @@ class MergeReport:
     merged_norm: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Where a merge writes: the state that the next round begins with, and the velocity that the next merge needs."""
+
+    state: Path
+    velocity: Path
+
+
 def merge(
-    base: Path, states: Sequence[Path], bases: Sequence[Path], rule: Rounds, adapter: AdapterSpec, path: Path
+    base: Path,
+    states: Sequence[Path],
+    bases: Sequence[Path],
+    rule: Rounds,
+    adapter: AdapterSpec,
+    into: Merged,
+    *,
+    velocity: Path | None = None,
 ) -> MergeReport:
     """Write the next round's state: `base` moved by the merged deltas of `states`, each trained from its base.
 
-    A member whose base is not `base` is late: its delta counts, its Adam moments do not. Parameters move by an outer
-    step of Nesterov's momentum (DiLoCo, arXiv 2311.08105), whose velocity is kept in the state; Adam's moments are
-    merged by the same rule as deltas, and the step is the members'. Raises InvalidError naming the state that does
-    not fit, is not finite, made no step, or is older than `rule.staleness` rounds.
+    A member whose base is not `base` is late: its delta counts all the same. Parameters move by an outer step of
+    Nesterov's momentum (DiLoCo, arXiv 2311.08105); `velocity` is what the former merge wrote, None for the first.
+    The step is the members'; there are no Adam moments, for every round begins them anew. Raises InvalidError naming
+    the state that does not fit, is not finite, made no step, or is older than `rule.staleness` rounds.
     """
     if not states or len(states) != len(bases):
         raise InvalidError(f"merge: expected one base for each of one or more states, found {len(bases)}")
@@ -65,8 +81,10 @@ def merge(
     combine, clipped_at = _delta_rule(round_, rule, trimmed)
     merged = {name: _merged(round_.deltas(name), round_.base.parameters[name], combine) for name in round_.names}
     _keep_frozen(merged, adapter)
-    state = _stepped(round_, merged, rule)
-    write_state(path, state)
+    before = {} if velocity is None else read_velocity(velocity, round_.base.parameters)
+    state, speed = _stepped(round_, merged, before, rule)
+    write_velocity(into.velocity, speed)
+    write_state(into.state, state)
     norms, agreements, merged_norm = _likeness(round_, merged)
     given = [round_.order.index(index) for index in range(len(states))]
     return MergeReport(
@@ -235,37 +253,19 @@ def _keep_frozen(merged: Mapping[str, Doubles], adapter: AdapterSpec) -> None:
             value[: adapter.frozen_tokens] = 0.0
 
 
-def _stepped(round_: _Round, merged: Mapping[str, Doubles], rule: Rounds) -> TrainState:
+def _stepped(
+    round_: _Round, merged: Mapping[str, Doubles], velocity: Arrays, rule: Rounds
+) -> tuple[TrainState, Arrays]:
     """Nesterov as torch's SGD has it, a merged delta standing for a step against the gradient."""
     parameters: Arrays = {}
-    velocity: Arrays = {}
+    speeds: Arrays = {}
     for name, delta in merged.items():
-        before = round_.base.velocity.get(name)
+        before = velocity.get(name)
         speed = delta if before is None else rule.outer_momentum * before.astype(np.float64) + delta
         moved = rule.outer_learning_rate * (delta + rule.outer_momentum * speed)
         parameters[name] = (round_.base.parameters[name] + moved).astype(np.float32)
-        velocity[name] = speed.astype(np.float32)
-    present = [member.state for member in round_.present]
-    return TrainState(
-        step=present[0].step,
-        parameters=parameters,
-        m=_moments([state.m for state in present], rule),
-        v=_moments([state.v for state in present], rule),
-        velocity=velocity,
-    )
-
-
-def _moments(groups: Sequence[Arrays], rule: Rounds) -> Arrays:
-    """Merged as the deltas are, coordinate by coordinate; by the median where deltas are clipped."""
-    count = len(groups)
-    trimmed = (count - 1) // 2 if rule.merge is Merge.CENTRED_CLIPPING else trimmed_at_each_end(count, rule)
-    found: Arrays = {}
-    for name in sorted(groups[0]):
-        flat = [_flat(group[name]) for group in groups]
-        slices = (np.stack([each[part].astype(np.float64) for each in flat]) for part in _slices(len(flat[0])))
-        merged = _merged(slices, groups[0][name], lambda values: trimmed_mean(values, trimmed))
-        found[name] = merged.astype(np.float32)
-    return found
+        speeds[name] = speed.astype(np.float32)
+    return TrainState(step=round_.present[0].state.step, parameters=parameters), speeds
 
 
 def _likeness(round_: _Round, merged: Mapping[str, Doubles]) -> tuple[list[float], list[float], float]:

@@ -17,7 +17,7 @@ from memgrid.distill.batches import counter_words
 from memgrid.distill.compaction import Talk, check_compactable, compact
 from memgrid.distill.model import CausalLM
 from memgrid.distill.shared_context import read_context
-from memgrid.distill.state import Arrays, cold_state, write_state
+from memgrid.distill.state import Arrays, cold_state, without_moments, write_state
 from memgrid.errors import DoesNotFitError, InvalidError
 from memgrid.kinds.frame import ChatFrame
 from memgrid.kinds.lowrank import seeded_a
@@ -39,15 +39,16 @@ def start_state(
     *,
     frame: ChatFrame | None = None,
     shards: Sequence[Path] = (),
+    moments: bool = True,
 ) -> Start:
-    """Write the state of step 0; returns the way it really started.
+    """Write the state of step 0, without Adam's `moments` if rounds follow; returns the way it really started.
 
     `compacted` matches attention over the conversations of `shards` (to be trained on; they need the frame), or,
     without any, over the text read once more. A model whose keys can't be moved starts from its first tokens
     instead. Raises InvalidError when the text is too short for the adapter, or a shard is held out.
     """
     if adapter.kind is AdapterKind.LORA:
-        write_state(path, cold_state(_lora(model, adapter, seed)))
+        _write(path, _lora(model, adapter, seed), moments=moments)
         return start
     count, tokens = len(context_tokens), adapter.virtual_tokens
     if count <= tokens:
@@ -59,7 +60,7 @@ def start_state(
         chosen = context_tokens[:tokens] if start is Start.FIRST_TOKENS else sampled(context_tokens, tokens, seed)
         context = read_context(model, chosen)
         pairs = [(k[None], v[None]) for k, v in zip(context.keys, context.values, strict=True)]
-    write_state(path, cold_state({PREFIX_TENSOR: prefix_of(pairs)}))
+    _write(path, {PREFIX_TENSOR: prefix_of(pairs)}, moments=moments)
     return start
 
 
@@ -87,6 +88,11 @@ def prefix_of(pairs: Sequence[Pair]) -> np.ndarray[tuple[int, ...], np.dtype[np.
     halves = torch.stack([half[0].float() for pair in pairs for half in pair])  # [2L, g, p, d]
     flat = halves.permute(2, 0, 1, 3).reshape(halves.shape[2], -1)
     return np.ascontiguousarray(flat.cpu().numpy())
+
+
+def _write(path: Path, parameters: Arrays, *, moments: bool) -> None:
+    state = cold_state(parameters)
+    write_state(path, state if moments else without_moments(state))
 
 
 def _possible(model: CausalLM, start: Start) -> Start:

@@ -1,14 +1,14 @@
 """The state of training as a file: what is trained, Adam's moments, and the step.
 
-`state.safetensors` holds float32 parameters under PEFT's names, `adam.m/<name>` and `adam.v/<name>` of the same
-shapes, `step` I64 [1], and after a merge of a round `outer.velocity/<name>`. The same state gives the same bytes.
+It holds float32 parameters under PEFT's names, `step` I64 [1], and, unless it is what a round begins or ends with,
+`adam.m/<name>` and `adam.v/<name>` of the same shapes. The same state gives the same bytes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from memgrid.errors import InvalidError
-from memgrid.kinds.state_file import FIRST_MOMENT, SECOND_MOMENT, STATE_FORMAT, STEP, VELOCITY
+from memgrid.kinds.state_file import FIRST_MOMENT, SECOND_MOMENT, STATE_FORMAT, STEP
 from memgrid.kinds.tensorfile import TensorFile
 
 Array = npt.NDArray[np.float32]
@@ -25,14 +25,16 @@ Arrays = dict[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainState:
-    """`step` logical steps are done; `m` and `v` have the names and shapes of `parameters`."""
+    """`step` logical steps are done; `m` and `v` have the names and shapes of `parameters`, or are both empty."""
 
     step: int
     parameters: Arrays
-    m: Arrays
-    v: Arrays
-    velocity: Arrays = field(default_factory=dict)
-    """Of the outer optimiser, after the first merge of a round."""
+    m: Arrays = field(default_factory=dict)
+    v: Arrays = field(default_factory=dict)
+
+    @property
+    def has_moments(self) -> bool:
+        return bool(self.m)
 
 
 def cold_state(parameters: Mapping[str, Array]) -> TrainState:
@@ -50,9 +52,18 @@ def cold_state(parameters: Mapping[str, Array]) -> TrainState:
     )
 
 
+def without_moments(state: TrainState) -> TrainState:
+    """What goes from round to round.
+
+    >>> without_moments(cold_state({"prompt_embeddings": np.ones((2, 4), dtype=np.float32)})).has_moments
+    False
+    """
+    return replace(state, m={}, v={})
+
+
 def state_bytes(state: TrainState) -> bytes:
     """The file's content; safetensors orders tensors by itself, so equal states give equal bytes."""
-    groups = {"": state.parameters, FIRST_MOMENT: state.m, SECOND_MOMENT: state.v, VELOCITY: state.velocity}
+    groups = {"": state.parameters, FIRST_MOMENT: state.m, SECOND_MOMENT: state.v}
     tensors: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]] = {
         prefix + name: np.ascontiguousarray(value, dtype=np.float32)
         for prefix, group in groups.items()
@@ -85,32 +96,28 @@ def read_state(path: Path) -> TrainState:
         raise InvalidError(f"{path.name}: not a {STATE_FORMAT} file")
     if (file.tensors[STEP].dtype, file.tensors[STEP].shape) != ("I64", (1,)):
         raise InvalidError(f"{path.name}: {STEP}: expected I64 [1]")
-    groups: dict[str, Arrays] = {"": {}, FIRST_MOMENT: {}, SECOND_MOMENT: {}, VELOCITY: {}}
+    groups: dict[str, Arrays] = {"": {}, FIRST_MOMENT: {}, SECOND_MOMENT: {}}
     for name, info in file.tensors.items():
         if name == STEP:
             continue
         if info.dtype != "F32" or not file.is_finite(name):
             raise InvalidError(f"{path.name}: {name[:200]}: expected finite F32")
-        group = next((prefix for prefix in (FIRST_MOMENT, SECOND_MOMENT, VELOCITY) if name.startswith(prefix)), "")
+        group = next((prefix for prefix in (FIRST_MOMENT, SECOND_MOMENT) if name.startswith(prefix)), "")
         groups[group][name.removeprefix(group)] = file.float32(name)
     _check_shapes(groups, path.name)
     step = int(file.bits(STEP)[0])
     if step < 0:
         raise InvalidError(f"{path.name}: {STEP}: expected 0 or more, found {step}")
-    return TrainState(
-        step=step,
-        parameters=groups[""],
-        m=groups[FIRST_MOMENT],
-        v=groups[SECOND_MOMENT],
-        velocity=groups[VELOCITY],
-    )
+    return TrainState(step=step, parameters=groups[""], m=groups[FIRST_MOMENT], v=groups[SECOND_MOMENT])
 
 
 def _check_shapes(groups: dict[str, Arrays], what: str) -> None:
     shapes = {name: value.shape for name, value in groups[""].items()}
     if not shapes:
         raise InvalidError(f"{what}: no parameters")
-    for prefix in (FIRST_MOMENT, SECOND_MOMENT, VELOCITY):
+    if not groups[FIRST_MOMENT] and not groups[SECOND_MOMENT]:
+        return
+    for prefix in (FIRST_MOMENT, SECOND_MOMENT):
         found = {name: value.shape for name, value in groups[prefix].items()}
-        if found != shapes and not (prefix == VELOCITY and not found):
+        if found != shapes:
             raise InvalidError(f"{what}: {prefix}: expected the names and shapes of the parameters")

@@ -132,7 +132,7 @@ class _Run:
     ) -> None:
         _check_start(model, spec, start)
         self._model, self._spec, self._course, self._dtype = model, spec, course, compute_dtype
-        self.adam = Adam(start, model.device)
+        self.adam = Adam(start, model.device, spec.cold_step)
         self._fixed = seeded(spec.adapter, model)
         self.trace = trace
 
@@ -208,6 +208,10 @@ def _check_start(model: CausalLM, spec: TrainSpec, start: TrainState) -> None:
             raise InvalidError(f"state: {name[:200]}: expected {expected}, found {there}")
     if not spec.first_step <= start.step <= spec.stop_step:
         raise InvalidError(f"state: step {start.step}: the unit trains steps {spec.first_step} to {spec.stop_step}")
+    if not start.has_moments and start.step not in (spec.cold_step, spec.stop_step):
+        raise InvalidError(
+            f"state: step {start.step}: expected Adam's moments, which begin with step {spec.cold_step}"
+        )
 
 
 def _check_course(entry: StepTrace, before: Sequence[StepTrace]) -> None:

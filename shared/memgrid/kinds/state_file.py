@@ -1,7 +1,7 @@
 """The file a training state is: its names, its sizes, and whether a stranger's is one of the unit's.
 
-float32 parameters under PEFT's names, `adam.m/<name>` and `adam.v/<name>` of the same shapes, `step` I64 [1], and
-after a merge of a round `outer.velocity/<name>`, which training passes on as it is.
+float32 parameters under PEFT's names, `step` I64 [1], and, unless it is what a round begins or ends with,
+`adam.m/<name>` and `adam.v/<name>` of the same shapes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ STATE_FORMAT = "memgrid.state.v1"
 STEP = "step"
 FIRST_MOMENT = "adam.m/"
 SECOND_MOMENT = "adam.v/"
-VELOCITY = "outer.velocity/"
 PREFIX_TENSOR = "prompt_embeddings"
-_COPIES = 4
-"""Parameters, two moments, velocity."""
+_WHOLE_COPIES = 3
+"""Parameters and two moments."""
 _HEADER_BYTES_MAX = 1 << 20
 
 Array = npt.NDArray[np.float32]
@@ -36,15 +35,18 @@ def prefix_width(geometry: ModelGeometry) -> int:
     return geometry.layers * 2 * geometry.kv_heads * geometry.head_dim
 
 
-def state_bytes_max(adapter: AdapterSpec, geometry: ModelGeometry) -> int:
-    """More than any state of this adapter takes; LoRA's matrices are bounded by the weights a layer can have."""
+def state_bytes_max(adapter: AdapterSpec, geometry: ModelGeometry, *, moments: bool) -> int:
+    """More than any state of this adapter takes, with Adam's moments or without.
+
+    LoRA's matrices are bounded by the weights a layer can have.
+    """
     if adapter.kind is AdapterKind.PREFIX:
         numbers = adapter.virtual_tokens * prefix_width(geometry)
     else:
         widest = geometry.matmul_parameters // (geometry.layers * geometry.hidden) + 1
         sides = geometry.hidden + geometry.heads * geometry.head_dim + widest
         numbers = geometry.layers * len(adapter.targets) * adapter.rank * sides
-    return _COPIES * 4 * numbers + _HEADER_BYTES_MAX
+    return (_WHOLE_COPIES if moments else 1) * 4 * numbers + _HEADER_BYTES_MAX
 
 
 def group_count(adapter: AdapterSpec, geometry: ModelGeometry) -> int:
@@ -70,13 +72,16 @@ def parameter_names(file: TensorFile) -> list[str]:
     return sorted(name for name in file.tensors if name != STEP and "/" not in name)
 
 
-def check_state(path: Path, adapter: AdapterSpec, start: Path, *, step: int, geometry: ModelGeometry) -> None:
+def check_state(
+    path: Path, adapter: AdapterSpec, start: Path, *, step: int, moments: bool, geometry: ModelGeometry
+) -> None:
     """Whether a stranger's file is a state that follows from `start`, by its form; raises RefusedError.
 
-    WRONG_SHAPE for format, names, dtypes and shapes (those of `start`), WRONG_OUTPUTS for another step, a sink that
-    moved or another velocity, NOT_FINITE for NaN, infinity or a negative second moment.
+    `moments` says whether Adam's belong into it. WRONG_SHAPE for format, names, dtypes and shapes (the parameters'
+    are those of `start`), WRONG_OUTPUTS for another step or a sink that moved, NOT_FINITE for NaN, infinity or a
+    negative second moment.
     """
-    size_bytes, largest = path.stat().st_size, state_bytes_max(adapter, geometry)
+    size_bytes, largest = path.stat().st_size, state_bytes_max(adapter, geometry, moments=moments)
     if size_bytes > largest:
         raise RefusedError(
             ReasonCode.UPLOAD_TOO_LARGE, f"{path.name}: {size_bytes} bytes, at most {largest} expected"
@@ -88,7 +93,7 @@ def check_state(path: Path, adapter: AdapterSpec, start: Path, *, step: int, geo
     if file.metadata != {"format": STATE_FORMAT}:
         raise RefusedError(ReasonCode.WRONG_SHAPE, f"{path.name}: metadata: expected only format={STATE_FORMAT}")
     before = TensorFile.open(start, _HEADER_BYTES_MAX)
-    _check_shapes(file, before, path.name)
+    _check_shapes(file, _expected(before, moments=moments), path.name)
     found = int(file.bits(STEP)[0])
     if found != step:
         raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"{path.name}: step {found}, expected {step}")
@@ -96,17 +101,24 @@ def check_state(path: Path, adapter: AdapterSpec, start: Path, *, step: int, geo
     _check_kept(file, before, adapter, path.name)
 
 
-def _check_shapes(file: TensorFile, before: TensorFile, what: str) -> None:
-    for name in sorted(set(file.tensors) ^ set(before.tensors)):
-        fault = "is missing" if name in before.tensors else "is not wanted"
+def _expected(before: TensorFile, *, moments: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor of a state that follows from `before`."""
+    groups = ("", FIRST_MOMENT, SECOND_MOMENT) if moments else ("",)
+    names = parameter_names(before)
+    found = {prefix + name: ("F32", before.tensors[name].shape) for prefix in groups for name in names}
+    return {**found, STEP: ("I64", (1,))}
+
+
+def _check_shapes(file: TensorFile, expected: dict[str, tuple[str, tuple[int, ...]]], what: str) -> None:
+    for name in sorted(set(file.tensors) ^ set(expected)):
+        fault = "is missing" if name in expected else "is not wanted"
         raise RefusedError(ReasonCode.WRONG_SHAPE, f"{what}: tensor {name[:200]} {fault}")
-    for name, expected in before.tensors.items():
+    for name, (dtype, shape) in expected.items():
         info = file.tensors[name]
-        if (info.dtype, info.shape) != (expected.dtype, expected.shape):
+        if (info.dtype, info.shape) != (dtype, shape):
             raise RefusedError(
                 ReasonCode.WRONG_SHAPE,
-                f"{what}: {name}: expected {expected.dtype} {list(expected.shape)}, "
-                f"found {info.dtype} {list(info.shape)}",
+                f"{what}: {name}: expected {dtype} {list(shape)}, found {info.dtype} {list(info.shape)}",
             )
 
 
@@ -121,9 +133,6 @@ def _check_numbers(file: TensorFile, what: str) -> None:
 
 
 def _check_kept(file: TensorFile, before: TensorFile, adapter: AdapterSpec, what: str) -> None:
-    for name in file.tensors:
-        if name.startswith(VELOCITY) and file.raw(name) != before.raw(name):
-            raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"{what}: {name} is not the start's")
     if adapter.kind is AdapterKind.PREFIX:
         frozen = slice(0, adapter.frozen_tokens)
         if not np.array_equal(file.bits(PREFIX_TENSOR)[frozen], before.bits(PREFIX_TENSOR)[frozen]):

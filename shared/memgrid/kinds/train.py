@@ -2,7 +2,8 @@
 
 Outputs, in this order: `state.safetensors` (the unit's result), `trace.json`, and the committed states on the way,
 `state-0001.safetensors` up to one less than there are segments. The sketch stands for the result's difference to
-the state the unit began with.
+the state the unit began with. In a round the unit begins and ends with parameters alone; what is committed between
+is whole, for a replay of a later segment begins there.
 """
 
 from __future__ import annotations
@@ -58,9 +59,8 @@ class TrainKind:
             raise RefusedError(
                 ReasonCode.WRONG_OUTPUTS, f"expected {len(expected)} files from {expected[0]} to {expected[-1]}"
             )
-        largest = state_bytes_max(spec.adapter, geometry)
         for output in outputs:
-            limit = trace_bytes_max(spec) if output.name == TRACE_FILE else largest
+            limit = output_bytes_max(spec, output.name, geometry)
             if output.size_bytes > limit:
                 raise RefusedError(
                     ReasonCode.WRONG_OUTPUTS, f"{output.name}: {output.size_bytes} bytes, at most {limit} expected"
@@ -76,7 +76,7 @@ class TrainKind:
         try:
             groups = group_count(spec.adapter, geometry)
             first, second = (parse_delta_sketch(each.sketch, groups) for each in (one, other))
-            limits = pair_limits(one.compute_dtype, other.compute_dtype, spec.first_step)
+            limits = pair_limits(one.compute_dtype, other.compute_dtype, spec.first_step - spec.cold_step)
         except InvalidError as error:
             return Difference(distance=float("inf"), exceeded=str(error))
         found = differences(first, second)
@@ -99,7 +99,14 @@ class TrainKind:
             if name == TRACE_FILE:
                 _check_trace(path, spec)
             else:
-                check_state(path, spec.adapter, start, step=committed_step(spec, name), geometry=geometry)
+                check_state(
+                    path,
+                    spec.adapter,
+                    start,
+                    step=committed_step(spec, name),
+                    moments=has_moments(spec, name),
+                    geometry=geometry,
+                )
         reported = parse_delta_sketch(sketch, group_count(spec.adapter, geometry))
         made: DeltaSketch = sketch_states(start, files[STATE_FILE], spec.adapter, geometry, spec.key)
         if not is_recomputed(reported, made):
@@ -176,6 +183,18 @@ def committed_step(spec: TrainSpec, name: str) -> int:
     if name == STATE_FILE:
         return spec.stop_step
     return spec.first_step + (output_names(spec).index(name) - 1) * spec.segment_steps
+
+
+def has_moments(spec: TrainSpec, name: str) -> bool:
+    """Whether Adam's moments are in that file of the unit: in a round neither its start nor its result has any."""
+    return not (spec.round and name == STATE_FILE)
+
+
+def output_bytes_max(spec: TrainSpec, name: str, geometry: ModelGeometry) -> int:
+    """More than that output may take."""
+    if name == TRACE_FILE:
+        return trace_bytes_max(spec)
+    return state_bytes_max(spec.adapter, geometry, moments=has_moments(spec, name))
 
 
 def drawn_segment(spec: TrainSpec, draw: bytes) -> int:

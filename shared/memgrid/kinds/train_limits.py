@@ -6,7 +6,10 @@ from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype
 
 COLD_STEPS = 10
-"""Adam's first steps are little more than signs of the gradient, where the smallest rounding flips some."""
+"""Adam's first steps are little more than signs of the gradient, where the smallest rounding flips some.
+
+Every round has them anew.
+"""
 
 _WARM: dict[ComputeDtype, dict[str, float]] = {
     ComputeDtype.FLOAT32: {
@@ -46,8 +49,10 @@ _COLD_FACTOR = 8.0
 """In bfloat16 .18 after five steps from nothing; there the lazy are still caught, the careful only in float32."""
 
 
-def segment_limits(compute_dtype: ComputeDtype, first_step: int) -> dict[str, float]:
-    """For a replay in float32 of steps from `first_step` on; raises InvalidError for a claim that names no dtype.
+def segment_limits(compute_dtype: ComputeDtype, warm_steps: int) -> dict[str, float]:
+    """For a replay in float32 that begins so many steps after Adam did.
+
+    Raises InvalidError for a claim that names no dtype.
 
     >>> segment_limits(ComputeDtype.BFLOAT16, 40)["relative L2"]
     0.03
@@ -55,12 +60,12 @@ def segment_limits(compute_dtype: ComputeDtype, first_step: int) -> dict[str, fl
     limits = _WARM.get(compute_dtype)
     if limits is None:
         raise InvalidError(f"no tolerance for {compute_dtype}: a report names the dtype it was computed in")
-    if first_step >= COLD_STEPS:
+    if warm_steps >= COLD_STEPS:
         return dict(limits)
     return {name: value if name == "loss" else value * _COLD_FACTOR for name, value in limits.items()}
 
 
-def pair_limits(one: ComputeDtype, other: ComputeDtype, first_step: int) -> dict[str, float]:
+def pair_limits(one: ComputeDtype, other: ComputeDtype, warm_steps: int) -> dict[str, float]:
     """For two sketches of the same unit: a whole unit drifts further than a segment, and an estimate adds its own."""
-    first, second = segment_limits(one, first_step), segment_limits(other, first_step)
+    first, second = segment_limits(one, warm_steps), segment_limits(other, warm_steps)
     return {name: 2 * max(first[name], second[name]) for name in ("relative L2", "worst part", "norm ratio")}

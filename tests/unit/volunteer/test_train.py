@@ -15,12 +15,13 @@ import torch
 from memgrid.clock import ManualClock
 from memgrid.digest import digest_of
 from memgrid.distill.model import load_model
+from memgrid.distill.state import read_state, without_moments
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.errors import InvalidError
 from memgrid.kinds.kind import UnitKind
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.trace import TRACE_FILE, read_trace
-from memgrid.kinds.train import COMMITTED_FILE, TrainKind, output_names
+from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, TrainKind, output_names
 from memgrid.specs import Purpose, TrainSpec
 from memgrid.units import ComputeDtype, ReasonCode
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job, Progress
@@ -42,10 +43,11 @@ def model_of(folder: Path) -> Any:
 
 
 def lay_out(where: Path, model_folder: Path, **changes: Any) -> tuple[TrainSpec, Job]:
-    model = model_of(model_folder)
-    spec, _ = write_inputs(
-        where / "in", make_spec(**changes), random_start(PREFIX, model), [random_shard(1), random_shard(2)]
-    )
+    asked = make_spec(**changes)
+    start = replace(random_start(PREFIX, model_of(model_folder)), step=asked.first_step)
+    if asked.round:
+        start = without_moments(start)
+    spec, _ = write_inputs(where / "in", asked, start, [random_shard(1), random_shard(2)])
     (where / "in" / "spec.json").write_bytes(spec.to_bytes())
     (where / "out").mkdir()
     return spec, Job(kind="train", unit_dir=where / "in", model_dir=model_folder, out_dir=where / "out")
@@ -101,11 +103,28 @@ def test_unit_leaves_what_the_grid_checks(model_folder: Path, tmp_path: Path) ->
     assert listener.heard[4].text == f"step 5 of 12, loss {loss:.2f}"
 
 
+def test_member_of_a_round_hands_in_parameters_alone(model_folder: Path, tmp_path: Path) -> None:
+    spec, job = lay_out(tmp_path, model_folder, first_step=12, stop_step=24, round=2, streams=3, stream=1)
+    run(job)
+    files = {name: job.out_dir / name for name in output_names(spec)}
+    inputs = {file.name: job.unit_dir / file.name for file in KIND.inputs(spec)}
+    sketch = (job.out_dir / SKETCH_FILE).read_bytes()
+    KIND.check_files(spec, files, inputs, sketch, geometry_of_model(model_of(model_folder)))
+    states = {name: read_state(path) for name, path in files.items() if name != TRACE_FILE}
+    assert [name for name, state in states.items() if not state.has_moments] == [STATE_FILE]
+    numbers = sum(value.nbytes for value in states[STATE_FILE].parameters.values())
+    exchanged = inputs[STATE_FILE].stat().st_size + files[STATE_FILE].stat().st_size
+    assert 2 * numbers < exchanged < 2 * numbers + 1000
+
+
+@pytest.mark.parametrize("changes", [{}, {"first_step": 12, "stop_step": 24, "round": 2}], ids=["relay", "round"])
 @pytest.mark.parametrize("stop_at", [2, 5, 12])
-def test_interrupted_unit_goes_on_to_the_same_bytes(model_folder: Path, tmp_path: Path, stop_at: int) -> None:
-    spec, calm = lay_out(tmp_path / "calm", model_folder)
+def test_interrupted_unit_goes_on_to_the_same_bytes(
+    model_folder: Path, tmp_path: Path, stop_at: int, changes: dict[str, Any]
+) -> None:
+    spec, calm = lay_out(tmp_path / "calm", model_folder, **changes)
     run(calm)
-    _, job = lay_out(tmp_path / "rough", model_folder)
+    _, job = lay_out(tmp_path / "rough", model_folder, **changes)
     with pytest.raises(Stopped):
         run(job, Listener(stop_at))
     listener = Listener()

@@ -14,13 +14,13 @@ from typing import Any
 
 from memgrid.clock import Clock
 from memgrid.digest import canonical_json, digest_of, digest_of_file
-from memgrid.distill.state import TrainState, read_state, state_bytes, write_whole
+from memgrid.distill.state import TrainState, read_state, state_bytes, without_moments, write_whole
 from memgrid.distill.train_inputs import geometry_of_model, read_course
 from memgrid.distill.training import train
 from memgrid.errors import InvalidError
 from memgrid.kinds.delta_sketch import delta_sketch_bytes, sketch_states
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, read_trace, trace_bytes
-from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, committed_name, committed_step
+from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, committed_name, committed_step, has_moments
 from memgrid.specs import TrainSpec
 from memgrid.units import WorkFacts
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job, Progress
@@ -107,7 +107,7 @@ class Train:
 def commit_state(spec: TrainSpec, out_dir: Path, reached: _Reached) -> None:
     """State, then trace, then the line that says both are there: whatever comes between, the former state counts."""
     name = _name_of(spec, reached.state.step)
-    content = state_bytes(reached.state)
+    content = state_bytes(reached.state if has_moments(spec, name) else without_moments(reached.state))
     write_whole(out_dir / name, content)
     write_whole(out_dir / TRACE_FILE, trace_bytes(reached.trace))
     reached.digests[name] = digest_of(content)
