@@ -73,7 +73,7 @@ async def test_what_nobody_agreed_on_is_computed_again_and_published(
     assert done.state is CampaignState.COMPLETED
     assert done.documents[0].cube == "handbook/a:1.0.0"
     acts = await Access(coordinator.store, coordinator.clock).acts(OWNER, 10)
-    assert [act.action for act in acts] == ["campaign_retry", "campaign_submit"]
+    assert [act.action for act in acts] == ["campaign_retry", "campaign_submit", "pool_push"]
 
 
 async def test_only_what_can_end_otherwise_is_tried_again(grid: tuple[Coordinator, GridEndpoint]) -> None:
