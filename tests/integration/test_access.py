@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,7 @@ from tests.grids import (
     OPERATOR,
     campaign_of,
     eventually,
-    push_model,
     run_until_ended,
-    running_coordinator,
     simulated_hosts,
     submit,
     work_on,
@@ -51,13 +48,6 @@ from tests.grids import (
 
 OWNER = Caller(role=Role.OWNER, name="the owner")
 TEXT = "The valve opens at three bar and closes at two. "
-
-
-@pytest.fixture
-async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
-        await push_model(coordinator, tiny_model_folder)
-        yield coordinator, endpoint
 
 
 async def tool(coordinator: Coordinator, *arguments: str) -> str:

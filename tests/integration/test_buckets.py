@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from memgrid.cube.identity import identity_of_folder
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import DigestMismatchError, InvalidError, UnavailableError, UnknownIdError
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.testing import SimulatedGpu
 from memgrid_coordinator.lifecycle import CampaignState
-from memgrid_coordinator.store.blob_places import open_blobs, parse_place
+from memgrid_coordinator.store.blob_places import open_blobs
 from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.bucket_place import parse_place
 from tests.buckets import Bucket, free_port, new_bucket, s3_server
 from tests.grids import campaign_of, push_model, run_until_ended, running_coordinator, simulated_hosts, submit
 
@@ -176,11 +176,6 @@ def test_an_address_that_can_not_be_meant_is_refused(text: str, expected: str) -
     with pytest.raises(InvalidError, match=expected) as raised:
         parse_place(text)
     assert "secret" not in str(raised.value)
-
-
-@pytest.fixture(scope="module")
-def geometry(tiny_model_folder: Path) -> ModelGeometry:
-    return identity_of_folder(tiny_model_folder).geometry
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from memgrid.clock import ManualClock
-from memgrid.cube.identity import identity_of_folder
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import InvalidError, MemgridError, NotAllowedError, TokenRequiredError, UnknownCubeError
 from memgrid.kinds.prefill import ModelGeometry
@@ -35,18 +33,6 @@ from tests.grids import (
 )
 
 TEXT = "The valve opens at three bar and closes at two. " * 8
-
-
-@pytest.fixture
-async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
-        await push_model(coordinator, tiny_model_folder)
-        yield coordinator, endpoint
-
-
-@pytest.fixture(scope="module")
-def geometry(tiny_model_folder: Path) -> ModelGeometry:
-    return identity_of_folder(tiny_model_folder).geometry
 
 
 async def test_a_pause_pays_what_is_out_and_hands_out_nothing_more(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from memgrid.cube.identity import identity_of_folder
 from memgrid.digest import Digest, digest_of
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
@@ -36,18 +34,6 @@ from tests.grids import (
 )
 
 TEXT = "The valve opens at three bar and closes at two. " * 8
-
-
-@pytest.fixture
-async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
-        await push_model(coordinator, tiny_model_folder)
-        yield coordinator, endpoint
-
-
-@pytest.fixture(scope="module")
-def geometry(tiny_model_folder: Path) -> ModelGeometry:
-    return identity_of_folder(tiny_model_folder).geometry
 
 
 async def test_a_campaign_becomes_a_cube_and_everybody_is_paid(

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from memgrid.clock import ManualClock, SystemClock
-from memgrid.cube.identity import identity_of_folder
 from memgrid.errors import InvalidError, TokenExpiredError, UnavailableError
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.testing import Faults, SimulatedGpu, SimulatedHost, SimulatedWork
@@ -31,11 +30,6 @@ from tests.grids import (
 
 TEXT = "The valve opens at three bar and closes at two. " * 4
 FULL = "the grid's disk is full; try again later"
-
-
-@pytest.fixture(scope="module")
-def geometry(tiny_model_folder: Path) -> ModelGeometry:
-    return identity_of_folder(tiny_model_folder).geometry
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ from memgrid_coordinator.services.access import Access
 from tests.grids import (
     OPERATOR,
     campaign_of,
-    push_model,
     run_until_ended,
-    running_coordinator,
     simulated_hosts,
     submit,
 )
@@ -30,13 +27,6 @@ OWNER = Caller(role=Role.OWNER, name="the owner")
 TEXT = "The bell tower of Ebenried was built by two sisters in 1650. "
 DISPUTED = [0.0, 0.4, 0.9]
 """Three hosts with as many opinions: no two of them agree."""
-
-
-@pytest.fixture
-async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
-        await push_model(coordinator, tiny_model_folder)
-        yield coordinator, endpoint
 
 
 async def compute(

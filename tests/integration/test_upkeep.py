@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from memgrid.clock import SystemClock
-from memgrid.cube.identity import identity_of_folder
 from memgrid.digest import Digest
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import UnknownIdError
@@ -30,9 +28,7 @@ from memgrid_coordinator.store import units
 from tests.grids import (
     OPERATOR,
     campaign_of,
-    push_model,
     run_until_ended,
-    running_coordinator,
     simulated_hosts,
     submit,
     work_on,
@@ -40,18 +36,6 @@ from tests.grids import (
 
 TEXT = "The valve opens at three bar and closes at two. " * 8
 RULE = CollectRule(every=timedelta(hours=1), grace=timedelta(hours=1), keep_failed=timedelta(days=7))
-
-
-@pytest.fixture
-async def grid(tmp_path: Path, tiny_model_folder: Path) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    async with running_coordinator(tmp_path / "data") as (coordinator, endpoint):
-        await push_model(coordinator, tiny_model_folder)
-        yield coordinator, endpoint
-
-
-@pytest.fixture(scope="module")
-def geometry(tiny_model_folder: Path) -> ModelGeometry:
-    return identity_of_folder(tiny_model_folder).geometry
 
 
 def make_old(coordinator: Coordinator, *digests: Digest) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from memgrid.digest import digest_of_file
-from memgrid.distill.audit import Audit
+from memgrid.distill.judgement import Audit
 from memgrid.distill.state import TrainState, without_moments
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.distill.train_replay import audit_train

@@ -20,9 +20,9 @@ from memgrid.digest import Digest, digest_of, parse_digest
 from memgrid.errors import DigestMismatchError, InvalidError, MemgridError, UnavailableError, UnknownIdError
 from memgrid.log import get_logger
 from memgrid_coordinator.policy.reachability import KeptBlob
-from memgrid_coordinator.store.blob_places import BucketPlace
 from memgrid_coordinator.store.blobs import BlobStore, Pieces
 from memgrid_coordinator.store.bucket_folder import BucketFolder
+from memgrid_coordinator.store.bucket_place import BucketPlace
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from memgrid.distill.judgement import Audit
 from memgrid.errors import InvalidError
-from memgrid.kinds.refusal import RefusedError
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
-from memgrid.units import ComputeDtype, ReasonCode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
-    """A replay that agreed: what was found, what would have been allowed, and what the replay cost.
-
-    `statistics` and `limits` have the same names; `flops` are the checker's, to set against the unit's own.
-    """
-
-    statistics: dict[str, float]
-    limits: dict[str, float]
-    flops: int
+from memgrid.units import ComputeDtype
 
 
 def audit(
@@ -76,17 +63,3 @@ def audit(
             )
         case PrefillSpec():
             raise InvalidError("prefill units are compared by sketch, not replayed")
-
-
-def judge(statistics: dict[str, float], limits: dict[str, float], where: str, flops: int) -> Audit:
-    """An audit, or RefusedError naming the first statistic above its limit; NaN is above any.
-
-    >>> judge({"relative L2": 0.54}, {"relative L2": 0.01}, "segment 2", 0)
-    Traceback (most recent call last):
-    ...
-    memgrid.kinds.refusal.RefusedError: segment 2: relative L2 5.4e-01, allowed 1.0e-02
-    """
-    for name, value in statistics.items():
-        if not value <= limits[name]:
-            raise RefusedError(ReasonCode.REPLAY_DIFFERS, f"{where}: {name} {value:.1e}, allowed {limits[name]:.1e}")
-    return Audit(statistics=statistics, limits=limits, flops=flops)

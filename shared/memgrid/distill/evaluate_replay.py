@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from memgrid.distill.adapters import load_adapter
-from memgrid.distill.audit import Audit, judge
 from memgrid.distill.evaluate import evaluate
+from memgrid.distill.judgement import Audit, judge
 from memgrid.distill.model import load_model
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.kinds.evaluate import (

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from memgrid.digest import token_ids
-from memgrid.distill.audit import Audit, judge
+from memgrid.distill.judgement import Audit, judge
 from memgrid.distill.model import CausalLM, load_model
 from memgrid.distill.noise import conversation_keys, draw_asks, gumbel
 from memgrid.distill.shared_context import Context, Rows, read_context

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memgrid.distill.audit import Audit, judge
+from memgrid.distill.judgement import Audit, judge
 from memgrid.distill.model import load_model
 from memgrid.distill.state import Arrays, TrainState, read_state
 from memgrid.distill.train_inputs import geometry_of_model, read_course
