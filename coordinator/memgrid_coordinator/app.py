@@ -28,6 +28,7 @@ from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.campaigns import Campaigns
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.collecting import Collecting, CollectRule
+from memgrid_coordinator.services.door import Door, rules_of
 from memgrid_coordinator.services.enrolment import EnrolmentService
 from memgrid_coordinator.services.expiring import Expiring
 from memgrid_coordinator.services.explaining import Explaining
@@ -131,8 +132,9 @@ class Coordinator:
     def _build_services(self) -> None:
         settings, clock, store, metrics = self.settings, self.clock, self.store, self.metrics
         self.tokens = Tokens(settings.keys)
+        door = Door(rules_of(settings), clock=clock, metrics=metrics)
         self.enrolment = EnrolmentService(
-            store=store, settings=settings, clock=clock, tokens=self.tokens, new_id=new_id
+            store=store, settings=settings, clock=clock, tokens=self.tokens, door=door, new_id=new_id
         )
         bell, catalogue = Bell(), Catalogue()
         self.bell = bell
@@ -157,6 +159,7 @@ class Coordinator:
             metrics=metrics,
             catalogue=catalogue,
             bell=bell,
+            door=door,
             judging=self.judging,
             blobs=self.blobs,
             rule=rule,

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from memgrid.cube.manifest import CubeKind
 from memgrid.specs import EvaluateSpec, PrefillSpec, StudySpec, TrainSpec
 from memgrid.units import ReasonCode
+from memgrid_coordinator.policy.crowd import LaneName
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _STAGES_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400)
@@ -69,6 +70,9 @@ class Metrics:
         self.idle_answers = self._counter(
             "idle_answers_total", "Answers to hosts that got less work than they wanted, and why.", "reason"
         )
+        self.turned_away = self._counter(
+            "turned_away_total", "Calls that were told to come back later: inside (Sync), door (log-in).", "lane"
+        )
         self.sweep_failures = self._counter("sweep_failures_total", "Runs of a sweep that broke off.", "sweep")
         self.engine_failures = self._counter(
             "engine_failures_total", "Planning, checking and assembly that raised.", "function"
@@ -89,6 +93,8 @@ class Metrics:
             "store_batch_steps", "Steps in one transaction of the writer.", buckets=_BATCH_STEPS
         )
         self.store_batch_s = self._histogram("store_batch_seconds", "How long a transaction took, commit included.")
+        self.calls_working = self._gauge("calls_working", "Calls that are worked on: inside (Sync), door.", "lane")
+        self.calls_waiting = self._gauge("calls_waiting", "Calls that wait in line for that.", "lane")
         self.rpc_s = self._histogram("rpc_seconds", "gRPC calls, waiting of long polls included.", "method", "code")
         self.http_s = self._histogram("http_seconds", "HTTP requests.", "route", "method", "status")
         self.engine_s = self._histogram(
@@ -192,6 +198,8 @@ class Metrics:
             self.cubes_published.labels(cube_kind.value)
             self.cube_pulls.labels(cube_kind.value)
             self.pulled_flops.labels(cube_kind.value)
+        for lane in LaneName:
+            self.turned_away.labels(lane.value)
         self.reports.labels("accepted")
         self.verdicts.labels("agree", ReasonCode.AGREES.value)
         self.verdicts.labels("reject", ReasonCode.DISAGREES.value)

@@ -57,6 +57,14 @@ class Settings(BaseSettings):
     recover_every: timedelta = timedelta(seconds=10)
     """How soon is taken up again what a crash or a lost upload left behind."""
     drain_max: timedelta = timedelta(seconds=30)
+    syncs_at_once_max: int = 128
+    """Syncs worked on at a time; long polls that only wait do not count."""
+    log_ins_at_once_max: int = 32
+    """Log-ins and enrolments worked on at a time, beside the Syncs."""
+    calls_waiting_max: int = 1024
+    """Of each of these two, how many may wait in line; who comes beyond is told when to come back."""
+    call_wait_max: timedelta = timedelta(seconds=5)
+    """How long the last in line may have to wait, at the rate at which calls are worked on."""
     blob_bytes_max: int = 64 << 30
     disk_reserve_bytes: int = 256 << 20
     """Never filled by uploads: the database needs room to say no."""

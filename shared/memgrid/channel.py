@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import grpc.aio
 
 from memgrid.endpoint import CERTIFICATE_NAME, GridEndpoint
 from memgrid.errors import (
+    BusyError,
     ErrorCode,
     InternalError,
     MemgridError,
@@ -25,7 +27,13 @@ from memgrid.wire import SYNC_BYTES_MAX
 
 ERROR_CODE_KEY = "memgrid-error-code"
 """Trailing metadata in which a server names the error; the status details are its message."""
+WAIT_MS_KEY = "memgrid-wait-ms"
+"""Trailing metadata of a BusyError: when to ask again."""
+TICKET_KEY = "memgrid-ticket"
+"""Trailing metadata of a BusyError, and metadata of the call that keeps the appointment."""
 BACKOFF_MAX_S = 60.0
+WAIT_MAX_S = 600.0
+"""The longest a server may send somebody away for."""
 
 STATUS_BY_CODE: dict[ErrorCode, grpc.StatusCode] = {
     ErrorCode.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -50,6 +58,7 @@ STATUS_BY_CODE: dict[ErrorCode, grpc.StatusCode] = {
     ErrorCode.NOT_VERIFIED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.DOES_NOT_FIT: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.BUSY: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.DRAINING: grpc.StatusCode.UNAVAILABLE,
     ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
 }
@@ -130,11 +139,33 @@ def backoff_s(attempt: int, rng: random.Random) -> float:
     return rng.uniform(0, min(BACKOFF_MAX_S, 2.0 ** min(attempt, 16)))
 
 
+def told_wait_s(busy: BusyError, rng: random.Random) -> float:
+    """How long to wait before asking a busy grid again, in seconds: as told, and up to a quarter more.
+
+    >>> 12 <= told_wait_s(BusyError("the grid has its hands full", wait_s=12), random.Random(7)) <= 15
+    True
+    """
+    return busy.wait_s * rng.uniform(1.0, 1.25)
+
+
+def trailing_of(error: MemgridError) -> tuple[tuple[str, str], ...]:
+    """What a server sends behind a call that failed; `error_of` reads it."""
+    trailing = ((ERROR_CODE_KEY, error.code.value),)
+    if not isinstance(error, BusyError):
+        return trailing
+    ticket = ((TICKET_KEY, error.ticket),) if error.ticket else ()
+    return (*trailing, (WAIT_MS_KEY, str(math.ceil(1e3 * error.wait_s))), *ticket)
+
+
 def error_of(status: grpc.StatusCode, details: str, trailing: grpc.aio.Metadata | None) -> MemgridError:
     """The error a failed call stands for."""
-    code = None if trailing is None else trailing.get(ERROR_CODE_KEY)
-    if code is not None:
-        return MemgridError.of(code.decode() if isinstance(code, bytes) else str(code), details)
+    code = _text(trailing, ERROR_CODE_KEY)
+    if code == ErrorCode.BUSY:
+        wait_ms = _text(trailing, WAIT_MS_KEY)
+        wait_s = int(wait_ms[:9]) / 1e3 if wait_ms.isdecimal() else 1.0
+        return BusyError(details, wait_s=min(wait_s, WAIT_MAX_S), ticket=_text(trailing, TICKET_KEY))
+    if code:
+        return MemgridError.of(code, details)
     if status in (
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -144,6 +175,12 @@ def error_of(status: grpc.StatusCode, details: str, trailing: grpc.aio.Metadata 
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLargeError(details)
     return InternalError(f"{status.name.lower()}: {details}")
+
+
+def _text(trailing: grpc.aio.Metadata | None, key: str) -> str:
+    """One value of a call's trailing metadata; empty where it is not there."""
+    value = "" if trailing is None else trailing.get(key, "")
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _system_roots() -> bytes | None:

@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
     UNTRUSTED_GRID = "untrusted_grid"
     UNAVAILABLE = "unavailable"
+    BUSY = "busy"
     DRAINING = "draining"
     INTERNAL = "internal"
 
@@ -162,6 +163,20 @@ class UnavailableError(MemgridError):
     """Nobody answers; trying again later may help."""
 
     code = ErrorCode.UNAVAILABLE
+
+
+class BusyError(MemgridError):
+    """Too many ask at once: nothing was done. Asking again after `wait_s` seconds is no failure.
+
+    `ticket`, where there is one, is to be brought then: it keeps one's place before those who come first then.
+    """
+
+    code = ErrorCode.BUSY
+
+    def __init__(self, message: str, *, wait_s: float = 1.0, ticket: str = "") -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+        self.ticket = ticket
 
 
 class DrainingError(MemgridError):

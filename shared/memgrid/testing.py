@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 import httpx
@@ -17,10 +19,11 @@ import numpy.typing as npt
 from safetensors import TensorSpec, serialize
 
 from memgrid import wire
-from memgrid.channel import open_channel
+from memgrid.channel import TICKET_KEY, open_channel, told_wait_s
 from memgrid.digest import Digest, digest_of
 from memgrid.endpoint import GridEndpoint, async_http_client
 from memgrid.enrolment import EnrolAsk, LogInAsk
+from memgrid.errors import BusyError
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
@@ -49,6 +52,7 @@ from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
 
 Array = npt.NDArray[Any]
+Value = TypeVar("Value")
 FACTS = HostFacts(
     os="linux",
     arch="x86_64",
@@ -147,6 +151,10 @@ class SimulatedHost:
     session_id: SessionId = field(init=False)
     token: str | None = None
     sequence: int = 0
+    turned_away: int = 0
+    """How often the grid had its hands full; the host came back when it was told to."""
+    _ticket: str = ""
+    _rng: random.Random = field(default_factory=random.Random)
     _channel: grpc.aio.Channel | None = None
 
     @property
@@ -158,14 +166,20 @@ class SimulatedHost:
 
     async def enrol(self, invite_code: str = "") -> None:
         """Become known to the grid, and log in."""
+        await self._patiently(lambda: self._enrol(invite_code))
+        await self.log_in()
+
+    async def log_in(self) -> None:
+        await self._patiently(self._log_in)
+
+    async def _enrol(self, invite_code: str) -> None:
         nonce = await self._nonce()
         ask = EnrolAsk(nonce=nonce, host_label=self.label, facts=self.facts, invite_code=invite_code)
         signed = self.key.sign(ENROL_TYPE, wire.enrol_to_body(ask))
         enrolled = wire.enrolment_from_message(await self.stub.Enrol(wire.signed_to_message(signed)))
         self.host_id = enrolled.host_id
-        await self.log_in()
 
-    async def log_in(self) -> None:
+    async def _log_in(self) -> None:
         ask = LogInAsk(nonce=await self._nonce(), host_id=self.host_id, facts=self.facts)
         signed = self.key.sign(LOGIN_TYPE, wire.log_in_to_body(ask))
         session = wire.session_from_message(await self.stub.LogIn(wire.signed_to_message(signed)))
@@ -204,7 +218,8 @@ class SimulatedHost:
         return self.key.sign(REPORTS_TYPE, body)
 
     async def send(self, ask: SyncAsk, signed: SignedBody | None) -> SyncAnswer:
-        message: pb.SyncResponse = await self.stub.Sync(wire.sync_ask_to_message(ask, signed))
+        request = wire.sync_ask_to_message(ask, signed)
+        message: pb.SyncResponse = await self._patiently(lambda: self.stub.Sync(request))
         return wire.sync_answer_from_message(message)
 
     async def upload(self, order: UploadOrder, content: bytes) -> httpx.Response:
@@ -223,5 +238,19 @@ class SimulatedHost:
             self._channel = None
 
     async def _nonce(self) -> bytes:
-        challenge = await self.stub.GetChallenge(pb.GetChallengeRequest())
+        metadata = ((TICKET_KEY, self._ticket),) if self._ticket else None
+        challenge = await self.stub.GetChallenge(pb.GetChallengeRequest(), metadata=metadata)
         return wire.challenge_from_message(challenge).nonce
+
+    async def _patiently(self, call: Callable[[], Awaitable[Value]]) -> Value:
+        """Ask until the grid has time."""
+        while True:
+            try:
+                answer = await call()
+            except BusyError as busy:
+                self.turned_away += 1
+                self._ticket = busy.ticket
+                await asyncio.sleep(told_wait_s(busy, self._rng))
+            else:
+                self._ticket = ""
+                return answer

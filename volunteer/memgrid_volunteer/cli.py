@@ -52,6 +52,7 @@ def join(
             label=label or platform.node() or "volunteer",
             invite_code=invite,
             options=running.Options(threads=threads, worker_module=worker_module),
+            tell=lambda line: typer.echo(line, err=True),
         )
     )
     facts = {"grid": membership.name, "url": membership.url, "host_id": membership.host_id}

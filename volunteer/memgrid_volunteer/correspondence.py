@@ -6,8 +6,9 @@ import asyncio
 import random
 from datetime import timedelta
 
+from memgrid.channel import told_wait_s
 from memgrid.clock import Clock
-from memgrid.errors import BadSignatureError, MemgridError, UnknownHostError, UntrustedGridError
+from memgrid.errors import BadSignatureError, BusyError, MemgridError, UnknownHostError, UntrustedGridError
 from memgrid.log import get_logger
 from memgrid.units import HeldLease, LeaseOffer, ModelFiles, Reason, ReasonCode, ReportClaim, SyncAnswer
 from memgrid.wire import REPORTS_MAX
@@ -76,6 +77,12 @@ class Correspondence:
                 answer = await self._exchange(parcel)
             except _FINAL:
                 raise
+            except BusyError as busy:
+                pause_s = told_wait_s(busy, self._rng)
+                self._diary.turned_away(pause_s)
+                await asyncio.sleep(pause_s)
+                wait = timedelta(0)
+                continue
             except MemgridError as error:
                 failures += 1
                 pause_s = self._backoff(failures, self._rng)

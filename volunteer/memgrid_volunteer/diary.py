@@ -82,6 +82,10 @@ class Diary:
         self._state = "away"
         self.write()
 
+    def turned_away(self, pause_s: float) -> None:
+        """The coordinator answers, and has no time yet: nothing is wrong."""
+        self._tell(busy_line(pause_s))
+
     def unit_started(self, key: UnitKey, spec: Spec) -> None:
         self._unit, self._progress = key, ""
         self._told_progress_at_s = self._clock.monotonic_s()
@@ -174,6 +178,15 @@ def work_text(spec: Spec) -> str:
             return f"training steps {spec.first_step + 1} to {spec.stop_step} of {spec.total_steps}"
         case EvaluateSpec():
             return f"{spec.items} conversations to score"
+
+
+def busy_line(pause_s: float) -> str:
+    """What the owner reads when the coordinator has no time yet.
+
+    >>> busy_line(11.7)
+    'the grid has its hands full; trying again in 12 s'
+    """
+    return f"the grid has its hands full; trying again in {pause_s:.0f} s"
 
 
 def in_words(notice: VerdictNotice) -> str:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from memgrid.channel import backoff_s
+from memgrid.channel import backoff_s, told_wait_s
 from memgrid.clock import Clock, SystemClock
 from memgrid.endpoint import GridEndpoint, async_http_client, discover
-from memgrid.errors import UnavailableError
+from memgrid.enrolment import Enrolment
+from memgrid.errors import BusyError, UnavailableError
 from memgrid.units import HostFacts
 from memgrid_volunteer.agent import Agent
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
-from memgrid_volunteer.diary import Diary, Tell
+from memgrid_volunteer.diary import Diary, Tell, busy_line
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
 from memgrid_volunteer.isolation import Folders, Isolation
@@ -49,16 +50,14 @@ class Options:
     backoff: Backoff = backoff_s
 
 
-async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options) -> Membership:
+async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options, tell: Tell) -> Membership:
     """Make this machine a host of a grid; joining again is harmless. Raises MemgridError."""
     # Asked first, for it fails fast: the worker needs seconds to start.
     await asyncio.to_thread(discover, url)
     home.make()
     async with _worker(home, options) as sandbox:
         facts = await _facts(sandbox)
-    endpoint, enrolment = await enrol(
-        url, home=None, key=home.key(), label=label, facts=facts, invite_code=invite_code
-    )
+    endpoint, enrolment = await _enrol(url, home, label, facts, invite_code, tell)
     membership = Membership(
         url=_pinned(endpoint),
         name=endpoint.name,
@@ -107,6 +106,22 @@ async def leave(home: Home) -> None:
         for folder in (home.cache, home.outbox, home.work):
             shutil.rmtree(folder, ignore_errors=True)
         home.forget()
+
+
+async def _enrol(
+    url: str, home: Home, label: str, facts: HostFacts, invite_code: str, tell: Tell
+) -> tuple[GridEndpoint, Enrolment]:
+    """Wait in the crowd before the grid's door, if there is one."""
+    rng, ticket = random.Random(), ""
+    while True:
+        try:
+            return await enrol(
+                url, home=None, key=home.key(), label=label, facts=facts, invite_code=invite_code, ticket=ticket
+            )
+        except BusyError as busy:
+            ticket, pause_s = busy.ticket, told_wait_s(busy, rng)
+            tell(busy_line(pause_s))
+            await asyncio.sleep(pause_s)
 
 
 _NOTHING_TO_SHOW = HostFacts(

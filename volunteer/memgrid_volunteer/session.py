@@ -9,12 +9,13 @@ from pathlib import Path
 
 import grpc.aio
 
-from memgrid.channel import open_channel
+from memgrid.channel import TICKET_KEY, open_channel
 from memgrid.clock import Clock
 from memgrid.digest import digest_of
 from memgrid.endpoint import GridEndpoint, discover
 from memgrid.enrolment import Challenge, EnrolAsk, Enrolment, LogInAsk, Session
 from memgrid.errors import (
+    BusyError,
     SessionReplacedError,
     StaleSequenceError,
     TokenExpiredError,
@@ -58,14 +59,24 @@ class Parcel:
 
 
 async def enrol(
-    url: str, *, home: Path | None, key: SigningKey, label: str, facts: HostFacts, invite_code: str
+    url: str,
+    *,
+    home: Path | None,
+    key: SigningKey,
+    label: str,
+    facts: HostFacts,
+    invite_code: str,
+    ticket: str = "",
 ) -> tuple[GridEndpoint, Enrolment]:
-    """Make this host known to a grid; the same key and label again give the same host."""
+    """Make this host known to a grid; the same key and label again give the same host.
+
+    Raises BusyError while a crowd is before its door; `ticket` is what that error brought.
+    """
     endpoint = await asyncio.to_thread(discover, url, home=home)
     channel = open_channel(endpoint, lambda: None)
     try:
         stub = pb_grpc.VolunteersStub(channel)
-        challenge = await _challenge(stub)
+        challenge = await _challenge(stub, ticket)
         ask = EnrolAsk(nonce=challenge.nonce, host_label=label, facts=facts, invite_code=invite_code)
         signed = key.sign(ENROL_TYPE, enrol_to_body(ask))
         message = await stub.Enrol(signed_to_message(signed), timeout=CALL_LIMIT_S)
@@ -77,7 +88,8 @@ async def enrol(
 class CoordinatorSession:
     """One host's line to its coordinator; made anew by itself after every break.
 
-    Every method raises UnavailableError while nobody answers; calling again is all it takes.
+    Every method raises UnavailableError while nobody answers, and BusyError when too many ask at once; calling again
+    is all it takes.
     """
 
     def __init__(
@@ -92,6 +104,7 @@ class CoordinatorSession:
         self._channel: grpc.aio.Channel | None = None
         self._session: Session | None = None
         self._renew_at_s = 0.0
+        self._ticket = ""
         self._sequence = 0
 
     @property
@@ -159,6 +172,9 @@ class CoordinatorSession:
         if self._session is None or self._clock.monotonic_s() >= self._renew_at_s:
             try:
                 await self._log_in()
+            except BusyError as busy:
+                self._ticket = busy.ticket
+                raise
             except UnavailableError:
                 await self.close()
                 raise
@@ -167,7 +183,7 @@ class CoordinatorSession:
 
     async def _log_in(self) -> None:
         stub = await self._stub()
-        challenge = await _challenge(stub)
+        challenge = await _challenge(stub, self._ticket)
         ask = LogInAsk(nonce=challenge.nonce, host_id=self._host_id, facts=self._facts)
         signed = self._key.sign(LOGIN_TYPE, log_in_to_body(ask))
         message = await stub.LogIn(signed_to_message(signed), timeout=CALL_LIMIT_S)
@@ -175,7 +191,7 @@ class CoordinatorSession:
         # A clock that is wrong must not make us log in at every call: the grid says it when a token is too old.
         life = max(self._session.expires_at - self._clock.now() - _RENEW_BEFORE, _RENEW_BEFORE)
         self._renew_at_s = self._clock.monotonic_s() + life.total_seconds()
-        self._sequence = 0
+        self._sequence, self._ticket = 0, ""
         log.debug("logged in", session_id=self._session.session_id)
 
     async def _stub(self) -> pb_grpc.VolunteersAsyncStub:
@@ -186,6 +202,7 @@ class CoordinatorSession:
         return stub
 
 
-async def _challenge(stub: pb_grpc.VolunteersAsyncStub) -> Challenge:
-    message = await stub.GetChallenge(pb.GetChallengeRequest(), timeout=CALL_LIMIT_S)
+async def _challenge(stub: pb_grpc.VolunteersAsyncStub, ticket: str) -> Challenge:
+    metadata = ((TICKET_KEY, ticket),) if ticket else None
+    message = await stub.GetChallenge(pb.GetChallengeRequest(), timeout=CALL_LIMIT_S, metadata=metadata)
     return challenge_from_message(message)

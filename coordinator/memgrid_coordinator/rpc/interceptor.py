@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from memgrid.channel import ERROR_CODE_KEY, STATUS_BY_CODE
+from memgrid.channel import STATUS_BY_CODE, trailing_of
 from memgrid.errors import InternalError, MemgridError
 from memgrid.log import get_logger
 from memgrid_coordinator.metrics import Metrics
@@ -105,8 +105,7 @@ class _Served:
 
     async def _abort(self, error: MemgridError) -> None:
         self._count(error.code.value)
-        trailing = ((ERROR_CODE_KEY, error.code.value),)
-        await self._context.abort(STATUS_BY_CODE[error.code], str(error), trailing_metadata=trailing)
+        await self._context.abort(STATUS_BY_CODE[error.code], str(error), trailing_metadata=trailing_of(error))
 
     def _count(self, code: str) -> None:
         seconds = time.perf_counter() - self._started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memgrid import wire
+from memgrid.channel import TICKET_KEY
 from memgrid.v1 import common_pb2 as common
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
@@ -19,7 +20,7 @@ class VolunteersServicer(pb_grpc.VolunteersServicer):
         self._leasing = leasing
 
     async def GetChallenge(self, request: pb.GetChallengeRequest, context: Any) -> pb.Challenge:  # noqa: N802
-        return wire.challenge_to_message(self._enrolment.get_challenge())
+        return wire.challenge_to_message(self._enrolment.get_challenge(_ticket(context.invocation_metadata())))
 
     async def Enrol(self, request: common.Signed, context: Any) -> pb.Enrolment:  # noqa: N802
         signed = wire.signed_from_message(request)
@@ -36,3 +37,8 @@ class VolunteersServicer(pb_grpc.VolunteersServicer):
     async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
         await self._leasing.leave(caller())
         return pb.LeaveResponse()
+
+
+def _ticket(metadata: Any) -> str:
+    """The appointment that a call keeps, if it was given one."""
+    return next((value for key, value in metadata or () if key == TICKET_KEY and isinstance(value, str)), "")

@@ -21,9 +21,11 @@ from memgrid.log import get_logger
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, SignedBody
 from memgrid.units import AccountId, HostId, SessionId
 from memgrid.wire import enrol_from_body, log_in_from_body
+from memgrid_coordinator.policy.crowd import LaneName
 from memgrid_coordinator.policy.deadlines import first_guess
 from memgrid_coordinator.records import Caller, Event
 from memgrid_coordinator.services.access import Access
+from memgrid_coordinator.services.door import Door
 from memgrid_coordinator.services.inviting import invite_digest
 from memgrid_coordinator.services.tokens import ACCESS, Tokens
 from memgrid_coordinator.settings import Settings
@@ -39,12 +41,13 @@ class EnrolmentService:
     """The door through which volunteers come in."""
 
     def __init__(
-        self, *, store: Store, settings: Settings, clock: Clock, tokens: Tokens, new_id: Callable[[], str]
+        self, *, store: Store, settings: Settings, clock: Clock, tokens: Tokens, door: Door, new_id: Callable[[], str]
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
         self._tokens = tokens
+        self._door = door
         self._new_id = new_id
         self._access = Access(store, clock)
         self._challenges: dict[bytes, datetime] = {}
@@ -55,8 +58,9 @@ class EnrolmentService:
             return await self._access.identify(token)
         return self._tokens.read(token, self._clock.now())
 
-    def get_challenge(self) -> Challenge:
-        """A nonce to sign, good once."""
+    def get_challenge(self, ticket: str = "") -> Challenge:
+        """A nonce to sign, good once; BusyError while a crowd is before the door: come again with the ticket."""
+        self._door.knock(ticket)
         now = self._clock.now()
         while self._challenges and (
             len(self._challenges) >= CHALLENGES_MAX or next(iter(self._challenges.values())) <= now
@@ -68,14 +72,19 @@ class EnrolmentService:
 
     async def enrol(self, signed: SignedBody) -> Enrolment:
         """Make a host known; the same key and label again is the same host."""
-        signed.verify(ENROL_TYPE)
-        ask = enrol_from_body(signed.body)
-        self._answer(ask.nonce)
-        now = self._clock.now()
-        return await self._store.write(lambda connection: self._enrol(connection, signed.public_key, ask, now))
+        async with self._door.place(LaneName.DOOR):
+            signed.verify(ENROL_TYPE)
+            ask = enrol_from_body(signed.body)
+            self._answer(ask.nonce)
+            now = self._clock.now()
+            return await self._store.write(lambda connection: self._enrol(connection, signed.public_key, ask, now))
 
     async def log_in(self, signed: SignedBody) -> Session:
         """Begin a session; it ends the host's earlier one."""
+        async with self._door.place(LaneName.DOOR):
+            return await self._log_in(signed)
+
+    async def _log_in(self, signed: SignedBody) -> Session:
         signed.verify(LOGIN_TYPE)
         ask = log_in_from_body(signed.body)
         self._answer(ask.nonce)

@@ -30,12 +30,14 @@ from memgrid.units import (
 from memgrid.wire import reports_from_body
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy import dispatch
+from memgrid_coordinator.policy.crowd import LaneName
 from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
 from memgrid_coordinator.policy.kinds import spec_in
 from memgrid_coordinator.policy.life import VERDICTS_ON_THE_UNIT, Changed, Impossible, UnitEvent
 from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
+from memgrid_coordinator.services.door import Door
 from memgrid_coordinator.services.intake import Taken, take_reports
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.offers import (
@@ -54,6 +56,8 @@ from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
+_SHARE_OF_THE_IDLE = 0.5
+"""Of the room in line, for hosts that hold nothing: those who work are heard before those who want work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,7 @@ class Leasing:
         metrics: Metrics,
         catalogue: Catalogue,
         bell: Bell,
+        door: Door,
         judging: Judging,
         blobs: BlobStore,
         rule: UploadRule,
@@ -91,6 +96,7 @@ class Leasing:
         self._metrics = metrics
         self._catalogue = catalogue
         self._bell = bell
+        self._door = door
         self._judging = judging
         self._new_id = new_id
         self._blobs = blobs
@@ -137,11 +143,15 @@ class Leasing:
             hosts.end_session(connection, caller.host_id, caller.session_id)
             return settle(connection, dict.fromkeys(changed, Changed()), known={}, rule=self._rule, now=now)
 
-        self._judging.announce(await self._store.write(step))
+        async with self._door.place(LaneName.INSIDE):
+            self._judging.announce(await self._store.write(step))
 
     async def _exchange(self, caller: Caller, ask: SyncAsk, signed: SignedBody | None) -> _Exchange:
-        now = self._clock.now()
-        exchange = await self._store.write(lambda connection: self._step(connection, caller, ask, signed, now))
+        """A long poll holds a place only here: between its exchanges it costs nothing but its own memory."""
+        brings = signed is not None or ask.held or ask.released
+        async with self._door.place(LaneName.INSIDE, share=1.0 if brings else _SHARE_OF_THE_IDLE):
+            now = self._clock.now()
+            exchange = await self._store.write(lambda connection: self._step(connection, caller, ask, signed, now))
         self._judging.announce(exchange.settlement)
         self._observe(caller, exchange)
         return exchange
