@@ -21,7 +21,7 @@ from memgrid_coordinator.data_folder import Occupied
 from memgrid_coordinator.heavy.measured import MeasuredEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.rpc.server import RpcServer, RpcServices
+from memgrid_coordinator.rpc.server import RpcLimits, RpcServer, RpcServices
 from memgrid_coordinator.services.advancing import Advancing
 from memgrid_coordinator.services.assembling import Assembling
 from memgrid_coordinator.services.bell import Bell
@@ -54,7 +54,9 @@ from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store.blob_places import blobs_of
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.sweeps.schedule import Sweeps
+from memgrid_coordinator.web.bodies import Pace
 from memgrid_coordinator.web.facts import GridFacts
+from memgrid_coordinator.web.listening import ConnectionLimits
 from memgrid_coordinator.web.server import WebServer, WebServices
 
 log = get_logger(__name__)
@@ -283,13 +285,18 @@ class Coordinator:
             campaigns=self.campaigns,
             explaining=Explaining(self.store),
         )
-        self.rpc = RpcServer(services, self.metrics)
+        limits = RpcLimits(
+            connections_max=settings.grpc_connections_max,
+            handshake_max_s=settings.handshake_max.total_seconds(),
+            idle_max_s=settings.grpc_idle_max.total_seconds(),
+        )
+        self.rpc = RpcServer(services, self.metrics, limits)
         self._grpc_port = await self.rpc.start(
             f"{settings.host}:{settings.grpc_port}",
             key_pem=certificate.key.read_bytes(),
             chain_pem=certificate.chain.read_bytes(),
         )
-        self.web = WebServer(self._web_services())
+        self.web = WebServer(self._web_services(), self._web_limits())
         self._http_port = await self.web.start(settings.host, settings.http_port, certificate.context())
         self.sweeps.start()
         address = Address(
@@ -313,6 +320,20 @@ class Coordinator:
             facts=self._facts,
             not_ready=lambda: "draining" if self._stopped.is_set() else None,
             overview=self.overview,
+            pace=Pace(
+                silence_max_s=self.settings.http_silence_max.total_seconds(),
+                bytes_per_s_min=self.settings.http_bytes_per_s_min,
+            ),
+        )
+
+    def _web_limits(self) -> ConnectionLimits:
+        settings = self.settings
+        return ConnectionLimits(
+            connections_max=settings.http_connections_max,
+            per_address_max=settings.http_connections_per_address_max,
+            handshake_max_s=settings.handshake_max.total_seconds(),
+            idle_max_s=settings.http_idle_max.total_seconds(),
+            silence_max_s=settings.http_silence_max.total_seconds(),
         )
 
     def _facts(self) -> GridFacts:

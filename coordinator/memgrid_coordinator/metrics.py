@@ -73,6 +73,11 @@ class Metrics:
         self.turned_away = self._counter(
             "turned_away_total", "Calls that were told to come back later: inside (Sync), door (log-in).", "lane"
         )
+        self.connections_refused = self._counter(
+            "connections_refused_total",
+            "Connections to the HTTP plane that were closed at once: too many in all, or from one address.",
+            "limit",
+        )
         self.sweep_failures = self._counter("sweep_failures_total", "Runs of a sweep that broke off.", "sweep")
         self.engine_failures = self._counter(
             "engine_failures_total", "Planning, checking and assembly that raised.", "function"
@@ -93,6 +98,7 @@ class Metrics:
             "store_batch_steps", "Steps in one transaction of the writer.", buckets=_BATCH_STEPS
         )
         self.store_batch_s = self._histogram("store_batch_seconds", "How long a transaction took, commit included.")
+        self.http_connections = self._gauge("http_connections", "Connections open to the HTTP plane.")
         self.calls_working = self._gauge("calls_working", "Calls that are worked on: inside (Sync), door.", "lane")
         self.calls_waiting = self._gauge("calls_waiting", "Calls that wait in line for that.", "lane")
         self.rpc_s = self._histogram("rpc_seconds", "gRPC calls, waiting of long polls included.", "method", "code")
@@ -198,6 +204,8 @@ class Metrics:
             self.cubes_published.labels(cube_kind.value)
             self.cube_pulls.labels(cube_kind.value)
             self.pulled_flops.labels(cube_kind.value)
+        for limit in ("all", "address"):
+            self.connections_refused.labels(limit)
         for lane in LaneName:
             self.turned_away.labels(lane.value)
         self.reports.labels("accepted")

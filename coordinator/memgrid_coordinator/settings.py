@@ -57,6 +57,22 @@ class Settings(BaseSettings):
     recover_every: timedelta = timedelta(seconds=10)
     """How soon is taken up again what a crash or a lost upload left behind."""
     drain_max: timedelta = timedelta(seconds=30)
+    grpc_connections_max: int = 16_384
+    """Connections to the control plane, one a volunteer; more are closed before they have said anything."""
+    grpc_idle_max: timedelta = timedelta(minutes=5)
+    """How long a connection may be open without a call; clients open another by themselves."""
+    http_connections_max: int = 4096
+    """Connections to the data plane, the pool and the pages."""
+    http_connections_per_address_max: int = 256
+    """Of these from one address, or one IPv6 /64; behind a proxy, which is one address, as many as in all."""
+    http_idle_max: timedelta = timedelta(seconds=75)
+    """How long a connection may take to bring a whole request head, from its opening or its last answer."""
+    http_silence_max: timedelta = timedelta(seconds=30)
+    """How long who sends a body, or reads an answer, may stay without moving a byte."""
+    http_bytes_per_s_min: int = 4096
+    """How slowly bodies may come, and content be read, before the connection is closed."""
+    handshake_max: timedelta = timedelta(seconds=10)
+    """How long TLS may take, on both planes."""
     syncs_at_once_max: int = 128
     """Syncs worked on at a time; long polls that only wait do not count."""
     log_ins_at_once_max: int = 32

@@ -32,12 +32,36 @@ class RpcServices:
     explaining: Explaining
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcLimits:
+    """What strangers may take of the control plane."""
+
+    connections_max: int
+    handshake_max_s: float
+    idle_max_s: float
+    streams_max: int = 128
+    """Calls under way on one connection; others wait at the client."""
+    pending_max: int = 10_000
+    """Calls that have come and were not looked at yet. gRPC drops some beyond that, and all beyond twice as many,
+    without a word; its own 1000 are fewer than a crowd that could be told when to come back."""
+
+    def to_options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_allowed_incoming_connections", self.connections_max),
+            ("grpc.server_handshake_timeout_ms", int(1e3 * self.handshake_max_s)),
+            ("grpc.max_connection_idle_ms", int(1e3 * self.idle_max_s)),
+            ("grpc.max_concurrent_streams", self.streams_max),
+            ("grpc.server.max_pending_requests", self.pending_max),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.pending_max),
+        ]
+
+
 class RpcServer:
     """Serves the control plane on one port."""
 
-    def __init__(self, services: RpcServices, metrics: Metrics) -> None:
+    def __init__(self, services: RpcServices, metrics: Metrics, limits: RpcLimits) -> None:
         interceptor = CallInterceptor(services.enrolment.identify, metrics)
-        self._server = grpc.aio.server(interceptors=[interceptor], options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=[*SERVER_OPTIONS, *limits.to_options()])
         self._health = health.aio.HealthServicer()
         volunteers_pb2_grpc.add_VolunteersServicer_to_server(
             VolunteersServicer(services.enrolment, services.leasing), self._server

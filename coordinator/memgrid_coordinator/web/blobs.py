@@ -45,7 +45,7 @@ class BlobRoutes:
     async def get(self, request: web.Request) -> web.StreamResponse:
         name, digest = repository_of(request), digest_in(request.match_info["digest"])
         blob = await self._publishing.find_blob(request[CALLER], name, digest)
-        response = await send_blob(request, blob, {})
+        response = await send_blob(request, blob, {}, self._pace)
         self._count(name, "down", response.content_length or 0 if request.method == "GET" else 0)
         if request.method == "GET" and reaches_end(response, blob.size_bytes):
             self._pulls.note_sent(name, digest)

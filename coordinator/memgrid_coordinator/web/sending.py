@@ -9,15 +9,18 @@ from aiohttp import web
 
 from memgrid.errors import UnavailableError, UnknownIdError
 from memgrid_coordinator.services.publishing import StoredBlob
+from memgrid_coordinator.web.bodies import Pace
 from memgrid_coordinator.web.requests import ByteRange, requested_range
 
 _READ_BYTES = 512 << 10
 """One read, one encryption, one write to the socket: large enough that the loop's own cost disappears."""
-_SLOWEST_BYTES_PER_S = 4096
-_PATIENCE_S = 60.0
+_BY_THE_KERNEL_BYTES = 4 << 20
+"""At once, where the kernel sends: few enough for a limit of time on each."""
 
 
-async def send_blob(request: web.Request, blob: StoredBlob, headers: dict[str, str]) -> web.StreamResponse:
+async def send_blob(
+    request: web.Request, blob: StoredBlob, headers: dict[str, str], pace: Pace
+) -> web.StreamResponse:
     """Answer GET and HEAD for content that never changes: Range, ETag, and a cache lifetime without end."""
     etag = f'"{blob.digest}"'
     base = {
@@ -41,21 +44,22 @@ async def send_blob(request: web.Request, blob: StoredBlob, headers: dict[str, s
     response.content_length = part.count
     await response.prepare(request)
     if request.method == "GET" and part.count:
-        await _send(request, response, blob, part)
+        await _send(request, response, blob, part, pace)
     await response.write_eof()
     return response
 
 
-async def _send(request: web.Request, response: web.StreamResponse, blob: StoredBlob, part: ByteRange) -> None:
-    """Send a part of some content, unless the other side takes it more slowly than anybody needs to."""
+async def _send(
+    request: web.Request, response: web.StreamResponse, blob: StoredBlob, part: ByteRange, pace: Pace
+) -> None:
+    """Send a part of some content, unless the other side takes any piece of it more slowly than anybody needs to."""
     try:
-        async with asyncio.timeout(_PATIENCE_S + part.count / _SLOWEST_BYTES_PER_S):
-            if blob.pieces is not None:
-                async for piece in blob.pieces(part.start, part.count):
-                    await response.write(piece)
-                return
-            with blob.path.open("rb") as file:
-                await _copy(request, response, file, part)
+        if blob.pieces is not None:
+            async for piece in blob.pieces(part.start, part.count):
+                await _write(response, piece, pace)
+            return
+        with blob.path.open("rb") as file:
+            await _copy(request, response, file, part, pace)
     except (OSError, EOFError, UnknownIdError, UnavailableError) as error:  # TimeoutError is an OSError
         # The answer has begun: a cut connection is the only way left to say that it is not whole.
         if request.transport is not None:
@@ -63,12 +67,18 @@ async def _send(request: web.Request, response: web.StreamResponse, blob: Stored
         raise ConnectionResetError("the content was not sent whole") from error
 
 
-async def _copy(request: web.Request, response: web.StreamResponse, file: BinaryIO, part: ByteRange) -> None:
+async def _copy(
+    request: web.Request, response: web.StreamResponse, file: BinaryIO, part: ByteRange, pace: Pace
+) -> None:
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the reader has gone")
+    end = part.start + part.count
     if transport.get_extra_info("sslcontext") is None:
-        await asyncio.get_running_loop().sendfile(transport, file, part.start, part.count)
+        for start in range(part.start, end, _BY_THE_KERNEL_BYTES):
+            size_bytes = min(_BY_THE_KERNEL_BYTES, end - start)
+            async with asyncio.timeout(_limit_s(size_bytes, pace)):
+                await asyncio.get_running_loop().sendfile(transport, file, start, size_bytes)
         return
     file.seek(part.start)
     left = part.count
@@ -76,5 +86,14 @@ async def _copy(request: web.Request, response: web.StreamResponse, file: Binary
         piece = await asyncio.to_thread(file.read, min(left, _READ_BYTES))
         if not piece:
             raise EOFError("the content ended early")
-        await response.write(piece)
+        await _write(response, piece, pace)
         left -= len(piece)
+
+
+async def _write(response: web.StreamResponse, piece: bytes, pace: Pace) -> None:
+    async with asyncio.timeout(_limit_s(len(piece), pace)):
+        await response.write(piece)
+
+
+def _limit_s(size_bytes: int, pace: Pace) -> float:
+    return pace.silence_max_s + size_bytes / pace.bytes_per_s_min

@@ -23,13 +23,11 @@ from memgrid_coordinator.web.errors import errors_middleware
 from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.grid import GridRoutes
 from memgrid_coordinator.web.identity import get_token, get_version, identity_middleware
+from memgrid_coordinator.web.listening import ConnectionLimits, Connections, LimitedSite, places_of
 from memgrid_coordinator.web.manifests import ManifestRoutes
 from memgrid_coordinator.web.pages.errors import pages_middleware
 from memgrid_coordinator.web.pages.routes import PageRoutes
 
-_KEEPALIVE_S = 75.0
-"""Also how long a connection may take to bring its first whole request."""
-_BACKLOG = 512
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Docker-Distribution-Api-Version": "registry/2.0"}
 
@@ -79,8 +77,14 @@ def build_app(services: WebServices) -> web.Application:
 class WebServer:
     """The HTTP plane, served with or without TLS."""
 
-    def __init__(self, services: WebServices, *, drain_s: float = 10.0) -> None:
+    def __init__(
+        self, services: WebServices, limits: ConnectionLimits = ConnectionLimits(), *, drain_s: float = 10.0
+    ) -> None:
         self._app = build_app(services)
+        self._limits = limits
+        metrics = services.metrics
+        self._connections = Connections(limits, lambda why: metrics.connections_refused.labels(why).inc())
+        metrics.http_connections.set_function(lambda: self._connections.count)
         self._drain_s = drain_s
         self._runner: web.AppRunner | None = None
 
@@ -90,15 +94,16 @@ class WebServer:
             self._app,
             access_log=None,
             handle_signals=False,
-            keepalive_timeout=_KEEPALIVE_S,
+            # The clock for idle connections runs until a request's head is whole: trickles run out of it, too.
+            keepalive_timeout=self._limits.idle_max_s,
             # A blob is the bytes that were sent; and a small body must not unpack into a large one.
             auto_decompress=False,
             shutdown_timeout=self._drain_s,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls, backlog=_BACKLOG)
         try:
-            await site.start()
+            for place in await places_of(host, port):
+                await LimitedSite(self._runner, place, self._connections, self._limits, tls).start()
         except OSError as error:
             await self.stop()
             text = f"HTTP: {host}:{port} is taken or not ours ({error.strerror}); choose another with --http-port"
