@@ -84,6 +84,32 @@ def machinery() -> list[Any]:
             width=6,
         ),
         lines(
+            "Turned away",
+            "Calls a second that were told to come back later, because more came than could be served: inside (Syncs), "
+            "door (log-ins). Runbook: crowd-turned-away.",
+            "reqps",
+            Query(rate("memgrid_turned_away_total", "lane"), "{{lane}}"),
+            stacked=True,
+            width=6,
+        ),
+        lines(
+            "Calls in hand",
+            "Syncs and log-ins that are worked on, and those that wait in line for it; long polls are neither.",
+            COUNT,
+            Query("sum by (lane) (memgrid_calls_working)", "{{lane}}: worked on"),
+            Query("sum by (lane) (memgrid_calls_waiting)", "{{lane}}: waiting"),
+            width=6,
+        ),
+        lines(
+            "HTTP connections",
+            "Open ones, and those a second that were closed at once because there were too many, in all or from one "
+            "address.",
+            COUNT,
+            Query("sum(memgrid_http_connections)", "open"),
+            Query(rate("memgrid_connections_refused_total", "limit"), "refused a second: {{limit}}"),
+            width=6,
+        ),
+        lines(
             "HTTP by status",
             "Requests a second.",
             "reqps",

@@ -101,6 +101,15 @@ COORDINATOR = (
         description="It broke {{ $value | humanize }} times in fifteen minutes: killed for memory, or a bug.",
     ),
     Alert(
+        name="MemgridCrowdTurnedAway",
+        expr="min_over_time(sum by (job, instance, lane) (rate(memgrid_turned_away_total[5m]))[15m:1m]) > 0",
+        holds="0m",
+        severity=WARNING,
+        summary="{{ $labels.instance }} turns calls away ({{ $labels.lane }})",
+        description="{{ $value | humanize }} a second at least, for a quarter of an hour; after an outage that passes "
+        "sooner.",
+    ),
+    Alert(
         name="MemgridStoreSlow",
         expr="histogram_quantile(\n"
         "  0.99, sum by (job, instance, le) (rate(memgrid_store_batch_seconds_bucket[10m]))\n"

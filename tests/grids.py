@@ -55,11 +55,15 @@ async def running_coordinator(
 
 async def push_model(coordinator: Coordinator, folder: Path) -> None:
     """Put a model folder into the pool."""
+    await push_files(coordinator, MODEL, {path.name: path.read_bytes() for path in model_files(folder)})
+
+
+async def push_files(coordinator: Coordinator, repository: str, files: dict[str, bytes]) -> None:
+    """Put files into the pool as one model."""
     layers = []
-    for path in model_files(folder):
-        content = path.read_bytes()
+    for name, content in files.items():
         coordinator.blobs.put_bytes(content)
-        layers.append(Descriptor.of(content, FILE_TYPE, path.name))
+        layers.append(Descriptor.of(content, FILE_TYPE, name))
     config = b"{}"
     coordinator.blobs.put_bytes(config)
     manifest = OciManifest(
@@ -68,7 +72,7 @@ async def push_model(coordinator: Coordinator, folder: Path) -> None:
         layers=tuple(layers),
         annotations={},
     )
-    await coordinator.publishing.put_manifest(OPERATOR, MODEL, "latest", manifest.to_bytes(), OCI_MANIFEST_TYPE)
+    await coordinator.publishing.put_manifest(OPERATOR, repository, "latest", manifest.to_bytes(), OCI_MANIFEST_TYPE)
 
 
 def campaign_file(**changed: Any) -> CampaignFile:

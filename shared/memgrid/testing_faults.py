@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 16
+Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Faults:
@@ -84,9 +87,62 @@ class Faults:
             yield listener.getsockname()[1]
 
     @staticmethod
+    @contextlib.asynccontextmanager
+    async def silent_connections(port: int, count: int, source: str = "127.0.0.1") -> AsyncIterator[list[Peer]]:
+        """So many connections from one address that never say a word: no TLS handshake, nothing.
+
+        Those that were not refused at once; whether the server closes one later, its `reader` knows.
+        """
+        async with contextlib.AsyncExitStack() as opened:
+            peers = []
+            for _ in range(count):
+                with contextlib.suppress(ConnectionError):
+                    peers.append(await opened.enter_async_context(_connected(port, None, source)))
+            yield peers
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def trickled_head(port: int, tls: ssl.SSLContext, every_s: float) -> AsyncIterator[Peer]:
+        """A request head without an end, that comes a byte at a time."""
+        async with _connected(port, tls) as (reader, writer):
+
+            async def trickle() -> None:
+                writer.write(b"GET / HTTP/1.1\r\nHost: grid\r\nX-Slow: ")
+                while True:
+                    writer.write(b"x")
+                    await asyncio.sleep(every_s)
+
+            trickling = asyncio.create_task(trickle())
+            try:
+                yield reader, writer
+            finally:
+                trickling.cancel()
+                await asyncio.gather(trickling, return_exceptions=True)
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def slow_reader(port: int, tls: ssl.SSLContext, path: str) -> AsyncIterator[Peer]:
+        """Somebody who asks for content and reads none of it, unless the caller does."""
+        async with _connected(port, tls) as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: grid\r\n\r\n".encode())
+            await writer.drain()
+            yield reader, writer
+
+    @staticmethod
     def killed_for_memory(pid: int) -> None:
         """The kernel ends a process without a word, as it does when memory runs out."""
         os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def _connected(port: int, tls: ssl.SSLContext | None, source: str = "127.0.0.1") -> AsyncIterator[Peer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=(source, 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def _mount(arguments: list[str]) -> None:

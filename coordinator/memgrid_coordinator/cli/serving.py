@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -41,12 +43,20 @@ def serve(
 ) -> None:
     """Serve until told to stop; SIGTERM and Ctrl-C drain first."""
     configure_logging(level=log_level, as_json=json_logs)
+    _allow_connections()
     given: dict[str, object] = {"data": data.resolve(), **_named(context)}
     if blobs is not None:
         given["blobs_url"] = blobs
     if lease_shortest_s is not None:
         given["lease_shortest"] = timedelta(seconds=lease_shortest_s)
     asyncio.run(_serve(settings_of(given)))
+
+
+def _allow_connections() -> None:
+    """Every connection is an open file, and the usual first limit of 1024 is fewer than a small grid has."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # not every system lets its own hard limit be reached
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _named(context: typer.Context) -> dict[str, object]:

@@ -49,7 +49,9 @@ def machine() -> Iterator[Finding]:
     libraries = [f"{name} {_version(name)}" for name in _LIBRARIES]
     text = ", ".join([*libraries, f"SQLite {sqlite3.sqlite_version}"])
     yield Finding(level=Level.FACT, about="libraries", text=text)
-    yield health.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # `serve` raises its limit as far as it may.
+    yield health.open_files(limit if most == resource.RLIM_INFINITY else most)
 
 
 def folder(settings: Settings) -> Iterator[Finding]:
