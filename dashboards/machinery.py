@@ -85,7 +85,7 @@ def machinery() -> list[Any]:
         ),
         lines(
             "Turned away",
-            "Calls a second that were told to come back later, because more came than could be served: inside (Syncs), "
+            "Calls a second that were told to come back later, because too many came at once: inside (Syncs), "
             "door (log-ins). Runbook: crowd-turned-away.",
             "reqps",
             Query(rate("memgrid_turned_away_total", "lane"), "{{lane}}"),

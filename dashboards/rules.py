@@ -106,8 +106,8 @@ COORDINATOR = (
         holds="0m",
         severity=WARNING,
         summary="{{ $labels.instance }} turns calls away ({{ $labels.lane }})",
-        description="{{ $value | humanize }} a second at least, for a quarter of an hour; after an outage that passes "
-        "sooner.",
+        description="{{ $value | humanize }} a second at least, for a quarter of an hour; after an outage that "
+        "passes sooner.",
     ),
     Alert(
         name="MemgridStoreSlow",

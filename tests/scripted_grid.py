@@ -15,7 +15,7 @@ import grpc.aio
 from aiohttp import web
 
 from memgrid import wire
-from memgrid.channel import ERROR_CODE_KEY, SERVER_OPTIONS, STATUS_BY_CODE
+from memgrid.channel import SERVER_OPTIONS, STATUS_BY_CODE, TICKET_KEY, trailing_of
 from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.enrolment import Challenge, Enrolment, Session
 from memgrid.errors import MemgridError, TokenExpiredError
@@ -54,6 +54,10 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
 
     errors: list[MemgridError] = field(default_factory=list)
     """Raised by the next Syncs, before anything is done."""
+    door_errors: list[MemgridError] = field(default_factory=list)
+    """Raised by the next who ask for a challenge."""
+    tickets: list[str] = field(default_factory=list)
+    """What was brought with every such call."""
     lost_answers: int = 0
     """So many of the next Syncs are carried out, and their answers lost."""
     refusals: dict[LeaseId, Reason] = field(default_factory=dict)
@@ -153,6 +157,9 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     # what a volunteer sees
 
     async def GetChallenge(self, request: Any, context: Any) -> pb.Challenge:  # noqa: N802
+        self.tickets.append(dict(context.invocation_metadata() or ()).get(TICKET_KEY, ""))
+        if self.door_errors:
+            await _abort(context, self.door_errors.pop(0))
         expires_at = datetime.now(UTC) + timedelta(minutes=1)
         return wire.challenge_to_message(Challenge(nonce=bytes(32), expires_at=expires_at))
 
@@ -300,5 +307,4 @@ def _order(claim: ReportClaim) -> UploadOrder:
 
 
 async def _abort(context: Any, error: MemgridError) -> None:
-    context.set_trailing_metadata(((ERROR_CODE_KEY, error.code.value),))
-    await context.abort(STATUS_BY_CODE[error.code], str(error))
+    await context.abort(STATUS_BY_CODE[error.code], str(error), trailing_metadata=trailing_of(error))

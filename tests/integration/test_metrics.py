@@ -15,6 +15,7 @@ from tests.grids import push_model, run_until_ended, running_coordinator, simula
 UNTOUCHED_HERE = {
     "memgrid_audit_flops_total",
     "memgrid_audited_flops_total",
+    "memgrid_connections_refused_total",
     "memgrid_cube_pulls_total",
     "memgrid_hosts_suspended",
     "memgrid_pulled_flops_total",
@@ -23,10 +24,13 @@ UNTOUCHED_HERE = {
     "memgrid_shared_flops",
     "memgrid_shared_units",
     "memgrid_sweep_failures_total",
+    "memgrid_turned_away_total",
     "memgrid_units_given_up_total",
 }
 """Nothing goes wrong in this test, nothing is trained, and nobody comes for the cube."""
 OVER = {
+    "memgrid_calls_waiting",
+    "memgrid_calls_working",
     "memgrid_hosts_busy",
     "memgrid_leases",
     "memgrid_queue_age_seconds",

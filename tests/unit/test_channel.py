@@ -17,11 +17,17 @@ from memgrid.channel import (
     ERROR_CODE_KEY,
     SERVER_OPTIONS,
     STATUS_BY_CODE,
+    WAIT_MAX_S,
+    WAIT_MS_KEY,
     backoff_s,
+    error_of,
     open_channel,
+    told_wait_s,
+    trailing_of,
 )
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import (
+    BusyError,
     ErrorCode,
     InternalError,
     MemgridError,
@@ -112,6 +118,26 @@ async def test_an_error_arrives_as_the_class_that_was_raised(grid: Grid, code: E
     with pytest.raises(MemgridError, match=r"^lease 7f3a has been reclaimed; claim again$") as failure:
         await ask(grid.endpoint)
     assert type(failure.value) is MemgridError.by_code[code]
+
+
+@given(wait_s=st.floats(0, 1e9), ticket=st.text("0123456789abcdef./", max_size=60), seed=st.integers())
+def test_a_busy_server_says_when_to_come_back_and_nobody_waits_for_ever(
+    wait_s: float, ticket: str, seed: int
+) -> None:
+    sent = grpc.aio.Metadata(*trailing_of(BusyError("later", wait_s=wait_s, ticket=ticket)))
+    busy = error_of(grpc.StatusCode.UNAVAILABLE, "later", sent)
+    assert isinstance(busy, BusyError)
+    assert busy.ticket == ticket
+    assert busy.wait_s == pytest.approx(min(wait_s, WAIT_MAX_S), abs=1e-3)
+    assert busy.wait_s <= told_wait_s(busy, random.Random(seed)) <= 1.25 * busy.wait_s
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1e9", "soon", "9" * 400])
+def test_a_wait_that_can_not_be_meant_is_no_reason_to_fail(value: str) -> None:
+    trailing = grpc.aio.Metadata((ERROR_CODE_KEY, "busy"), (WAIT_MS_KEY, value))
+    busy = error_of(grpc.StatusCode.UNAVAILABLE, "later", trailing)
+    assert isinstance(busy, BusyError)
+    assert 0 < busy.wait_s <= WAIT_MAX_S
 
 
 async def test_a_bug_on_the_other_side_is_internal(grid: Grid) -> None:

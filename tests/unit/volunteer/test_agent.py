@@ -9,6 +9,7 @@ import pytest
 
 from memgrid.digest import digest_of
 from memgrid.errors import (
+    BusyError,
     DrainingError,
     InternalError,
     SessionReplacedError,
@@ -101,6 +102,19 @@ async def test_errors_that_may_pass_are_waited_out(
     grid.offer("one", 1)
     await volunteer.run(max_units=1)
     assert volunteer.home.status()["accepted"] == 1
+
+
+async def test_a_busy_grid_is_asked_again_when_it_said(grid: ScriptedGrid, volunteer: Volunteer) -> None:
+    grid.door_errors = [BusyError("too many", wait_s=0.05, ticket="place 1"), BusyError("too many", wait_s=0.05)]
+    grid.errors = [BusyError("too many", wait_s=0.05)]
+    grid.offer("one", 1)
+    await volunteer.run(max_units=1)
+    assert volunteer.home.status()["accepted"] == 1
+    assert grid.tickets == ["", "place 1", ""], "the place that was kept for us is claimed once"
+    assert grid.log_ins == 1, "who is in stays in"
+    told = [line for line in volunteer.lines if "hands full" in line]
+    assert told == ["the grid has its hands full; trying again in 0 s"] * 3
+    assert not any("does not answer" in line for line in volunteer.lines)
 
 
 async def test_a_grid_that_does_not_know_us_ends_the_run(grid: ScriptedGrid, volunteer: Volunteer) -> None:
