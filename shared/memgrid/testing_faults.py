@@ -10,8 +10,9 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 _BLOCK_BYTES = 1 << 16
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -121,10 +122,13 @@ class Faults:
 
     @staticmethod
     @contextlib.asynccontextmanager
-    async def slow_reader(port: int, tls: ssl.SSLContext, path: str) -> AsyncIterator[Peer]:
+    async def slow_reader(
+        port: int, tls: ssl.SSLContext | None, path: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[Peer]:
         """Somebody who asks for content and reads none of it, unless the caller does."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         async with _connected(port, tls) as (reader, writer):
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: grid\r\n\r\n".encode())
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: grid\r\n{more}\r\n".encode())
             await writer.drain()
             yield reader, writer
 

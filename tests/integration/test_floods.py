@@ -19,20 +19,21 @@ from memgrid.errors import UnavailableError
 from memgrid.testing import Faults, SimulatedHost
 from memgrid.testing_faults import Peer
 from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.web.bodies import Pace
 from tests.grids import eventually, push_files, running_coordinator, simulated_hosts
+from tests.integration.data_plane import OPERATOR, push_blob, running
 
 SHORT = {"handshake_max": timedelta(seconds=1)}
 ELSEWHERE = "127.0.0.2"
+LARGE = bytes(16 << 20)
+"""More than the buffers of all kernels between."""
 
 
 @asynccontextmanager
 async def grid_with(folder: Path, **limits: Any) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     async with running_coordinator(folder / "data", **{**SHORT, **limits}) as (coordinator, endpoint):
-
-        async def nobody_is_connected() -> bool:  # whoever asked where the grid is has hung up
-            return open_connections(coordinator) == 0
-
-        await eventually(nobody_is_connected)
+        await eventually(lambda: has_open(coordinator.metrics, 0))  # whoever asked where the grid is has hung up
         yield coordinator, endpoint
 
 
@@ -56,6 +57,17 @@ async def is_served(endpoint: GridEndpoint, source: str = ELSEWHERE) -> bool:
             return False
 
 
+async def gets_in(endpoint: GridEndpoint) -> bool:
+    newcomer = SimulatedHost(endpoint=endpoint)
+    try:
+        await newcomer.enrol()
+    except UnavailableError:
+        return False
+    finally:
+        await newcomer.close()
+    return True
+
+
 async def was_closed(peer: Peer) -> None:
     """Until the other side hangs up; whatever it says before is thrown away."""
     try:
@@ -66,8 +78,8 @@ async def was_closed(peer: Peer) -> None:
         return
 
 
-def open_connections(coordinator: Coordinator) -> float | None:
-    return coordinator.metrics.registry.get_sample_value("memgrid_http_connections")
+async def has_open(metrics: Metrics, count: int) -> bool:
+    return metrics.registry.get_sample_value("memgrid_http_connections") == count
 
 
 async def has_refused(coordinator: Coordinator, limit: str, count: int) -> bool:
@@ -84,7 +96,7 @@ async def test_one_address_can_not_take_all_connections(tmp_path: Path) -> None:
         Faults.silent_connections(grid.address.http_port, 20) as flood,
     ):
         await eventually(lambda: has_refused(grid, "address", 14))
-        assert open_connections(grid) == 6
+        assert await has_open(grid.metrics, 6)
         assert not await is_served(endpoint, "127.0.0.1")
         assert await is_served(endpoint)
         # A handshake that nobody makes ends by itself, and with it the flood.
@@ -124,46 +136,59 @@ async def test_a_second_request_head_that_trickles_in_is_cut_off(tmp_path: Path)
         await was_closed(peer)
 
 
-@pytest.mark.parametrize("crawls", [False, True])
-async def test_content_that_nobody_reads_is_not_held_for_them(tmp_path: Path, crawls: bool) -> None:
-    """Silence is the kernel's to end; whoever reads a little now and then is ended by the pace."""
-    pace = {"http_bytes_per_s_min": 10_000_000} if crawls else {"http_bytes_per_s_min": 1}
-    limits = {"http_silence_max": timedelta(seconds=1), "http_idle_max": timedelta(seconds=60)}
-    async with grid_with(tmp_path, **limits, **pace) as (grid, endpoint):
-        content = bytes(32 << 20)
-        await push_files(grid, "models/large", {"config.json": b"{}", "model.safetensors": content})
-        path = f"/v2/models/large/blobs/{digest_of(content)}"
-        async with Faults.slow_reader(grid.address.http_port, tls_of(endpoint), path) as (reader, _):
-
-            async def is_over() -> bool:
-                if crawls:
-                    await reader.read(1 << 10)
-                return open_connections(grid) == 0
-
+async def test_content_that_nobody_reads_is_not_held_for_them(tmp_path: Path) -> None:
+    # At this pace only the kernel can tell that nobody reads.
+    limits = {"http_silence_max": timedelta(seconds=1), "http_bytes_per_s_min": 1}
+    async with grid_with(tmp_path, **limits) as (grid, endpoint):
+        await push_files(grid, "models/large", {"config.json": b"{}", "model.safetensors": LARGE})
+        path = f"/v2/models/large/blobs/{digest_of(LARGE)}"
+        async with Faults.slow_reader(grid.address.http_port, tls_of(endpoint), path):
             async with visitor(endpoint) as honest:
-                assert len((await honest.get(path)).content) == 32 << 20
-            await eventually(is_over)
+                assert (await honest.get(path)).content == LARGE
+            await eventually(lambda: has_open(grid.metrics, 0), limit_s=20)
         assert await is_served(endpoint)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+async def test_whoever_reads_too_slowly_is_cut_off(tmp_path: Path, tls: bool) -> None:
+    # The kernel would let this one be for half a minute.
+    async with (
+        running(tmp_path, pace=Pace(silence_max_s=1.5, bytes_per_s_min=1 << 30), tls=tls) as plane,
+        plane.client(OPERATOR) as operator,
+    ):
+        path = f"/v2/models/large/blobs/{await push_blob(operator, 'models/large', LARGE)}"
+        context = ssl._create_unverified_context() if tls else None
+        async with Faults.slow_reader(plane.port, context, path, {"Authorization": f"Bearer {OPERATOR}"}):
+            assert (await operator.get(path)).content == LARGE
+            await eventually(lambda: has_open(plane.metrics, 1), limit_s=20)
+
+
+async def test_more_connections_to_the_control_plane_than_said_are_closed_at_once(tmp_path: Path) -> None:
+    async with (
+        grid_with(tmp_path, grpc_connections_max=6, handshake_max=timedelta(minutes=1)) as (grid, endpoint),
+        simulated_hosts(endpoint, 1) as (worker,),
+    ):
+        async with Faults.silent_connections(grid.address.grpc_port, 12) as flood:
+            closed = [asyncio.create_task(was_closed(peer)) for peer in flood]
+
+            async def all_but_five() -> bool:  # the sixth is the worker's
+                return sum(one.done() for one in closed) >= len(flood) - 5
+
+            await eventually(all_but_five, limit_s=20)
+            await worker.sync()
+            for one in closed:
+                one.cancel()
+            await asyncio.gather(*closed, return_exceptions=True)
+        await eventually(lambda: gets_in(endpoint))
 
 
 async def test_silent_connections_to_the_control_plane_run_out_of_time(tmp_path: Path) -> None:
     async with (
-        grid_with(tmp_path, grpc_connections_max=6) as (grid, endpoint),
+        grid_with(tmp_path) as (grid, endpoint),
         simulated_hosts(endpoint, 1) as (worker,),
-        Faults.silent_connections(grid.address.grpc_port, 12) as flood,
+        Faults.silent_connections(grid.address.grpc_port, 6) as flood,
     ):
-        for _ in range(5):
-            await worker.sync()
-        newcomer = SimulatedHost(endpoint=endpoint)
-        await asyncio.gather(*(was_closed(peer) for peer in flood))
-
-        async def is_in() -> bool:
-            try:
-                await newcomer.enrol()
-            except UnavailableError:
-                return False
-            return True
-
-        await eventually(is_in)
         await worker.sync()
-        await newcomer.close()
+        await asyncio.gather(*(was_closed(peer) for peer in flood))
+        await eventually(lambda: gets_in(endpoint))
+        await worker.sync()
