@@ -18,6 +18,7 @@ from memgrid_coordinator.policy.crowd import (
     appoint,
     knock,
     postpone,
+    wait_s,
     worked,
 )
 
@@ -32,6 +33,7 @@ class Host:
     arrives_s: float
     appointment_s: float | None = None
     refusals: int = 0
+    begun_s: float = 0.0
     in_at_s: float | None = None
 
 
@@ -42,6 +44,8 @@ class Crowd:
     lane: Lane
     rng: random.Random
     work_s: float
+    storm_ends_s: float = 0.0
+    """Until then a call takes eight times as long."""
     now_s: float = 0.0
     line: deque[Host] = field(default_factory=deque)
     begun: list[Host] = field(default_factory=list)
@@ -65,10 +69,10 @@ class Crowd:
     def knocks(self, host: Host) -> None:
         answer = knock(self.lane, self.now_s, host.appointment_s)
         self.lane = answer.lane
-        if answer.come_at_s is None:
+        if answer.appointment_s is None:
             self.at(self.now_s + self.rng.uniform(0.01, 0.1), "logs_in", host)
         else:
-            self.sent_away(host, answer.come_at_s)
+            self.sent_away(host, answer.appointment_s)
 
     def logs_in(self, host: Host) -> None:
         if self.lane.may_start:
@@ -82,19 +86,20 @@ class Crowd:
             self.lane, at_s = postpone(self.lane, self.now_s)
             self.sent_away(host, at_s)
 
-    def sent_away(self, host: Host, come_at_s: float) -> None:
+    def sent_away(self, host: Host, appointment_s: float) -> None:
         host.refusals += 1
-        host.appointment_s = come_at_s
+        host.appointment_s = appointment_s
         # As volunteers wait: what they were told and up to a quarter more.
-        self.at(self.now_s + (come_at_s - self.now_s) * self.rng.uniform(1.0, 1.25), "knocks", host)
+        self.at(self.now_s + wait_s(appointment_s, self.now_s) * self.rng.uniform(1.0, 1.25), "knocks", host)
 
     def begin(self, host: Host) -> None:
         self.begun.append(host)
-        self.at(self.now_s + self.work_s, "ends", host)
+        host.begun_s = self.now_s
+        self.at(self.now_s + self.work_s * (8 if self.now_s < self.storm_ends_s else 1), "ends", host)
 
     def ends(self, host: Host) -> None:
         host.in_at_s = self.now_s
-        self.lane = worked(self.lane, self.work_s)
+        self.lane = worked(self.lane, self.now_s - host.begun_s)
         if self.line:
             self.lane = replace(self.lane, waiting=self.lane.waiting - 1)
             self.begin(self.line.popleft())
@@ -102,8 +107,10 @@ class Crowd:
             self.lane = replace(self.lane, working=self.lane.working - 1)
 
 
-def crowd_of(arrivals_s: list[float], *, work_s: float, seed: int, rule: LaneRule = RULE) -> tuple[Crowd, list[Host]]:
-    crowd = Crowd(lane=Lane(rule=rule), rng=random.Random(seed), work_s=work_s)
+def crowd_of(
+    arrivals_s: list[float], *, work_s: float, seed: int, rule: LaneRule = RULE, storm_ends_s: float = 0.0
+) -> tuple[Crowd, list[Host]]:
+    crowd = Crowd(lane=Lane(rule=rule), rng=random.Random(seed), work_s=work_s, storm_ends_s=storm_ends_s)
     hosts = [Host(number, at_s) for number, at_s in enumerate(sorted(arrivals_s))]
     for host in hosts:
         crowd.at(host.arrives_s, "knocks", host)
@@ -131,6 +138,17 @@ def test_all_of_a_crowd_get_in_soon_and_hardly_anybody_is_turned_away_twice(
     assert crowd.most_waiting <= RULE.waiting_max
     at_best_s = count * max(work_s, FIRST_GUESS_S) / RULE.working_max
     assert crowd.now_s <= 5 + 1.5 * max(at_best_s, within_s), "it does not idle while hosts wait outside"
+
+
+@given(seed=st.integers(0, 99))
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
+def test_appointments_given_in_a_storm_do_not_make_it_last(seed: int) -> None:
+    rng = random.Random(seed)
+    arrivals_s = [rng.uniform(0, 8) for _ in range(10_000)]
+    crowd, hosts = crowd_of(arrivals_s, work_s=0.064, seed=seed, storm_ends_s=8.0)
+    last_s = crowd.now_s - 8.0
+    assert last_s <= 3 * 10_000 * 0.064 / RULE.working_max, "at the storm's rate it would be eight times that long"
+    assert sum(host.refusals for host in hosts) <= 4 * len(hosts)
 
 
 @given(st.lists(st.floats(0, 3), min_size=50, max_size=300), st.integers(0, 9))
@@ -181,7 +199,7 @@ def test_after_a_flood_of_strangers_who_never_come_back_others_are_let_in_at_onc
     passed = 0
     for number in range(100):
         answer = knock(lane, now_s + number / 100, None)
-        lane, passed = answer.lane, passed + (answer.come_at_s is None)
+        lane, passed = answer.lane, passed + (answer.appointment_s is None)
     assert passed >= 95, "what was promised to them is not kept free"
 
 
@@ -191,13 +209,13 @@ def test_who_keeps_an_appointment_goes_before_newcomers() -> None:
     for number in range(3_000):  # a crowd, and the same number of newcomers while it is let in
         answer = knock(lane, number / 1e6, None)
         lane = answer.lane
-        told += [] if answer.come_at_s is None else [answer.come_at_s]
+        told += [] if answer.appointment_s is None else [answer.appointment_s]
     newcomers = 0
     for at_s in told:
         kept = knock(lane, at_s, at_s)
-        assert kept.come_at_s is None
+        assert kept.appointment_s is None
         newcomer = knock(kept.lane, at_s, None)
-        lane, newcomers = newcomer.lane, newcomers + (newcomer.come_at_s is None)
+        lane, newcomers = newcomer.lane, newcomers + (newcomer.appointment_s is None)
         if at_s == told[-1]:
             break
     assert newcomers <= len(told) * 0.01
@@ -208,7 +226,9 @@ def test_who_comes_too_early_keeps_the_appointment() -> None:
     for _ in range(3_000):
         answer = knock(lane, 0.0, None)
         lane = answer.lane
-    assert answer.come_at_s is not None
-    again = knock(lane, 0.5, answer.come_at_s)
-    assert again.come_at_s == answer.come_at_s
+    assert answer.appointment_s is not None
+    again = knock(lane, 0.0, answer.appointment_s)
+    assert again.appointment_s == answer.appointment_s
     assert again.lane == lane
+    assert answer.appointment_s > 4.0
+    assert knock(lane, 4.0, answer.appointment_s).appointment_s is None, "nobody came for the place"

@@ -3,7 +3,8 @@
 A lane works on so many calls at once and lets so many wait, first come, first served. Whoever comes beyond that is
 turned away at once with an appointment: appointments follow each other at the rate at which the lane works, so that
 the refused come back one by one, and a newcomer is never put before them. The rate is seen, not set: a full lane
-finishes `working_max` calls in the time that one takes (Little's law).
+finishes `working_max` calls in the time that one takes (Little's law). An appointment is the latest that somebody is
+let in: places that nobody came for go to whoever asks.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from enum import StrEnum
 
 FIRST_GUESS_S = 0.1
 """How long a call is worked on, before any was; rather too long, so that nobody is called too soon."""
-LONGEST_S = 120.0
+LONGEST_S = 600.0
 """The furthest appointment: a flood of strangers that never come back must not fill the whole day."""
+LOOK_AGAIN_S = 40.0
+"""Nobody is sent away for longer. Appointments beyond that are given in the middle of a storm, when turning others
+away takes most of the time; whoever looks in sooner may find that it is over."""
 _MEMORY = 64
 """Calls over which the time of one is averaged."""
 _OF_THE_ROOM_FOR_NEWCOMERS = 0.25
@@ -112,10 +116,10 @@ def postpone(lane: Lane, now_s: float) -> tuple[Lane, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knock:
-    """What somebody is told who asks to be let in; `come_at_s` is None for: now."""
+    """What somebody is told who asks to be let in: their appointment, or None for: now."""
 
     lane: Lane
-    come_at_s: float | None = None
+    appointment_s: float | None = None
 
 
 def knock(lane: Lane, now_s: float, appointment_s: float | None) -> Knock:
@@ -129,11 +133,24 @@ def knock(lane: Lane, now_s: float, appointment_s: float | None) -> Knock:
         if lane.may_wait(_OF_THE_ROOM_FOR_APPOINTMENTS):
             return Knock(lane=passed)
         lane, at_s = postpone(lane, now_s)
-        return Knock(lane=lane, come_at_s=at_s)
-    ahead_max_s = lane.room * _OF_THE_ROOM_FOR_NEWCOMERS * slot_s if lane.promised_until_s <= now_s else -slot_s
+        return Knock(lane=lane, appointment_s=at_s)
+    # Who looks in early was here before whoever comes only now.
+    is_next = appointment_s is not None or lane.promised_until_s <= now_s
+    ahead_max_s = lane.room * _OF_THE_ROOM_FOR_NEWCOMERS * slot_s if is_next else -slot_s
     if lane.passed_until_s <= now_s + ahead_max_s and lane.may_wait(_OF_THE_ROOM_FOR_NEWCOMERS):
         return Knock(lane=passed)
     if appointment_s is not None:  # too early: it stands
-        return Knock(lane=lane, come_at_s=appointment_s)
+        return Knock(lane=lane, appointment_s=appointment_s)
     lane, at_s = appoint(lane, now_s)
-    return Knock(lane=lane, come_at_s=at_s)
+    return Knock(lane=lane, appointment_s=at_s)
+
+
+def wait_s(appointment_s: float, now_s: float) -> float:
+    """How long to send somebody away for; those with far appointments look in before, as evenly as these are spread.
+
+    >>> wait_s(112.0, 100.0), wait_s(190.5, 100.0)
+    (12.0, 30.5)
+    """
+    left_s = max(0.0, appointment_s - now_s)
+    half_s = LOOK_AGAIN_S / 2
+    return left_s if left_s <= LOOK_AGAIN_S else half_s + left_s % half_s

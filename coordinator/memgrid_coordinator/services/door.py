@@ -14,7 +14,7 @@ from dataclasses import replace
 from memgrid.clock import Clock
 from memgrid.errors import BusyError
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy.crowd import Lane, LaneName, LaneRule, appoint, knock, postpone, worked
+from memgrid_coordinator.policy.crowd import Lane, LaneName, LaneRule, appoint, knock, postpone, wait_s, worked
 from memgrid_coordinator.settings import Settings
 
 _TICKET_GOOD_S = 300.0
@@ -52,8 +52,8 @@ class Door:
         now_s = self._clock.monotonic_s()
         answer = knock(self._lanes[LaneName.DOOR], now_s, self._appointment_s(ticket, now_s))
         self._lanes[LaneName.DOOR] = answer.lane
-        if answer.come_at_s is not None:
-            raise self._busy(LaneName.DOOR, now_s, answer.come_at_s)
+        if answer.appointment_s is not None:
+            raise self._busy(LaneName.DOOR, now_s, answer.appointment_s)
 
     @asynccontextmanager
     async def place(self, name: LaneName, *, share: float = 1.0) -> AsyncIterator[None]:
@@ -113,9 +113,10 @@ class Door:
 
     def _busy(self, name: LaneName, now_s: float, at_s: float) -> BusyError:
         self._metrics.turned_away.labels(name.value).inc()
-        wait_s = max(_SOONEST_S, at_s - now_s)
-        ticket = self._ticket(now_s + wait_s) if name is LaneName.DOOR else ""
-        return BusyError(f"the grid has its hands full; try again in {wait_s:.0f} s", wait_s=wait_s, ticket=ticket)
+        at_s = max(at_s, now_s + _SOONEST_S)
+        away_s = wait_s(at_s, now_s)
+        ticket = self._ticket(at_s) if name is LaneName.DOOR else ""
+        return BusyError(f"the grid has its hands full; try again in {away_s:.0f} s", wait_s=away_s, ticket=ticket)
 
     def _show(self, name: LaneName) -> None:
         self._metrics.calls_working.labels(name.value).set_function(lambda: self._lanes[name].working)
