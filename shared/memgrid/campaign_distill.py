@@ -136,7 +136,7 @@ SEGMENTS_MAX = 100
 
 
 class Training(Part):
-    """How much to train, and how. `learning_rate` None: 0.005 for a prefix, 1e-3 for LoRA."""
+    """How much to train, and how. `learning_rate` None: 0.005 for a prefix, 0.002 for LoRA."""
 
     steps: StrictInt | None = Field(default=None, ge=1, le=100_000, description="a whole number from 1 to 100000")
     tokens: StrictInt | None = Field(default=None, ge=1, description="a whole number from 1 on")
@@ -244,5 +244,5 @@ class DistillParameters(Part):
 
     @property
     def learning_rate(self) -> float:
-        default = 0.005 if self.adapter.kind == "prefix" else 1e-3
+        default = 0.005 if self.adapter.kind == "prefix" else 0.002
         return self.train.learning_rate or default
