@@ -18,6 +18,7 @@ from memgrid.kinds.refusal import RefusedError
 from memgrid.log import get_logger
 from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.lifecycle import CAMPAIGN_MOVES
+from memgrid_coordinator.metrics import UNIT_KINDS
 from memgrid_coordinator.policy.life import Withdrawn
 from memgrid_coordinator.recipes import recipe_of
 from memgrid_coordinator.recipes.steps import Failed, MoreUnits, Publish, Seen, Step, Wait, Work
@@ -237,7 +238,7 @@ class Advancing:
 def _to_look_at(connection: Connection, since: datetime | None) -> tuple[list[int], bool]:
     """Documents for which something may follow, and whether there are more of them."""
     complete = campaigns.complete_documents(connection, DOCUMENTS_AT_ONCE)
-    hopeless = campaigns.hopeless_documents(connection, DOCUMENTS_AT_ONCE)
+    hopeless = campaigns.hopeless_documents(connection, UNIT_KINDS, DOCUMENTS_AT_ONCE)
     staged = campaigns.staged_documents(connection, since)
     return [*complete, *hopeless, *staged], DOCUMENTS_AT_ONCE in (len(complete), len(hopeless))
 

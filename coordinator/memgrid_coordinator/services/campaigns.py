@@ -43,6 +43,8 @@ from memgrid_coordinator.store.engine import Store
 log = get_logger(__name__)
 LISTED_MAX = 500
 WATCH_EVERY = timedelta(milliseconds=500)
+WATCH_RESTS = 10
+"""How many times as long as a look took a watcher waits for the next."""
 _REQUEST_ID_MAX = 64
 
 
@@ -117,14 +119,17 @@ class Campaigns:
         found = await self._find(campaign_id)
         shown: Campaign | None = None
         while not self._stopping.is_set():
+            began_s = self._clock.monotonic_s()
             campaign = await self._get(found)
+            # Of very many units the sums take a while: others need the reader too.
+            rest_s = WATCH_RESTS * (self._clock.monotonic_s() - began_s)
             if campaign != shown:
                 yield campaign
                 shown = campaign
             if campaign.state in ENDED_CAMPAIGNS:
                 return
             try:
-                async with asyncio.timeout(WATCH_EVERY.total_seconds()):
+                async with asyncio.timeout(max(WATCH_EVERY.total_seconds(), rest_s)):
                     await self._stopping.wait()
             except TimeoutError:
                 continue
@@ -202,9 +207,7 @@ class Campaigns:
             now=now,
         )
         asked = ask_for(connection, [unit for document in documents for unit in document.units], wanted, now)
-        for document in documents:
-            unit_ids = [asked.unit_ids[unit.key] for unit in document.units]
-            campaigns.add_document(connection, campaign_id, document, unit_ids)
+        campaigns.add_documents(connection, campaign_id, documents, asked.unit_ids)
         reused = asked.reused
         detail = (
             f"{wanted.name}: {len(documents)} documents, {len(asked.unit_ids)} units, {reused} of them done before"

@@ -1,14 +1,14 @@
-"""What the gauges say of campaigns: sums over the few that are looked at, all in one pass."""
+"""What the gauges say of campaigns: sums over the few that are looked at."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Float, Row, Subquery, cast, func, or_, select
+from sqlalchemy import Connection, Float, Row, Select, cast, func, or_, select
 
 from memgrid_coordinator.lifecycle import ENDED_UNITS, CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.progress import Progress
@@ -57,8 +57,9 @@ def read(
 ) -> list[CampaignGauges]:
     """The newest campaigns that run, are paused or ended lately; `fleet` as for their time left."""
     found = {row.campaign_id: _begin(row) for row in _chosen(connection, ended_since, limit)}
-    _add_units(connection, found)
-    _add_leases(connection, found)
+    for one in found.values():
+        _add_units(connection, one)
+        _add_leases(connection, one)
     _add_documents(connection, found)
     for one in found.values():
         one.eta_s = eta_s(one.left_flops, one.ahead_flops, fleet)
@@ -80,22 +81,19 @@ def _begin(row: Any) -> CampaignGauges:
     return CampaignGauges(campaign_id=row.campaign_id, name=row.name, state=CampaignState(row.state))
 
 
-def _add_units(connection: Connection, found: dict[str, CampaignGauges]) -> None:
-    theirs = _theirs(found)
+def _add_units(connection: Connection, one: CampaignGauges) -> None:
     query = (
         select(
-            theirs.c.campaign_id,
             units.c.state,
             func.count(),
             func.sum(units.c.token_count),
             func.sum(_FLOPS),
             func.sum(_FLOPS * units.c.min_replicas),
         )
-        .join(theirs, theirs.c.unit_id == units.c.unit_id)
-        .group_by(theirs.c.campaign_id, units.c.state)
+        .where(units.c.unit_id.in_(_theirs(one)))
+        .group_by(units.c.state)
     )
-    for campaign_id, state, count, tokens, flops, all_flops in connection.execute(query):
-        one = found[campaign_id]
+    for state, count, tokens, flops, all_flops in connection.execute(query):
         one.units[state] = count
         one.tokens += int(tokens)
         if state == UnitState.ACCEPTED:
@@ -104,16 +102,14 @@ def _add_units(connection: Connection, found: dict[str, CampaignGauges]) -> None
             one.left_flops += float(all_flops)
 
 
-def _add_leases(connection: Connection, found: dict[str, CampaignGauges]) -> None:
-    theirs = _theirs(found)
+def _add_leases(connection: Connection, one: CampaignGauges) -> None:
     query = (
-        select(theirs.c.campaign_id, leases.c.state, func.count(), func.sum(_FLOPS), func.sum(leases.c.compute_s))
-        .join(theirs, theirs.c.unit_id == leases.c.unit_id)
+        select(leases.c.state, func.count(), func.sum(_FLOPS), func.sum(leases.c.compute_s))
         .join(units, units.c.unit_id == leases.c.unit_id)
-        .group_by(theirs.c.campaign_id, leases.c.state)
+        .where(leases.c.unit_id.in_(_theirs(one)))
+        .group_by(leases.c.state)
     )
-    for campaign_id, state, count, flops, seconds in connection.execute(query):
-        one = found[campaign_id]
+    for state, count, flops, seconds in connection.execute(query):
         one.leases[state] = count
         one.device_s += float(seconds)
         if state in _COMPUTED:
@@ -142,9 +138,12 @@ _FLOPS = cast(units.c.flops, Float(53))
 _COMPUTED = (LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED)
 
 
-def _theirs(found: Iterable[str]) -> Subquery:
-    """Which units each of these campaigns wants; a unit counts once, however many documents of it want it."""
-    query = select(documents.c.campaign_id, document_units.c.unit_id).join(
-        document_units, document_units.c.document_id == documents.c.document_id
+def _theirs(one: CampaignGauges) -> Select[int]:
+    """The units that a campaign wants; a unit counts once, however many documents of it want it.
+
+    Asked campaign by campaign: the units of all of them at once would fill the memory that sums need none of.
+    """
+    query = select(document_units.c.unit_id).join(
+        documents, documents.c.document_id == document_units.c.document_id
     )
-    return query.where(documents.c.campaign_id.in_(list(found))).distinct().subquery("theirs")
+    return query.where(documents.c.campaign_id == one.campaign_id)

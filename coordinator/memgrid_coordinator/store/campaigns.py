@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from memgrid.digest import Digest
-from memgrid.units import Reason
+from memgrid.units import Reason, UnitKey
 from memgrid_coordinator.lifecycle import (
     CAMPAIGN_MOVES,
     ENDED_CAMPAIGNS,
@@ -52,30 +52,42 @@ def add(
     )
 
 
-def add_document(
-    connection: Connection, campaign_id: CampaignId, document: NewDocument, unit_ids: Sequence[int]
-) -> int:
-    """Create a document of these units, in this order."""
-    row = connection.execute(
-        insert(documents).values(
-            campaign_id=campaign_id,
-            name=document.name,
-            state=DocumentState.RUNNING,
-            source_uri=document.source_uri,
-            source_digest=document.source_digest,
-            licence=document.licence,
-            tokens=document.tokens,
-            cube="",
-            reason_text="",
-            progress=document.progress.to_text(),
-        )
-    )
-    assert row.inserted_primary_key is not None
-    document_id: int = row.inserted_primary_key[0]
-    add_units(connection, document_id, unit_ids)
-    for made in document.made:
-        add_made(connection, document_id, made)
-    return document_id
+def add_documents(
+    connection: Connection,
+    campaign_id: CampaignId,
+    new: Sequence[NewDocument],
+    unit_ids: Mapping[UnitKey, int],
+) -> list[int]:
+    """Create the documents of a new campaign, each of its units in their order; returns their ids."""
+    rows = [
+        {
+            "campaign_id": campaign_id,
+            "name": document.name,
+            "state": DocumentState.RUNNING,
+            "source_uri": document.source_uri,
+            "source_digest": document.source_digest,
+            "licence": document.licence,
+            "tokens": document.tokens,
+            "cube": "",
+            "reason_text": "",
+            "progress": document.progress.to_text(),
+        }
+        for document in new
+    ]
+    connection.execute(insert(documents), rows)
+    query = select(documents.c.name, documents.c.document_id).where(documents.c.campaign_id == campaign_id)
+    ids = {row.name: row.document_id for row in connection.execute(query)}
+    members = [
+        {"document_id": ids[document.name], "position": position, "unit_id": unit_ids[unit.key]}
+        for document in new
+        for position, unit in enumerate(document.units)
+    ]
+    if members:
+        connection.execute(insert(document_units), members)
+    for document in new:
+        for made in document.made:
+            add_made(connection, ids[document.name], made)
+    return [ids[document.name] for document in new]
 
 
 def add_units(connection: Connection, document_id: int, unit_ids: Sequence[int]) -> None:
@@ -262,20 +274,20 @@ def complete_documents(connection: Connection, limit: int) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def hopeless_documents(connection: Connection, limit: int) -> list[int]:
+def hopeless_documents(connection: Connection, kinds: Sequence[str], limit: int) -> list[int]:
     """Running documents of running campaigns with a failed unit: whether that is their end, their recipe says."""
+    # From the failed units on, which are few among perhaps a million; the kinds open their index.
+    failed = select(units.c.unit_id).where(units.c.kind.in_(kinds), units.c.state == UnitState.FAILED)
+    theirs = select(document_units.c.document_id).where(document_units.c.unit_id.in_(failed))
     query = (
         select(documents.c.document_id)
         .join(campaigns, campaigns.c.campaign_id == documents.c.campaign_id)
-        .join(document_units, document_units.c.document_id == documents.c.document_id)
-        .join(units, units.c.unit_id == document_units.c.unit_id)
         .where(
+            documents.c.document_id.in_(theirs),
             documents.c.state == DocumentState.RUNNING,
             campaigns.c.state == CampaignState.RUNNING,
             campaigns.c.recipe == _ACTIVATION,
-            units.c.state == UnitState.FAILED,
         )
-        .distinct()
         .limit(limit)
     )
     return list(connection.execute(query).scalars())

@@ -175,6 +175,13 @@ class UnitRow(SQLModel, table=True):
             sqlite_where=text("state = 'open' AND vacancies = 0"),
             postgresql_where=text("state = 'open' AND vacancies = 0"),
         ),
+        # How many wait for a host, and since when.
+        Index(
+            "units_waiting_since",
+            "opened_at",
+            sqlite_where=text("state = 'open' AND vacancies > 0 AND NOT on_hold"),
+            postgresql_where=text("state = 'open' AND vacancies > 0 AND NOT on_hold"),
+        ),
         # For counting by state. Were the state its first column, SQLite would prefer it to the two above and sort
         # all that is open at every Sync.
         Index("units_by_kind", "kind", "state"),
@@ -225,7 +232,14 @@ class LeaseRow(SQLModel, table=True):
 
     __tablename__ = "leases"
     __table_args__ = (
-        Index("leases_by_unit", "unit_id", "account_id"),
+        # Who has part in a unit; and what sums over many leases need, for their rows are large.
+        Index("leases_summed", "unit_id", "account_id", "state", "compute_s"),
+        Index(
+            "leases_reported",
+            "unit_id",
+            sqlite_where=text("state = 'reported'"),
+            postgresql_where=text("state = 'reported'"),
+        ),
         Index(
             "leases_held",
             "host_id",
