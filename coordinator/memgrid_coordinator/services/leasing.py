@@ -35,7 +35,7 @@ from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimat
 from memgrid_coordinator.policy.kinds import spec_in
 from memgrid_coordinator.policy.life import VERDICTS_ON_THE_UNIT, Changed, Impossible, UnitEvent
 from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
-from memgrid_coordinator.services.bell import Bell
+from memgrid_coordinator.services.bell import Bell, wait_for
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.door import Door
 from memgrid_coordinator.services.intake import Taken, take_reports
@@ -116,19 +116,33 @@ class Leasing:
         if caller.role is not Role.VOLUNTEER:
             raise NotAllowedError("only a volunteer's host may sync")
         ask = _with_reports(caller, ask, signed)
-        exchange = await self._exchange(caller, ask, signed)
-        until_s = self._clock.monotonic_s() + min(ask.wait, self._settings.long_poll_max).total_seconds()
-        again = replace(ask, reports=(), sketches={}, released=())
-        while exchange.answer.is_empty and not self._draining:
-            left_s = until_s - self._clock.monotonic_s()
-            if left_s <= 0:
-                break
-            assert caller.host_id is not None
-            await self._bell.wait(caller.host_id, left_s)
-            exchange = await self._exchange(caller, again, None)
+        wait_s = min(ask.wait, self._settings.long_poll_max).total_seconds()
+        exchange = await (
+            self._long_poll(caller, ask, signed, wait_s) if wait_s > 0 else self._exchange(caller, ask, signed)
+        )
         if exchange.answer.idle_reason is not None:
             self._metrics.idle_answers.labels(exchange.answer.idle_reason.code.value).inc()
         return exchange.answer
+
+    async def _long_poll(self, caller: Caller, ask: SyncAsk, signed: SignedBody | None, wait_s: float) -> _Exchange:
+        """Exchange again whenever the host was rung for, until there is something to say.
+
+        It listens from before the first exchange on, so that no ring is missed; without one nothing has changed, and
+        a wait that ends in silence ends with the answer it had.
+        """
+        assert caller.host_id is not None
+        until_s = self._clock.monotonic_s() + wait_s
+        again = replace(ask, reports=(), sketches={}, released=())
+        with self._bell.listening(caller.host_id) as heard:
+            exchange = await self._exchange(caller, ask, signed)
+            while exchange.answer.is_empty and not self._draining:
+                left_s = until_s - self._clock.monotonic_s()
+                if left_s <= 0 or not await wait_for(heard, left_s):
+                    break
+                exchange = await self._exchange(caller, again, None)
+        if exchange.granted and exchange.answer.idle_reason is None:
+            self._bell.pass_on()
+        return exchange
 
     async def leave(self, caller: Caller) -> None:
         """Give back every lease of the host and end its session."""
