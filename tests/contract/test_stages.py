@@ -54,8 +54,8 @@ def new_campaign(connection: Connection, name: str, wanted: tuple[NewUnit, ...],
     campaigns.add(connection, CampaignId(name), request_id=name, recipe=recipe, now=NOW, **given)  # type: ignore[arg-type]
     new = [unit for unit in wanted if unit.key not in units.by_key(connection, [unit.key])]
     units.add(connection, new, priority=0, min_replicas=1, max_replicas=3)
-    ids = [unit.unit_id for unit in units.by_key(connection, [unit.key for unit in wanted]).values()]
-    units.open_units(connection, ids, NOW)
+    ids = units.ids_by_key(connection, [unit.key for unit in wanted])
+    units.open_units(connection, list(ids.values()), NOW)
     document = NewDocument(
         name=name,
         source_uri="",
@@ -66,7 +66,7 @@ def new_campaign(connection: Connection, name: str, wanted: tuple[NewUnit, ...],
         made=(Made(name="frame", digest=digest_of(b"frame")),),
         progress=Progress(stage=Stage.STUDY, steps_total=4),
     )
-    return campaigns.add_document(connection, CampaignId(name), document, ids)
+    return campaigns.add_documents(connection, CampaignId(name), [document], ids)[0]
 
 
 def lease_of(connection: Connection, unit_id: int, number: int = 1) -> Lease:

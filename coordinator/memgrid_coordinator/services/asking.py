@@ -16,6 +16,9 @@ from memgrid_coordinator.policy.kinds import kind_in
 from memgrid_coordinator.records import Event, NewUnit, Unit
 from memgrid_coordinator.store import events, units
 
+_ASKED_AT_ONCE = 5000
+"""Units that one statement names: neither database takes any number of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -28,6 +31,18 @@ class Asked:
 
 def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: CampaignFile, now: datetime) -> Asked:
     """Have each of these once, parents before their children, open where nothing stands in the way."""
+    unique = list({unit.key: unit for unit in wanted}.values())
+    unit_ids: dict[UnitKey, int] = {}
+    reused = opened = 0
+    for start in range(0, len(unique), _ASKED_AT_ONCE):
+        asked = _ask_for(connection, unique[start : start + _ASKED_AT_ONCE], campaign, now)
+        unit_ids |= asked.unit_ids
+        reused += asked.reused
+        opened += asked.opened
+    return Asked(unit_ids=unit_ids, reused=reused, opened=opened)
+
+
+def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: CampaignFile, now: datetime) -> Asked:
     asked = {unit.key: unit for unit in wanted}
     known = units.by_key(connection, list(asked))
     priority, trust = campaign.priority, campaign.trust
@@ -35,9 +50,10 @@ def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campaig
     for replicas, alike in groupby(new, lambda unit: trust.replicas(audited=kind_in(unit.spec)[1].is_audited)):
         units.add(connection, list(alike), priority=priority, min_replicas=replicas, max_replicas=trust.max_replicas)
     lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
-    units.revive(connection, lost)
     collected = [unit.unit_id for unit in known.values() if not has_result(unit) and unit.state is UnitState.ACCEPTED]
-    units.take_up_again(connection, collected)
+    if known:
+        units.revive(connection, lost)
+        units.take_up_again(connection, collected)
     running: dict[int, list[int]] = {}
     for key, unit in known.items():
         if not has_result(unit):
@@ -46,7 +62,7 @@ def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campaig
     for replicas, unit_ids in running.items():
         units.demand_more(connection, unit_ids, priority=priority, min_replicas=replicas)
         units.release(connection, unit_ids)
-    every = {key: unit.unit_id for key, unit in units.by_key(connection, list(asked)).items()}
+    every = units.ids_by_key(connection, list(asked))
     opened = units.openable(connection, list(every.values()))
     units.open_units(connection, opened, now)
     events.append(connection, [Event(at=now, name="unit_opened", unit_id=unit_id) for unit_id in opened])

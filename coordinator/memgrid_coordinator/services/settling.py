@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 
 from sqlalchemy import Connection
 
@@ -18,6 +19,9 @@ from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Event, Lease, Unit
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.store import credits, events, hosts, leases, units, uploads
+
+SETTLED_AT_ONCE = 1000
+"""Units that one statement names: a campaign that is cancelled may withdraw a million."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,8 +60,21 @@ def settle(
     now: datetime,
 ) -> Settlement:
     """Look at these units again, each for what happened to it, and do what follows."""
-    if not happened:
-        return Settlement()
+    done = Settlement()
+    left = iter(happened.items())
+    while some := dict(islice(left, SETTLED_AT_ONCE)):
+        done.merge(_settle(connection, some, known=known, rule=rule, now=now))
+    return done
+
+
+def _settle(
+    connection: Connection,
+    happened: Mapping[int, UnitEvent],
+    *,
+    known: Mapping[Pair, Difference],
+    rule: UploadRule,
+    now: datetime,
+) -> Settlement:
     found = units.by_id(connection, happened)
     of_unit = leases.of_units(connection, happened)
     failed_uploads = [unit_id for unit_id, event in happened.items() if isinstance(event, UploadFailed)]

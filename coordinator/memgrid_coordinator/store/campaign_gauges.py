@@ -143,7 +143,5 @@ def _theirs(one: CampaignGauges) -> Select[int]:
 
     Asked campaign by campaign: the units of all of them at once would fill the memory that sums need none of.
     """
-    query = select(document_units.c.unit_id).join(
-        documents, documents.c.document_id == document_units.c.document_id
-    )
+    query = select(document_units.c.unit_id).join(documents, documents.c.document_id == document_units.c.document_id)
     return query.where(documents.c.campaign_id == one.campaign_id)

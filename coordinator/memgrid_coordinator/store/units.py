@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, literal, select, text, update
+from sqlalchemy import Connection, String, bindparam, exists, func, insert, literal, select, text, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, LeaseId, Reason, ReasonCode, UnitKey
@@ -32,38 +32,35 @@ def by_id(connection: Connection, unit_ids: Iterable[int]) -> dict[int, Unit]:
     return {row.unit_id: _unit(row) for row in connection.execute(_BY_ID, {"wanted": wanted})}
 
 
+def ids_by_key(connection: Connection, keys: Sequence[UnitKey]) -> dict[UnitKey, int]:
+    """The same without their content, which is what most of a unit is."""
+    found: dict[UnitKey, int] = {}
+    for start in range(0, len(keys), 500):
+        query = select(units.c.key, units.c.unit_id).where(units.c.key.in_(keys[start : start + 500]))
+        found |= {UnitKey(row.key): row.unit_id for row in connection.execute(query)}
+    return found
+
+
 def add(
     connection: Connection, new: Sequence[NewUnit], *, priority: int, min_replicas: int, max_replicas: int
 ) -> None:
     """Create units as waiting; parents come before their children."""
-    known: dict[UnitKey, int] = {}
-    parents = [unit.parent for unit in new if unit.parent is not None]
-    known |= {key: unit.unit_id for key, unit in by_key(connection, parents).items()}
-    for unit in new:
-        row = connection.execute(
-            insert(units).values(
-                key=unit.key,
-                kind=unit.kind,
-                state=UnitState.WAITING,
-                spec=unit.spec,
-                model=unit.model,
-                tokens_digest="",
-                token_count=unit.token_count,
-                flops=unit.flops,
-                priority=priority,
-                min_replicas=min_replicas,
-                max_replicas=max_replicas,
-                parent_id=None if unit.parent is None else known[unit.parent],
-                vacancies=0,
-                fence=0,
-                failures=0,
-                output_bytes=0,
-                reason_text="",
-                on_hold=False,
-            )
-        )
-        assert row.inserted_primary_key is not None
-        known[unit.key] = row.inserted_primary_key[0]
+    alike = {"new_priority": priority, "new_min": min_replicas, "new_max": max_replicas}
+    rows = [
+        {
+            "new_key": unit.key,
+            "new_kind": unit.kind,
+            "new_spec": unit.spec,
+            "new_model": unit.model,
+            "new_tokens": unit.token_count,
+            "new_flops": unit.flops,
+            "parent_key": unit.parent,
+            **alike,
+        }
+        for unit in new
+    ]
+    if rows:
+        connection.execute(_ADD, rows)
 
 
 def demand_more(connection: Connection, unit_ids: Sequence[int], *, priority: int, min_replicas: int) -> None:
@@ -249,6 +246,30 @@ RETRY_AFTER = timedelta(minutes=10)
 """How long a unit that failed on an account is kept for others."""
 
 # The statements of the hot path are built once: building one costs more than running it.
+_PARENT = units.alias("parent")
+_ADD = insert(units).values(
+    key=bindparam("new_key"),
+    kind=bindparam("new_kind"),
+    state=UnitState.WAITING,
+    spec=bindparam("new_spec"),
+    model=bindparam("new_model"),
+    tokens_digest="",
+    token_count=bindparam("new_tokens"),
+    flops=bindparam("new_flops"),
+    priority=bindparam("new_priority"),
+    min_replicas=bindparam("new_min"),
+    max_replicas=bindparam("new_max"),
+    # Looked up as each row is written: the parent may be one of the rows before it.
+    parent_id=select(_PARENT.c.unit_id)
+    .where(_PARENT.c.key == bindparam("parent_key", type_=String))
+    .scalar_subquery(),
+    vacancies=0,
+    fence=0,
+    failures=0,
+    output_bytes=0,
+    reason_text="",
+    on_hold=False,
+)
 _BY_ID = select(units).where(units.c.unit_id.in_(bindparam("wanted", expanding=True)))
 _FAILED_THERE = (
     ReasonCode.UNIT_FAILED,
