@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from array import array
@@ -53,7 +54,27 @@ def canonical_json(value: Any) -> bytes:
     >>> canonical_json({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
     """
+    if _is_plain(value):
+        return _PLAIN.encode(value).encode()
     return rfc8785.dumps(value)
+
+
+# Python's own writer does the same, ten times as fast, for values of which both write everything alike.
+_PLAIN = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
+_INTEGER_MAX = 2**53 - 1
+
+
+def _is_plain(value: Any) -> bool:
+    """No fractions, which are written otherwise; no keys that sort otherwise; no numbers or text that are refused."""
+    if value is None or value is True or value is False:
+        return True
+    if isinstance(value, str):
+        return value.isascii()
+    if type(value) is int:
+        return -_INTEGER_MAX <= value <= _INTEGER_MAX
+    if type(value) is dict:
+        return all(type(key) is str and key.isascii() for key in value) and all(map(_is_plain, value.values()))
+    return type(value) in (list, tuple) and all(map(_is_plain, value))
 
 
 def token_bytes(ids: Iterable[int]) -> bytes:

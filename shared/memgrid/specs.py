@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
@@ -18,6 +19,19 @@ def unit_key_of(spec: bytes) -> UnitKey:
     return UnitKey(digest_of(spec).removeprefix("sha256:"))
 
 
+def _plain(value: Any) -> Any:
+    """A spec's parts as JSON has them; parts may be specs' own dataclasses."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    names = _names_of(type(value))
+    return value if names is None else {name: _plain(getattr(value, name)) for name in names}
+
+
+@cache
+def _names_of(kind: type) -> tuple[str, ...] | None:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+
+
 class _Spec:
     """What all specs can do; each is a frozen dataclass whose fields are everything that determines its result."""
 
@@ -26,7 +40,7 @@ class _Spec:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON; its sha256 is the unit's key."""
-        return canonical_json({"kind": self.kind, "version": 1, **asdict(self)})  # type: ignore[call-overload]
+        return canonical_json({"kind": self.kind, "version": 1, **_plain(self)})
 
     @property
     def key(self) -> UnitKey:

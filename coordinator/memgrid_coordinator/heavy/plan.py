@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
-from memgrid.cube.wrap import document_ids, question_ids
+from memgrid.cube.wrap import ids_of_documents, question_ids
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import InvalidError
 from memgrid_coordinator.heavy.chunks import (
@@ -24,7 +22,7 @@ from memgrid_coordinator.heavy.chunks import (
 from memgrid_coordinator.heavy.documents import Document, iterate_documents
 from memgrid_coordinator.heavy.sources import DocumentLimits, SourceFile
 
-_BATCH_CHARACTERS = 4_000_000
+_BATCH_CHARACTERS = 1_000_000
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -95,13 +93,10 @@ def longest_context(model: ModelIdentity) -> int | None:
 def tokenise(
     documents: Iterable[Document], tokenizer: Any, parameters: PlanParameters
 ) -> Iterator[tuple[Document, Tokens]]:
-    """Each document with its tokens, many at a time: encoding leaves the interpreter, so threads share it out."""
-    # The first call may switch off a truncation that the tokenizer was saved with; no thread may be at work then.
-    document_ids(tokenizer, "", parameters.wrap)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in _batches(documents):
-            found = pool.map(lambda each: as_tokens(document_ids(tokenizer, each.text, parameters.wrap)), batch)
-            yield from zip(batch, found, strict=True)
+    """Each document with its tokens; only a few million characters are in memory at a time."""
+    for batch in _batches(documents):
+        found = ids_of_documents(tokenizer, [document.text for document in batch], parameters.wrap)
+        yield from zip(batch, map(as_tokens, found), strict=True)
 
 
 def _check_wrap(tokenizer: Any, parameters: PlanParameters) -> None:

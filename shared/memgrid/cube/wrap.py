@@ -25,10 +25,21 @@ def document_ids(tokenizer: Any, text: str, wrap: Wrap) -> list[int]:
     With `chat` it is the system message of the tokenizer's chat template, with `plain` the text as the tokenizer
     writes it, special tokens included.
     """
-    if wrap is Wrap.PLAIN:
-        return _ids(tokenizer, text, add_special_tokens=True)
-    before, after = _around(tokenizer)
-    return _ids(tokenizer, before + text + after, add_special_tokens=False)
+    return ids_of_documents(tokenizer, [text], wrap)[0]
+
+
+def ids_of_documents(tokenizer: Any, texts: Sequence[str], wrap: Wrap) -> list[list[int]]:
+    """The same of many at once: the tokenizer shares them out among the processors."""
+    before, after = _around(tokenizer) if wrap is Wrap.CHAT else ("", "")
+    encoded = tokenizer(
+        [before + text + after for text in texts],
+        add_special_tokens=wrap is Wrap.PLAIN,
+        # A document longer than the model's context is the planner's business, not a warning.
+        verbose=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return list(encoded["input_ids"])
 
 
 def turns_of(question: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
