@@ -119,8 +119,7 @@ class Planning:
 
     async def keep(self, planned: Planned) -> None:
         """Put what units will read where hosts fetch it, before any unit can be leased."""
-        for content in planned.contents:
-            await asyncio.to_thread(self._blobs.put_bytes, content)
+        await asyncio.to_thread(self._blobs.put_all, planned.contents)
 
     async def _fleet_speed(self) -> float:
         """FLOP/s to size units for: a slow quarter of the hosts alive should still make the target."""

@@ -7,8 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from memgrid.digest import Digest, digest_of, parse_digest
@@ -18,6 +20,7 @@ from memgrid_coordinator.store.disk import refusals_in_words
 
 Pieces = Callable[[int, int], AsyncIterator[bytes]]
 """So many bytes of some content, from an offset on."""
+_PUT_AT_ONCE = 16
 
 
 class BlobStore:
@@ -94,6 +97,14 @@ class BlobStore:
             finally:
                 Path(name).unlink(missing_ok=True)  # a full disk has no room for halves
         return digest
+
+    def put_all(self, contents: Iterable[bytes]) -> None:
+        """Keep many; returns once all are on disk. Many wait for it at a time, since a disk writes them together."""
+        left = iter(contents)
+        with ThreadPoolExecutor(_PUT_AT_ONCE) as pool:
+            while some := list(islice(left, 64 * _PUT_AT_ONCE)):
+                for _ in pool.map(self.put_bytes, some):
+                    pass
 
     @refusals_in_words()
     def adopt(self, path: Path, digest: Digest) -> Path:
