@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
 
 NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd")
-LONG = ("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed")
-"""Half an hour and more each on two cores: they run when named."""
+LONG = ("scale", "polls", "planning", "distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed")
+"""Minutes to an hour each on two cores: they run when named."""
 
 
 def main() -> int:

@@ -31,6 +31,11 @@ class Postgres:
         self._numbers = itertools.count(1)
         self._has_template = False
 
+    @property
+    def pid(self) -> int:
+        """The process that all others of the server are children of."""
+        return int(self._server.get_postmaster_info().process.pid)
+
     def url(self, name: str) -> str:
         return str(self._server.get_uri(database=name))
 

@@ -2,8 +2,8 @@
 
 Eight simulated hosts with keys of their own speak the real protocol to a coordinator process: lease, signed report,
 judgement, check of the output, acceptance, credit, and at the end the cubes. Every answer leaves after its
-transaction is on disk. The outputs were made beforehand; except in the last row they lie in the content store
-already, so that no upload is counted. The load runs on the same cores, but its CPU is not counted.
+transaction is on disk, SQLite's or PostgreSQL's. The outputs were made beforehand; without uploads they
+lie in the content store already. The load runs on the same cores, but its CPU is not counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import random
 import string
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,9 @@ BOINC_NOTES = (
 )
 
 
+POSTGRESQL = "PostgreSQL"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One row: so many agreeing reports a unit, so many units a Sync, outputs uploaded or there already."""
@@ -51,6 +56,7 @@ class Setting:
     quorum: int
     batch: int
     uploads: bool = False
+    database: str = "SQLite"
 
 
 SETTINGS = (
@@ -59,6 +65,8 @@ SETTINGS = (
     Setting(quorum=2, batch=1),
     Setting(quorum=2, batch=20),
     Setting(quorum=1, batch=1, uploads=True),
+    Setting(quorum=1, batch=1, database=POSTGRESQL),
+    Setting(quorum=1, batch=20, database=POSTGRESQL),
 )
 
 
@@ -72,11 +80,13 @@ def run(console: Console, quick: bool) -> Report:
         name="lifecycle",
         title=f"Life cycles of tiny units ({HOSTS} hosts, TLS, signed reports, durable before acknowledged)",
         columns={
+            "database": lambda row: row["database"],
             "quorum": lambda row: str(row["quorum"]),
             "units a Sync": lambda row: str(row["batch"]),
             "upload": lambda row: "yes" if row["uploads"] else "no",
             "CPU ms a result": lambda row: f"{row['cpu_ms_per_result']:.2f}",
             "of it, server": lambda row: f"{row['server_cpu_ms_per_result']:.2f}",
+            "beside it, database": lambda row: f"{row['database_cpu_ms_per_result']:.2f}",
             "results/s": lambda row: f"{row['results_per_s']:.0f}",
             "Sync p50 ms": lambda row: f"{row['sync_p50_ms']:.1f}",
             "p95": lambda row: f"{row['sync_p95_ms']:.1f}",
@@ -95,24 +105,39 @@ def measure(folder: Path, setting: Setting, units: int) -> Row:
         store = BlobStore(folder / "grid" / "blobs")
         for done in work.values():
             store.put_bytes(done.content)
-    with running_grid(folder) as grid:
+    with database_for(setting) as (url, database_pid), running_grid(folder, database=url) as grid:
         grid.operator("model", "push", str(model), "tiny")
         submitted = json.loads(grid.operator("campaign", "submit", str(campaign), "--json"))
         load = Load(discover(grid.url, home=folder / "load"), work, setting.batch, setting.uploads)
-        return asyncio.run(drain(grid, load, setting, submitted))
+        return asyncio.run(drain(grid, load, setting, submitted, database_pid))
 
 
-async def drain(grid: Grid, load: Load, setting: Setting, submitted: dict[str, Any]) -> Row:
+@contextmanager
+def database_for(setting: Setting) -> Iterator[tuple[str | None, int | None]]:
+    """The URL of a new database and the process that serves it; None for a file, which the coordinator opens."""
+    if setting.database != POSTGRESQL:
+        yield None, None
+        return
+    from tests.postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server.new_database(), server.pid
+
+
+async def drain(grid: Grid, load: Load, setting: Setting, submitted: dict[str, Any], database_pid: int | None) -> Row:
     """Let the hosts work until every unit is accepted; the CPU it took the coordinator."""
     units = submitted["units"]
     await load.enrol(HOSTS)
     before, began_s = cpu_s(grid.processes.pid("coordinator")), time.perf_counter()
+    stored_s = 0.0 if database_pid is None else sum(cpu_s(database_pid))
     await load.work_until_accepted(units, grid.token_file.read_text().strip(), submitted["campaign_id"])
     took_s, after = time.perf_counter() - began_s, cpu_s(grid.processes.pid("coordinator"))
+    stored_s = 0.0 if database_pid is None else sum(cpu_s(database_pid)) - stored_s
     results = units * setting.quorum
     server_s, helpers_s = after[0] - before[0], after[1] - before[1]
     syncs = sorted(load.sync_s)
     return {
+        "database": setting.database,
         "quorum": setting.quorum,
         "batch": setting.batch,
         "uploads": setting.uploads,
@@ -120,6 +145,7 @@ async def drain(grid: Grid, load: Load, setting: Setting, submitted: dict[str, A
         "results": results,
         "cpu_ms_per_result": 1e3 * (server_s + helpers_s) / results,
         "server_cpu_ms_per_result": 1e3 * server_s / results,
+        "database_cpu_ms_per_result": 1e3 * stored_s / results,
         "results_per_s": results / took_s,
         "syncs": len(syncs),
         "sync_p50_ms": 1e3 * syncs[len(syncs) // 2],

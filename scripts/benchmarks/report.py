@@ -54,3 +54,8 @@ def machine() -> Row:
 def spread(values: Sequence[float]) -> Row:
     """Median, and the least and the most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that so large a share of them does not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]

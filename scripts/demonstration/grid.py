@@ -84,11 +84,15 @@ class Grid:
 
 
 @contextmanager
-def running_grid(folder: Path) -> Iterator[Grid]:
-    """A coordinator that waits for volunteers; everything that runs is gone when this ends."""
+def running_grid(folder: Path, *, database: str | None = None) -> Iterator[Grid]:
+    """A coordinator that waits for volunteers; everything that runs is gone when this ends.
+
+    `database` is a URL; without, it keeps a file of its own.
+    """
     with Processes() as processes:
         data = folder / "grid"
         serve = ["coordinator", "serve", "--data", str(data), "--http-port", "0", "--grpc-port", "0"]
+        serve += [] if database is None else ["--database", database]
         processes.start("coordinator", [MEMGRID, *serve], log=folder / "coordinator.log")
         processes.wait_for(data / "endpoint.json", START_LIMIT_S)
         url = json.loads((data / "endpoint.json").read_text())["url"]

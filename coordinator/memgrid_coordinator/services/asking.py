@@ -10,9 +10,9 @@ from itertools import groupby
 from sqlalchemy import Connection
 
 from memgrid.campaign import CampaignFile
+from memgrid.kinds.registry import kind_named
 from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import UnitState
-from memgrid_coordinator.policy.kinds import kind_in
 from memgrid_coordinator.records import Event, NewUnit, Unit
 from memgrid_coordinator.store import events, units
 
@@ -47,7 +47,7 @@ def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campai
     known = units.by_key(connection, list(asked))
     priority, trust = campaign.priority, campaign.trust
     new = [unit for key, unit in asked.items() if key not in known]
-    for replicas, alike in groupby(new, lambda unit: trust.replicas(audited=kind_in(unit.spec)[1].is_audited)):
+    for replicas, alike in groupby(new, lambda unit: trust.replicas(audited=kind_named(unit.kind).is_audited)):
         units.add(connection, list(alike), priority=priority, min_replicas=replicas, max_replicas=trust.max_replicas)
     lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
     collected = [unit.unit_id for unit in known.values() if not has_result(unit) and unit.state is UnitState.ACCEPTED]
@@ -55,9 +55,9 @@ def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campai
         units.revive(connection, lost)
         units.take_up_again(connection, collected)
     running: dict[int, list[int]] = {}
-    for key, unit in known.items():
+    for unit in known.values():
         if not has_result(unit):
-            replicas = trust.replicas(audited=kind_in(asked[key].spec)[1].is_audited)
+            replicas = trust.replicas(audited=kind_named(unit.kind).is_audited)
             running.setdefault(replicas, []).append(unit.unit_id)
     for replicas, unit_ids in running.items():
         units.demand_more(connection, unit_ids, priority=priority, min_replicas=replicas)

@@ -30,3 +30,12 @@ def kind_of(spec: Spec) -> UnitKind[Any]:
     ['tokens.bin']
     """
     return _KINDS[spec.kind]
+
+
+def kind_named(name: str) -> UnitKind[Any]:
+    """The kind that specs and units call so, where nothing else of the spec matters.
+
+    >>> kind_named("study").is_audited
+    True
+    """
+    return _KINDS[name]
