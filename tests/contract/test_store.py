@@ -15,11 +15,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Connection, cast, event, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, cast, event, func, insert, select, true, update
 from sqlmodel import SQLModel
 
+from memgrid.errors import InvalidError
 from memgrid.units import AccountId
-from memgrid_coordinator.store import units
+from memgrid_coordinator.records import Event
+from memgrid_coordinator.store import events, units
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.hosts import add_invite, use_invite
 from memgrid_coordinator.store.tables import accounts, invites
@@ -188,3 +190,20 @@ def test_times_keep_every_microsecond(moment: datetime) -> None:
 def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="aware"):
         to_microseconds(datetime(2026, 1, 1) + timedelta(0))  # noqa: DTZ001 - that is the point
+
+
+async def test_the_events_of_a_step_stand_in_order_and_fall_with_it(empty_store: Store) -> None:
+    def told(connection: Connection, *names: str) -> None:
+        for name in names:
+            events.append(connection, [Event(at=NOW, name=name)])
+
+    def failing(connection: Connection) -> None:
+        told(connection, "never")
+        raise InvalidError("no")
+
+    steps = [empty_store.write(lambda connection: told(connection, "one", "two")), empty_store.write(failing)]
+    steps.append(empty_store.write(lambda connection: told(connection, "three")))
+    _, failure, _ = await asyncio.gather(*steps, return_exceptions=True)
+    assert isinstance(failure, InvalidError)
+    found = await empty_store.read(lambda connection: events.of(connection, true(), 10))
+    assert [event.name for event in found] == ["one", "two", "three"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,28 @@ from memgrid_coordinator.store.tables import document_units, documents, events
 
 
 def append(connection: Connection, happened: Sequence[Event]) -> None:
-    """Write events, in order, in one statement."""
-    if happened:
-        connection.execute(_APPEND, [_to_row(event) for event in happened])
+    """Write events, in order, in one statement; within `gathered` at its end."""
+    if not happened:
+        return
+    rows = [_to_row(event) for event in happened]
+    waiting: list[dict[str, Any]] | None = connection.info.get(_GATHERED)
+    if waiting is None:
+        connection.execute(_APPEND, rows)
+    else:
+        waiting += rows
+
+
+@contextmanager
+def gathered(connection: Connection) -> Iterator[None]:
+    """Events that are appended meanwhile are written together: a step of the writer tells of several things."""
+    waiting: list[dict[str, Any]] = []
+    connection.info[_GATHERED] = waiting
+    try:
+        yield
+    finally:
+        del connection.info[_GATHERED]
+    if waiting:
+        connection.execute(_APPEND, waiting)
 
 
 def of(connection: Connection, where: ColumnElement[bool], limit: int) -> list[Event]:
@@ -49,6 +69,7 @@ def of_cube(connection: Connection, cube_digest: str, limit: int = 1000) -> list
 
 
 _APPEND = insert(events)
+_GATHERED = "memgrid_events"
 _TROUBLE = ("report_rejected", "report_refused", "upload_refused", "upload_failed", "unit_reopened", "unit_failed")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError
 
+from memgrid_coordinator.store import events
 from memgrid_coordinator.store.dialects import WRITES
 
 Value = TypeVar("Value")
@@ -90,7 +91,7 @@ class Writer:
         try:
             with _begun(connection):
                 if len(wanted) == 1:  # the transaction itself is its savepoint
-                    outcomes = [(wanted[0], wanted[0].step(connection), None)]
+                    outcomes = [(wanted[0], _taken(connection, wanted[0]), None)]
                 else:
                     outcomes = [self._apart(connection, queued) for queued in wanted]
         except Exception as error:  # noqa: BLE001 - a lone step raised, or the commit failed: nothing happened
@@ -105,9 +106,15 @@ class Writer:
         """One step among others, behind a savepoint."""
         try:
             with connection.begin_nested():
-                return queued, queued.step(connection), None
+                return queued, _taken(connection, queued), None
         except Exception as error:  # noqa: BLE001 - it belongs to whoever queued the step
             return queued, None, error
+
+
+def _taken(connection: Connection, queued: _Queued) -> Any:
+    """What a step returns; its events are written with it, at its end."""
+    with events.gathered(connection):
+        return queued.step(connection)
 
 
 def _begun(connection: Connection) -> RootTransaction:
