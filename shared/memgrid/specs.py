@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from memgrid.digest import Digest, canonical_json, digest_of, parse_digest
@@ -20,16 +19,12 @@ def unit_key_of(spec: bytes) -> UnitKey:
 
 
 def _plain(value: Any) -> Any:
-    """A spec's parts as JSON has them; parts may be specs' own dataclasses."""
+    """A spec as JSON has it; parts of it may be dataclasses too."""
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    names = _names_of(type(value))
-    return value if names is None else {name: _plain(getattr(value, name)) for name in names}
-
-
-@cache
-def _names_of(kind: type) -> tuple[str, ...] | None:
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
 
 
 class _Spec:
