@@ -174,9 +174,10 @@ def make_model(folder: Path) -> Path:
 def write_campaign(folder: Path, setting: Setting, units: int) -> Path:
     """A campaign of so many units, all open at once, over random letters."""
     rng = random.Random(setting.quorum * 100 + setting.batch)
+    length = min(_DOCUMENT_CHARACTERS, units * (CHUNK_TOKENS - 1))
     with (folder / "letters.jsonl").open("w") as file:
         for _ in range(-(-units // _UNITS_A_DOCUMENT)):
-            text = "".join(rng.choices(string.ascii_lowercase, k=_DOCUMENT_CHARACTERS))
+            text = "".join(rng.choices(string.ascii_lowercase, k=length))
             file.write(json.dumps({"text": text}) + "\n")
     path = folder / "campaign.yaml"
     value = {
