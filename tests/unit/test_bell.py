@@ -35,9 +35,11 @@ def test_nobody_is_woken_who_does_not_listen_any_more() -> None:
     with bell.listening(HOSTS[0]) as former, bell.listening(HOSTS[0]) as heard:
         bell.ring_hosts([HOSTS[0], HOSTS[1]])
         assert heard.is_set() and not former.is_set(), "the later call of a host is the one that is there"
-    bell.ring_everybody()
-    with bell.listening(HOSTS[0]) as again:
-        assert not again.is_set()
+    with ExitStack() as stack:
+        listeners(bell, stack)
+    with bell.listening(HOSTS[-1]) as last:
+        bell.ring_for_work()
+        assert last.is_set(), "those who have gone are woken in nobody's stead"
 
 
 async def test_what_is_rung_before_somebody_waits_is_heard_once() -> None:
