@@ -16,8 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
 
 NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd")
-LONG = ("scale", "polls", "planning", "distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed")
-"""Minutes to an hour each on two cores: they run when named."""
+LONG = (
+    *("scale", "polls", "planning", "peers"),
+    *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed"),
+)
+"""Minutes to an hour each on two cores: they run when named, and with `all`."""
+ALL = "all"
 
 
 def main() -> int:
@@ -26,19 +30,21 @@ def main() -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"which to run: by default {', '.join(NAMES)}; also {', '.join(LONG)}",
+        help=f"which to run: by default {', '.join(NAMES)}; also {', '.join(LONG)}, and {ALL}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see whether it runs")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in (*NAMES, *LONG)]
+    known = (*NAMES, *LONG, ALL)
+    unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        parser.error(f"unknown benchmark {unknown[0]!r}: expected {', '.join((*NAMES, *LONG))}")
+        parser.error(f"unknown benchmark {unknown[0]!r}: expected {', '.join(known)}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     from benchmarks.report import machine
 
     figures: dict[str, Any] = {"machine": machine()}
-    for name in arguments.names or NAMES:
+    wanted = (*NAMES, *LONG) if ALL in arguments.names else arguments.names or NAMES
+    for name in wanted:
         report = import_module(f"benchmarks.{name}").run(console, arguments.quick)
         console.print(report.table())
         console.print()
