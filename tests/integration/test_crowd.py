@@ -210,7 +210,7 @@ async def test_long_polls_hold_no_place(tmp_path: Path) -> None:
         polls = [asyncio.create_task(host.sync(want=1, wait=timedelta(seconds=20))) for host in crowd[:4]]
 
         async def all_wait() -> bool:
-            return len(coordinator.bell._waiting) == 4
+            return len(coordinator.bell._listening) == 4
 
         await eventually(all_wait)
         assert working(coordinator) == 0

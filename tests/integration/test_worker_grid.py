@@ -35,6 +35,10 @@ def quickly(attempt: int, rng: random.Random) -> float:
     return 0.05
 
 
+def tell_nobody(line: str) -> None:
+    """The owner does not look."""
+
+
 @contextlib.asynccontextmanager
 async def volunteers(
     coordinator: Coordinator, folder: Path, modules: dict[str, str]
@@ -45,10 +49,11 @@ async def volunteers(
 
     async def run(name: str) -> None:
         options = running.Options(threads=1, worker_module=modules[name], backoff=quickly)
-        await running.join(coordinator.address.url, homes[name], label=name, invite_code="", options=options)
+        url = coordinator.address.url
+        await running.join(url, homes[name], label=name, invite_code="", options=options, tell=tell_nobody)
         stopping = Stopping()
         stoppings.append(stopping)
-        await running.run(homes[name], options, lambda line: None, stopping)
+        await running.run(homes[name], options, tell_nobody, stopping)
 
     tasks = [asyncio.create_task(run(name)) for name in modules]
     try:

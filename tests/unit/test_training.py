@@ -162,9 +162,16 @@ def test_a_run_that_blows_up_says_at_which_step(model: Any) -> None:
 def test_a_run_that_loses_what_it_had_learnt_is_stopped(model: Any) -> None:
     spec = make_spec(LORA, first_step=0, stop_step=12, learning_rate=1e-6)
     learnt = StepTrace(step=0, loss=1.5, tokens=100, gradient_norm=1.0)
-    with pytest.raises(RefusedError, match=r"^step 2: .* more than 3 times the lowest of 1.5$") as refused:
+    with pytest.raises(RefusedError, match=r"^step 2: .* more than 3 times 1.5, the lowest mean of 1$") as refused:
         train(model, spec, random_start(LORA, model), course(spec), trace=[learnt])
     assert refused.value.reason.code is ReasonCode.DIVERGED
+
+
+def test_one_easy_step_is_not_what_all_others_are_measured_by(model: Any) -> None:
+    spec = make_spec(LORA, first_step=0, stop_step=12, learning_rate=1e-6)
+    before = [StepTrace(step=0, loss=loss, tokens=100, gradient_norm=1.0) for loss in (6.0, 6.0, 1.5, 6.0)]
+    _, trace = train(model, spec, random_start(LORA, model), course(spec), trace=before)
+    assert min(each.loss for each in trace[4:]) > 3 * 1.5
 
 
 class Forgetful:

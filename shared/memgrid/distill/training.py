@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -31,7 +32,7 @@ LOSS_SCALE = 1024.0
 """In float16 small gradients would vanish; a power of two changes nothing else."""
 DIVERGED_FACTOR = 3.0
 DIVERGED_STEPS = 3
-"""Training has diverged when so many steps in a row lose so many times the lowest loss of the unit."""
+"""Training has diverged when so many steps in a row lose so many times the lowest mean of as many before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -221,15 +222,18 @@ def _check_course(entry: StepTrace, before: Sequence[StepTrace]) -> None:
             ReasonCode.DIVERGED,
             f"step {entry.step}: loss {entry.loss:.3g}, gradient norm {entry.gradient_norm:.3g}: not finite",
         )
-    if not before:
+    losses = [each.loss for each in (*before, entry)]
+    earlier, last = losses[:-DIVERGED_STEPS], losses[-DIVERGED_STEPS:]
+    if not earlier:
         return
-    limit = DIVERGED_FACTOR * min(each.loss for each in before)
-    last = [*before, entry][-DIVERGED_STEPS:]
-    if len(last) == DIVERGED_STEPS and all(each.loss > limit for each in last):
+    # Steps of few rows differ by their texts alone: one easy step must not be what all others are measured by.
+    width = min(DIVERGED_STEPS, len(earlier))
+    lowest = min(fmean(earlier[start : start + width]) for start in range(len(earlier) - width + 1))
+    if min(last) > DIVERGED_FACTOR * lowest:
         raise RefusedError(
             ReasonCode.DIVERGED,
             f"step {entry.step}: loss {entry.loss:.3g}, for {DIVERGED_STEPS} steps more than "
-            f"{DIVERGED_FACTOR:g} times the lowest of {limit / DIVERGED_FACTOR:.3g}",
+            f"{DIVERGED_FACTOR:g} times {lowest:.3g}, the lowest mean of {width}",
         )
 
 
