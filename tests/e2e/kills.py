@@ -16,14 +16,15 @@ LOOK_EVERY_S = 0.05
 
 def wait_for_end(grid: Grid, campaign_id: str, limit_s: float) -> dict[str, Any]:
     """The campaign once it is over."""
-    books, until = Books(grid.database), time.monotonic() + limit_s
-    while books.value("SELECT state FROM campaigns WHERE campaign_id = :id", id=campaign_id) == "running":
-        if time.monotonic() > until:
-            tails = "\n".join(
-                f"== {name}\n{grid.log(name)[-1500:]}" for name in (*grid.coordinators, *grid.volunteers)
-            )
-            raise TimeoutError(f"still running: {grid.ask('campaign', 'status', campaign_id)}\n{tails}")
-        time.sleep(LOOK_EVERY_S)
+    until = time.monotonic() + limit_s
+    with Books(grid.database) as books:
+        while books.value("SELECT state FROM campaigns WHERE campaign_id = :id", id=campaign_id) == "running":
+            if time.monotonic() > until:
+                tails = "\n".join(
+                    f"== {name}\n{grid.log(name)[-1500:]}" for name in (*grid.coordinators, *grid.volunteers)
+                )
+                raise TimeoutError(f"still running: {grid.ask('campaign', 'status', campaign_id)}\n{tails}")
+            time.sleep(LOOK_EVERY_S)
     campaign: dict[str, Any] = grid.ask("campaign", "status", campaign_id)
     return campaign
 
