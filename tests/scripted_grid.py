@@ -18,7 +18,7 @@ from memgrid import wire
 from memgrid.channel import SERVER_OPTIONS, STATUS_BY_CODE, TICKET_KEY, trailing_of
 from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.enrolment import Challenge, Enrolment, Session
-from memgrid.errors import MemgridError, TokenExpiredError
+from memgrid.errors import InternalError, MemgridError, TokenExpiredError
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE
 from memgrid.specs import PrefillSpec
 from memgrid.units import (
@@ -54,6 +54,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
 
     errors: list[MemgridError] = field(default_factory=list)
     """Raised by the next Syncs, before anything is done."""
+    hears_reports: bool = True
+    """If not, whoever brings reports is told that something went wrong."""
     door_errors: list[MemgridError] = field(default_factory=list)
     """Raised by the next who ask for a challenge."""
     tickets: list[str] = field(default_factory=list)
@@ -184,6 +186,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
             await _abort(context, TokenExpiredError("log in again"))
         if self.errors:
             await _abort(context, self.errors.pop(0))
+        if signed is not None and not self.hears_reports:
+            await _abort(context, InternalError("not now"))
         claims: tuple[ReportClaim, ...] = ()
         if signed is not None:
             signed.verify(REPORTS_TYPE)

@@ -105,12 +105,12 @@ async def test_a_crowd_comes_back_while_a_host_works(tmp_path: Path, monkeypatch
             assert len({host.session_id for host in crowd}) == CROWD
             assert worker.turned_away == 0
             assert exchanges > 10
-            assert sum(host.turned_away for host in crowd) > CROWD / 2, "they came faster than they were let in"
+            assert sum(host.turned_away for host in crowd) > CROWD / 10, "they came faster than they were let in"
             for channel in channels:
                 await channel.close()
         turned_away = series(coordinator, "turned_away_total", LaneName.DOOR)
         assert turned_away == sum(host.turned_away for host in crowd)
-    assert log_ins.most == TINY["log_ins_at_once_max"]
+    assert 1 < log_ins.most <= TINY["log_ins_at_once_max"]
 
 
 async def test_when_all_places_are_taken_the_next_is_told_at_once_and_owners_are_answered(tmp_path: Path) -> None:
