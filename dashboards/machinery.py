@@ -39,6 +39,10 @@ def times() -> list[Any]:
 
 
 def machinery() -> list[Any]:
+    return [*store(), *control_plane(), *data_plane(), *inside()]
+
+
+def store() -> list[Any]:
     return [
         lines(
             "Store: transactions",
@@ -60,6 +64,11 @@ def machinery() -> list[Any]:
             ),
             width=6,
         ),
+    ]
+
+
+def control_plane() -> list[Any]:
+    return [
         lines(
             "gRPC calls",
             "Calls a second by method.",
@@ -100,6 +109,11 @@ def machinery() -> list[Any]:
             Query("sum by (lane) (memgrid_calls_waiting)", "{{lane}}: waiting"),
             width=6,
         ),
+    ]
+
+
+def data_plane() -> list[Any]:
+    return [
         lines(
             "HTTP connections",
             "Open ones, and those a second that were closed at once because there were too many, in all or from one "
@@ -124,6 +138,11 @@ def machinery() -> list[Any]:
             Query(quantile(0.99, "memgrid_http_seconds", "route"), "{{route}}"),
             width=6,
         ),
+    ]
+
+
+def inside() -> list[Any]:
+    return [
         lines(
             "Failures inside",
             "Runs of a sweep that broke off and calls of the engine that raised, in ten minutes. "

@@ -40,7 +40,7 @@ from memgrid.units import StoreDtype
 
 TRAIN, HELD_OUT = 128, 104
 STEPS = {"prefix": 24, "lora": 24}
-LEARNING_RATE = {"prefix": 0.005, "lora": 2e-3}
+LEARNING_RATE = {"prefix": 0.005, "lora": 0.005}
 OTHER_STARTS = (Start.FIRST_TOKENS, Start.SAMPLED)
 
 

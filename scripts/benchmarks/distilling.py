@@ -39,7 +39,8 @@ SEED = 1
 CONVERSATIONS_PER_UNIT = 32
 PREFIX = PrefixAdapter(kind="prefix", compression=8.5)
 """Of a text's tokens, so that the published file is at least 8 times smaller than the KV cache."""
-LORA = LoraAdapter(kind="lora", rank=8)
+LORA = LoraAdapter(kind="lora", rank=2)
+"""The largest rank whose file is that small beside the cache of a text of some 600 tokens."""
 
 
 @dataclass(slots=True)

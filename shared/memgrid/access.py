@@ -24,3 +24,5 @@ def token_of(token: str | None) -> str | None:
         return path.read_text().split("\n")[0].strip()
     except OSError as error:
         raise InvalidError(f"token: expected a readable file, found {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidError(f"token: expected a text file, found {path}") from None
