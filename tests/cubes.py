@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -33,7 +33,8 @@ from memgrid.cube.readme import render_readme
 from memgrid.cube.wrap import document_ids
 from memgrid.digest import digest_of, digest_of_file, token_bytes
 from memgrid.kinds.prefill import KV_FORMAT, flops
-from memgrid.kinds.tolerances import limits
+from memgrid.kinds.prefill_limits import sketch_limits
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
@@ -110,7 +111,7 @@ def make_cube(
         validation=Validation(
             policy="replicas",
             min_replicas=2,
-            limits=asdict(limits(ComputeDtype.FLOAT32, ComputeDtype.FLOAT32, store_dtype, chunk_tokens)),
+            limits=sketch_limits(BUILT_IN, ComputeDtype.FLOAT32, ComputeDtype.FLOAT32, store_dtype, chunk_tokens),
         ),
     )
     return write_cube(folder, manifest, key)

@@ -12,11 +12,13 @@ from memgrid.digest import digest_of, token_bytes
 from memgrid.distill.audit import audit
 from memgrid.distill.model import CausalLM, load_model
 from memgrid.distill.study import study
+from memgrid.kinds.audit import Audit
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame, build_frame, context_ids
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.shard import SHARD_FILE, Shard, write_shard
 from memgrid.kinds.study import StudyKind, audited, sketch_shard
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import Purpose, StudySpec
 from memgrid.units import ComputeDtype
 from tests.models import make_tiny_model, make_tokenizer
@@ -49,16 +51,25 @@ class Studied:
         """What another unit would have given, as if it were this one's."""
         return study(self.model(), dataclasses.replace(self.spec, **changes), self.frame, self.tokens)  # type: ignore[arg-type]
 
-    def audit(self, shard: Shard, *, claimed: ComputeDtype = ComputeDtype.FLOAT32, draw: bytes = DRAW) -> None:
+    def audit(
+        self,
+        shard: Shard,
+        *,
+        claimed: ComputeDtype = ComputeDtype.FLOAT32,
+        draw: bytes = DRAW,
+        again: bool = False,
+    ) -> Audit:
         path = self.inputs[FRAME_FILE].parent / "claimed.safetensors"
         write_shard(path, shard)
-        audit(
+        return audit(
             self.spec,
             model_folder=self.folder,
             inputs=self.inputs,
             files={SHARD_FILE: path},
             compute_dtype=claimed,
             draw=draw,
+            tolerances=BUILT_IN,
+            again=again,
         )
 
     def check(self, shard: Shard, *, sketch: bytes | None = None) -> None:

@@ -47,6 +47,7 @@ from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.registry import kind_of
 from memgrid.kinds.shard import SHARD_FILE, read_shard, write_shard
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, trace_bytes
 from memgrid.kinds.train import STATE_FILE, committed_name, shard_name
 from memgrid.specs import Purpose, Spec
@@ -153,6 +154,7 @@ def _row(
                 files=files,
                 compute_dtype=ComputeDtype.FLOAT32,
                 draw=bytes.fromhex(digest_of(f"{SEED} {kind} {number}".encode()).removeprefix("sha256:")),
+                tolerances=BUILT_IN,
             )
         seconds.append(watch.cpu_s)
         flops.append(found.flops)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from memgrid.cube.cube import MemCube
 from memgrid.cube.manifest import LayoutKind
 from memgrid.errors import DoesNotFitError
-from memgrid.kinds.sketch import Distances, Sketch, distances, parse_sketch, sketch_file
-from memgrid.kinds.tolerances import exceeded, limits
+from memgrid.kinds.kind import difference
+from memgrid.kinds.prefill_limits import sketch_limits
+from memgrid.kinds.sketch import Sketch, distances, parse_sketch, sketch_file
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 from tests.cubes import make_cube, prefill, write_kv
@@ -159,18 +160,18 @@ def test_honest_variants_pass_and_cheats_do_not(tmp_path: Path, model: Any, toke
     reference = sketch_of(prefill(model, ids), ids, tmp_path)
     half = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.bfloat16).eval()
 
-    def from_reference(cache: DynamicCache) -> Distances:
+    def from_reference(cache: DynamicCache) -> dict[str, float]:
         return distances(reference, sketch_of(cache, ids, tmp_path))
 
-    exact, coarse = (limits(F32, dtype, StoreDtype.BFLOAT16, len(ids)) for dtype in (F32, B16))
-    assert astuple(from_reference(prefill(model, ids))) == (0.0,) * 8
-    assert exceeded(from_reference(in_pieces(model, ids, 64)), exact) is None
-    assert exceeded(from_reference(prefill(half, ids)), coarse) is None
-    assert exceeded(from_reference(prefill(half, ids)), exact) is not None
+    exact, coarse = (sketch_limits(BUILT_IN, F32, dtype, StoreDtype.BFLOAT16, len(ids)) for dtype in (F32, B16))
+    assert set(from_reference(prefill(model, ids)).values()) == {0.0}
+    assert difference(from_reference(in_pieces(model, ids, 64)), exact).exceeded is None
+    assert difference(from_reference(prefill(half, ids)), coarse).exceeded is None
+    assert difference(from_reference(prefill(half, ids)), exact).exceeded is not None
 
     cheap = with_int8_weights(model)
     cheated = from_reference(prefill(cheap, ids))
-    assert cheated.v_median > 50 * exact.v_median
-    assert exceeded(cheated, exact) is not None and exceeded(cheated, coarse) is not None
+    assert cheated["V median"] > 50 * exact["V median"]
+    assert difference(cheated, exact).exceeded is not None and difference(cheated, coarse).exceeded is not None
     changed = from_reference(prefill(model, [*ids[:100], ids[100] + 1, *ids[101:]]))
-    assert exceeded(changed, exact) is not None and exceeded(changed, coarse) is not None
+    assert difference(changed, exact).exceeded is not None and difference(changed, coarse).exceeded is not None

@@ -17,10 +17,11 @@ from memgrid.digest import digest_of, token_bytes
 from memgrid.distill.audit import audit
 from memgrid.distill.model import load_model
 from memgrid.distill.study import study
+from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame, build_frame, context_ids
 from memgrid.kinds.prefill_kind import TOKENS_FILE
-from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import SHARD_FILE, Shard, write_shard
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import Purpose, StudySpec
 from memgrid.units import ComputeDtype
 from tests.integration.test_attach_real_model import DOCUMENT, FOLDER, ROOT
@@ -73,7 +74,7 @@ def honest(model: Any, spec: StudySpec, frame: ChatFrame, tokens: list[int]) -> 
     return study(model, spec, frame, tokens)
 
 
-def audit_of(shard: Shard, spec: StudySpec, frame: ChatFrame, tokens: list[int], folder: Path) -> dict[str, float]:
+def audit_of(shard: Shard, spec: StudySpec, frame: ChatFrame, tokens: list[int], folder: Path) -> Audit:
     inputs = {FRAME_FILE: folder / FRAME_FILE, TOKENS_FILE: folder / TOKENS_FILE}
     inputs[FRAME_FILE].write_bytes(frame.to_bytes())
     inputs[TOKENS_FILE].write_bytes(token_bytes(tokens))
@@ -85,9 +86,10 @@ def audit_of(shard: Shard, spec: StudySpec, frame: ChatFrame, tokens: list[int],
         files={SHARD_FILE: folder / SHARD_FILE},
         compute_dtype=ComputeDtype.FLOAT32,
         draw=b"draw" * 8,
+        tolerances=BUILT_IN,
     )
     assert found.flops > 0
-    return {name: value / found.limits[name] for name, value in found.statistics.items()}
+    return found
 
 
 def test_questions_begin_as_they_were_told_and_are_about_the_text(honest: Shard, frame: ChatFrame) -> None:
@@ -120,7 +122,8 @@ def test_the_teacher_knows_more_than_a_model_that_did_not_read(
 def test_honest_conversations_pass_far_below_the_limits(
     honest: Shard, spec: StudySpec, frame: ChatFrame, tokens: list[int], tmp_path: Path
 ) -> None:
-    shares = audit_of(honest, spec, frame, tokens, tmp_path)
+    found = audit_of(honest, spec, frame, tokens, tmp_path)
+    shares = {name: value / found.limits[name] for name, value in found.statistics.items()}
     assert max(share for name, share in shares.items() if "margin" in name) == 0
     assert max(shares.values()) < 0.5
 
@@ -139,13 +142,12 @@ def test_conversations_with_eight_bit_weights_are_refused(
     finally:
         for name, weight in kept.items():
             model.get_submodule(name).weight.data = weight
-    with pytest.raises(RefusedError):
-        audit_of(made, spec, frame, tokens, tmp_path)
+    assert audit_of(made, spec, frame, tokens, tmp_path).zone is Zone.FAULT
 
 
 def test_conversations_at_another_temperature_are_refused(
     model: Any, spec: StudySpec, frame: ChatFrame, tokens: list[int], tmp_path: Path
 ) -> None:
     made = study(model, dataclasses.replace(spec, temperature=1.0), frame, tokens)
-    with pytest.raises(RefusedError, match="question margin"):
-        audit_of(made, spec, frame, tokens, tmp_path)
+    found = audit_of(made, spec, frame, tokens, tmp_path)
+    assert found.zone is Zone.FAULT and "question margin" in found.in_words()

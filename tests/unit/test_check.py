@@ -19,6 +19,7 @@ from memgrid.digest import digest_of, digest_of_file, token_bytes
 from memgrid.kinds.kind import Difference
 from memgrid.kinds.prefill import KV_FORMAT, ModelGeometry
 from memgrid.kinds.sketch import sketch_file
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import PrefillSpec
 from memgrid.units import AccountId, ComputeDtype, LeaseId, Reason, ReasonCode, StoreDtype
 from memgrid_coordinator.heavy.check import Comparison, UploadedOutput, check_output, compare
@@ -68,7 +69,7 @@ def claim(path: Path, spec: PrefillSpec, name: str, dtype: ComputeDtype = Comput
 
 
 def compared(claims: list[ReplicaClaim], spec: PrefillSpec, geometry: ModelGeometry) -> dict[Pair, Difference]:
-    return compare(Comparison(claims=tuple(claims), spec=spec.to_bytes(), geometry=geometry))
+    return compare(Comparison(claims=tuple(claims), spec=spec.to_bytes(), geometry=geometry, tolerances=BUILT_IN))
 
 
 def checked(path: Path, spec: PrefillSpec, sketch: bytes, geometry: ModelGeometry) -> Reason | None:

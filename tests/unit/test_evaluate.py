@@ -19,6 +19,7 @@ from memgrid.distill.evaluate import evaluate
 from memgrid.distill.evaluate_replay import audited_items
 from memgrid.distill.shared_context import read_context
 from memgrid.errors import InvalidError
+from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.evaluate import (
     ADAPTER_FILE,
     CUBE,
@@ -37,6 +38,7 @@ from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.kind import Replica
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import write_shard
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import AdapterKind, AdapterSpec, EvaluateSpec, Purpose
 from memgrid.units import ComputeDtype, Output, ReasonCode
 from tests.studies import Studied, make_studied
@@ -69,16 +71,17 @@ class Scored:
     def adapter(self) -> Adapter:
         return load_adapter(self.inputs[ADAPTER_FILE], PREFIX, self.studied.model())
 
-    def audit(self, scores: Scores, *, claimed: ComputeDtype = FLOAT32, draw: bytes = bytes(32)) -> None:
+    def audit(self, scores: Scores, *, claimed: ComputeDtype = FLOAT32, draw: bytes = bytes(32)) -> Audit:
         path = self.inputs[FRAME_FILE].parent / "claimed.safetensors"
         path.write_bytes(scores_bytes(scores))
-        audit(
+        return audit(
             self.spec,
             model_folder=self.studied.folder,
             inputs=self.inputs,
             files={SCORES_FILE: path},
             compute_dtype=claimed,
             draw=draw,
+            tolerances=BUILT_IN,
         )
 
     def check(self, content: bytes, sketch: bytes | None = None) -> None:
@@ -155,7 +158,7 @@ def test_the_teachers_own_likelihood_stands_beside(grid: Scored) -> None:
 def test_scores_do_not_depend_on_the_batch(grid: Scored, rows: int) -> None:
     one = Replica(sketch=scores_bytes(grid.honest), compute_dtype=FLOAT32)
     other = Replica(sketch=scores_bytes(grid.scores(rows=rows)), compute_dtype=FLOAT32)
-    assert KIND.compare(grid.spec, one, other, grid.studied.geometry).distance < 0.1
+    assert KIND.compare(grid.spec, one, other, grid.studied.geometry, BUILT_IN).distance < 0.1
 
 
 def test_units_of_a_few_items_add_up_to_one_of_all(grid: Scored) -> None:
@@ -225,7 +228,7 @@ def test_a_lora_adapter_is_scored_and_leaves_the_model_as_it_was(grid: Scored, t
 
 def test_honest_scores_pass_the_audit_and_the_form(grid: Scored) -> None:
     for number in range(3):
-        grid.audit(grid.honest, draw=bytes([number] * 32))
+        assert grid.audit(grid.honest, draw=bytes([number] * 32)).zone is Zone.PASS
     grid.check(scores_bytes(grid.honest))
 
 
@@ -251,12 +254,11 @@ CHEATS: dict[str, Callable[[Scored], Scores]] = {
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_false_scores_are_caught_by_scoring_a_few_again_and_by_another_host(grid: Scored, cheat: str) -> None:
     false = CHEATS[cheat](grid)
-    with pytest.raises(RefusedError) as caught:
-        grid.audit(false)
-    assert caught.value.reason.code is ReasonCode.REPLAY_DIFFERS
+    found = grid.audit(false)
+    assert found.zone is Zone.FAULT and "at item" in found.in_words()
     one, other = (Replica(sketch=scores_bytes(scores), compute_dtype=FLOAT32) for scores in (grid.honest, false))
-    found = KIND.compare(grid.spec, one, other, grid.studied.geometry)
-    assert found.distance > 1 and found.exceeded is not None
+    apart = KIND.compare(grid.spec, one, other, grid.studied.geometry, BUILT_IN)
+    assert apart.distance > 1 and apart.exceeded is not None
 
 
 @pytest.mark.parametrize(
@@ -270,9 +272,9 @@ def test_half_precision_passes_as_what_it_is_and_not_as_float32(
     rough = evaluate(model, grid.studied.frame, items, load_adapter(grid.inputs[ADAPTER_FILE], PREFIX, model))
     one = Replica(sketch=scores_bytes(grid.honest), compute_dtype=FLOAT32)
     other = Replica(sketch=scores_bytes(rough), compute_dtype=claimed)
-    assert KIND.compare(grid.spec, one, other, grid.studied.geometry).exceeded is None
+    assert KIND.compare(grid.spec, one, other, grid.studied.geometry, BUILT_IN).exceeded is None
     lying = dataclasses.replace(other, compute_dtype=FLOAT32)
-    assert KIND.compare(grid.spec, one, lying, grid.studied.geometry).exceeded is not None
+    assert KIND.compare(grid.spec, one, lying, grid.studied.geometry, BUILT_IN).exceeded is not None
 
 
 def test_which_items_are_scored_again_follows_from_the_draw(grid: Scored) -> None:

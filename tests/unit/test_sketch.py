@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.sketch import (
     BLOCK_TOKENS,
-    Distances,
     Sketch,
     distances,
     is_recomputed,
@@ -61,9 +59,9 @@ def test_estimated_distance_is_close_to_the_true_one(tmp_path: Path, seed: int, 
     found = distances(sketch_of(honest, tmp_path), sketch_of(other, tmp_path))
     true = [true_distance(honest, other, f"l{layer}.v") for layer in range(LAYERS)]
     # 13 blocks of 6 projections scatter by 8 %; five times that is seen once in a million.
-    assert found.v_layer0 == pytest.approx(true[0], rel=0.4)
-    assert found.v_median == pytest.approx(float(np.median(true)), rel=0.4)
-    assert found.v_worst_layer >= found.v_median
+    assert found["V layer 0"] == pytest.approx(true[0], rel=0.4)
+    assert found["V median"] == pytest.approx(float(np.median(true)), rel=0.4)
+    assert found["V worst layer"] >= found["V median"]
 
 
 def test_estimate_has_no_bias(tmp_path: Path) -> None:
@@ -77,7 +75,7 @@ def test_estimate_has_no_bias(tmp_path: Path) -> None:
     for number in range(40):
         key = UnitKey(f"{number:064x}")
         found = distances(sketch_of(honest, tmp_path, key), sketch_of(other, tmp_path, key))
-        ratios.append(found.k_layer0 / true)
+        ratios.append(found["K layer 0"] / true)
     assert np.mean(ratios) == pytest.approx(1, abs=0.04)
 
 
@@ -86,7 +84,7 @@ def test_estimate_has_no_bias(tmp_path: Path) -> None:
 def test_equal_files_are_at_distance_zero_exactly(tmp_path: Path, seed: int, tokens: int) -> None:
     cache = cache_of(np.random.default_rng(seed), tokens)
     found = distances(sketch_of(cache, tmp_path), sketch_of(cache, tmp_path))
-    assert found == Distances(**dict.fromkeys(Distances.__slots__, 0.0))
+    assert set(found.values()) == {0.0} and len(found) == 8
 
 
 @given(
@@ -101,14 +99,14 @@ def test_every_number_counts(tmp_path: Path, place: tuple[int, str, int, int]) -
     changed = {name: values.copy() for name, values in cache.items()}
     changed[f"l{layer}.{half}"][head, token, 7] += 5.0
     found = distances(sketch_of(cache, tmp_path), sketch_of(changed, tmp_path))
-    statistic = found.k_worst_block if half == "k" else found.v_worst_block
+    statistic = found["K worst block"] if half == "k" else found["V worst block"]
     assert statistic > 0.01
 
 
 def test_scaled_cache_is_seen_by_its_norm(tmp_path: Path) -> None:
     cache = cache_of(np.random.default_rng(2))
     scaled = {name: values * np.float32(1.05) for name, values in cache.items()}
-    assert distances(sketch_of(cache, tmp_path), sketch_of(scaled, tmp_path)).v_median > 0.045
+    assert distances(sketch_of(cache, tmp_path), sketch_of(scaled, tmp_path))["V median"] > 0.045
 
 
 def test_projections_depend_on_the_unit(tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def test_bfloat16_is_read_as_it_is_stored(tmp_path: Path) -> None:
     save_torch(cache, tmp_path / "bf16.safetensors")
     rounded = {name: values.float().numpy() for name, values in cache.items()}
     stored = parse_sketch(sketch_file(tmp_path / "bf16.safetensors", KEY), LAYERS, TOKENS)
-    assert distances(stored, sketch_of(rounded, tmp_path)).k_worst_block == 0
+    assert distances(stored, sketch_of(rounded, tmp_path))["K worst block"] == 0
 
 
 def test_sketch_is_a_small_part_of_the_cache() -> None:
@@ -185,5 +183,5 @@ def test_projections_without_a_norm_are_infinitely_far_away() -> None:
     nothing = Sketch(k=np.zeros((1, 1, 7), np.float32), v=np.zeros((1, 1, 7), np.float32))
     lie = Sketch(k=nothing.k, v=nothing.v.copy())
     lie.v[..., 1] = 1
-    assert astuple(distances(nothing, nothing)) == (0.0,) * 8
-    assert distances(nothing, lie).v_median == np.inf
+    assert set(distances(nothing, nothing).values()) == {0.0}
+    assert distances(nothing, lie)["V median"] == np.inf

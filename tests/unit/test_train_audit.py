@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from memgrid.digest import digest_of_file
-from memgrid.distill.judgement import Audit
 from memgrid.distill.state import TrainState, without_moments
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.distill.train_replay import audit_train
 from memgrid.distill.training import train
+from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.delta_sketch import DeltaSketch, delta_sketch_bytes, sketch_states
 from memgrid.kinds.kind import Replica
 from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.train import STATE_FILE, TrainKind, committed_step, drawn_segment, output_names
 from memgrid.kinds.train_limits import COLD_STEPS, segment_limits
 from memgrid.specs import AdapterSpec, TrainSpec
@@ -48,7 +49,14 @@ def draw_for(spec: TrainSpec, segment: int) -> bytes:
     return next(draw for value in range(256) if drawn_segment(spec, draw := bytes([value]) * 32) == segment)
 
 
-def replay(unit: Unit, files: dict[str, Path], segment: int, dtype: ComputeDtype = ComputeDtype.FLOAT32) -> Audit:
+def replay(
+    unit: Unit,
+    files: dict[str, Path],
+    segment: int,
+    dtype: ComputeDtype = ComputeDtype.FLOAT32,
+    *,
+    again: bool = False,
+) -> Audit:
     return audit_train(
         unit.spec,
         model_folder=unit.folder,
@@ -56,6 +64,8 @@ def replay(unit: Unit, files: dict[str, Path], segment: int, dtype: ComputeDtype
         files=files,
         compute_dtype=dtype,
         draw=draw_for(unit.spec, segment),
+        tolerances=BUILT_IN,
+        again=again,
     )
 
 
@@ -66,6 +76,9 @@ def test_honest_answer_passes(units: dict[str, Unit], adapter: AdapterSpec, segm
     audit = replay(unit, write_outputs(tmp_path, *compute(unit, micro_batch=3)), segment)
     assert set(audit.statistics.values()) == {0.0}
     assert set(audit.statistics) == set(audit.limits)
+    other_way = replay(unit, write_outputs(tmp_path, *compute(unit, micro_batch=3)), segment, again=True)
+    assert other_way.zone is Zone.PASS
+    assert max(other_way.statistics.values()) > 0, "attention without fused kernels rounds otherwise"
     assert 0 < audit.flops * 4 == TrainKind().flops(unit.spec, geometry_of_model(unit.model))
 
 
@@ -85,9 +98,9 @@ def test_cheat_is_caught_in_the_segments_it_touches(
     files = write_outputs(tmp_path, cheat(unit, honest), trace)
     for segment in (segments[0], segments[-1]):
         for claim in claims:
-            with pytest.raises(RefusedError, match=rf"^segment {segment}: ") as refused:
-                replay(unit, files, segment, claim)
-            assert refused.value.reason.code is ReasonCode.REPLAY_DIFFERS
+            found = replay(unit, files, segment, claim)
+            assert found.zone is Zone.FAULT
+            assert f"at segment {segment}, steps {12 + 3 * segment} to" in found.in_words()
 
 
 @ADAPTERS
@@ -100,10 +113,10 @@ def test_honest_16_bits_pass_in_their_class(
     files = write_outputs(tmp_path, *compute(unit, compute_dtype=dtype))
     for segment in (0, 3):
         audit = replay(unit, files, segment, claim)
+        assert audit.zone is Zone.PASS
         assert 0 < audit.statistics["relative L2"] < audit.limits["relative L2"]
     if dtype is torch.bfloat16:
-        with pytest.raises(RefusedError, match="allowed"):
-            replay(unit, files, 0, ComputeDtype.FLOAT32)
+        assert replay(unit, files, 0, ComputeDtype.FLOAT32).zone is not Zone.PASS
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +148,9 @@ def test_member_of_a_round_passes_with_parameters_at_both_ends(
 def test_a_round_warms_up_after_ten_steps() -> None:
     spec = make_spec(first_step=32, stop_step=64, total_steps=64, round=2)
     starts = [spec.first_step, *(committed_step(spec, name) for name in output_names(spec)[2:])]
-    limits = [segment_limits(ComputeDtype.FLOAT32, start - spec.cold_step)["relative L2"] for start in starts]
+    limits = [
+        segment_limits(BUILT_IN, ComputeDtype.FLOAT32, start - spec.cold_step)["relative L2"] for start in starts
+    ]
     assert limits == [0.016] * 4 + [2e-3] * 7
 
 
@@ -159,8 +174,9 @@ def test_moments_that_a_member_made_up_are_seen_where_they_are_handed_on(
     )
     files = write_outputs(tmp_path, [forged, *rest[:-1], without_moments(rest[-1])], trace)
     claim = ComputeDtype.FLOAT32 if dtype is torch.float32 else ComputeDtype.BFLOAT16
-    with pytest.raises(RefusedError, match="segment 0: Adam m"):
-        replay(unit, files, 0, claim)
+    found = replay(unit, files, 0, claim)
+    assert found.zone is not Zone.PASS
+    assert "Adam m" in found.in_words()
 
 
 @pytest.mark.parametrize("number", [1, 3], ids=["on the way", "result"])
@@ -183,7 +199,9 @@ def test_cold_adam_is_given_more_room(units: dict[str, Unit], adapter: AdapterSp
     files = write_outputs(tmp_path / "out", *compute(unit, compute_dtype=torch.bfloat16))
     first, last = (replay(unit, files, segment, ComputeDtype.BFLOAT16) for segment in (0, 3))
     assert first.statistics["relative L2"] > 2 * last.statistics["relative L2"]
-    assert first.limits["relative L2"] > 4 * segment_limits(ComputeDtype.BFLOAT16, COLD_STEPS)["relative L2"]
+    assert (
+        first.limits["relative L2"] > 4 * segment_limits(BUILT_IN, ComputeDtype.BFLOAT16, COLD_STEPS)["relative L2"]
+    )
 
 
 def test_last_segment_is_drawn_twice_as_often(units: dict[str, Unit]) -> None:
@@ -214,7 +232,7 @@ def test_sketch_is_that_of_the_files_and_tells_members_apart(
 
     def compared(one: str, two: str, dtype: ComputeDtype) -> str | None:
         claims = (Replica(sketch=sketches[name], compute_dtype=dtype) for name in (one, two))
-        return kind.compare(unit.spec, *claims, geometry).exceeded
+        return kind.compare(unit.spec, *claims, geometry, BUILT_IN).exceeded
 
     assert compared("honest", "honest", ComputeDtype.FLOAT32) is None
     assert compared("honest", "half", ComputeDtype.BFLOAT16) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +25,8 @@ from memgrid.cube.oci import CUBE_ARTIFACT_TYPE, CUBE_CONFIG_TYPE, Descriptor, O
 from memgrid.cube.provenance import sign_cube, slsa_predicate
 from memgrid.cube.readme import render_readme
 from memgrid.digest import Digest, digest_of
-from memgrid.kinds.tolerances import limits
+from memgrid.kinds.prefill_limits import sketch_limits
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype
@@ -176,11 +177,11 @@ def _validation(order: AssemblyOrder) -> Validation:
     """What two replicas were allowed to differ by; with dtype `auto`, by the coarsest that hosts may choose."""
     asked = order.numerics.compute_dtype
     dtype = ComputeDtype.BFLOAT16 if asked is ComputeDtype.AUTO else asked
-    allowed = limits(dtype, dtype, order.numerics.store_dtype, order.layout.chunk_tokens)
+    allowed = sketch_limits(BUILT_IN, dtype, dtype, order.numerics.store_dtype, order.layout.chunk_tokens)
     return Validation(
         policy="replicas of different accounts agree by sketch",
         min_replicas=order.min_replicas,
-        limits=asdict(allowed),
+        limits=allowed,
     )
 
 

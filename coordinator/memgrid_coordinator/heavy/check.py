@@ -11,6 +11,7 @@ from memgrid.kinds.kind import Difference, Replica
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.registry import kind_of
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import parse_spec
 from memgrid.units import Reason
 from memgrid_coordinator.policy.quorum import Pair
@@ -24,6 +25,7 @@ class Comparison:
     claims: tuple[ReplicaClaim, ...]
     spec: bytes
     geometry: ModelGeometry
+    tolerances: Tolerances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,9 @@ def compare(asked: Comparison) -> dict[Pair, Difference]:
     spec = parse_spec(asked.spec)
     kind = kind_of(spec)
     return {
-        frozenset((one.lease_id, other.lease_id)): kind.compare(spec, _replica(one), _replica(other), asked.geometry)
+        frozenset((one.lease_id, other.lease_id)): kind.compare(
+            spec, _replica(one), _replica(other), asked.geometry, asked.tolerances
+        )
         for one, other in combinations(asked.claims, 2)
         if one.output_digest != other.output_digest
     }

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.refusal import RefusedError
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import parse_spec
-from memgrid.units import ComputeDtype, Reason
+from memgrid.units import ComputeDtype, Reason, ReasonCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +24,25 @@ class ReplayOrder:
     inputs: Mapping[str, Path]
     compute_dtype: ComputeDtype
     draw: bytes
+    tolerances: Tolerances
+    again: bool = False
+    """Whether to compute the same part in another way: that is how a fault is confirmed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What came of it: `reason` names what lay too far apart; `flops` are the replay's own."""
+    """What came of it: the audit, or in `refused` why the files have not the unit's form."""
 
-    reason: Reason | None
-    statistics: dict[str, float]
-    limits: dict[str, float]
-    flops: int
+    audit: Audit | None
+    refused: Reason | None
     seconds: float
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why the answer is turned down; None when it stands. What is only suspicious stands."""
+        if self.audit is not None and self.audit.zone is Zone.FAULT:
+            return Reason(code=ReasonCode.REPLAY_DIFFERS, text=self.audit.in_words())
+        return self.refused
 
 
 def replay(order: ReplayOrder) -> Replayed:
@@ -40,6 +50,8 @@ def replay(order: ReplayOrder) -> Replayed:
     from memgrid.distill.audit import audit  # brings torch, which whoever plans or compares does without
 
     started = time.perf_counter()
+    found: Audit | None = None
+    refused: Reason | None = None
     try:
         found = audit(
             parse_spec(order.spec),
@@ -48,14 +60,9 @@ def replay(order: ReplayOrder) -> Replayed:
             files=order.files,
             compute_dtype=order.compute_dtype,
             draw=order.draw,
+            tolerances=order.tolerances,
+            again=order.again,
         )
     except RefusedError as refusal:
-        seconds = time.perf_counter() - started
-        return Replayed(reason=refusal.reason, statistics={}, limits={}, flops=0, seconds=seconds)
-    return Replayed(
-        reason=None,
-        statistics=found.statistics,
-        limits=found.limits,
-        flops=found.flops,
-        seconds=time.perf_counter() - started,
-    )
+        refused = refusal.reason
+    return Replayed(audit=found, refused=refused, seconds=time.perf_counter() - started)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from memgrid.cube.provenance import key_id_of
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid_coordinator.heavy import check
@@ -123,7 +124,9 @@ class Assembling:
         for unit in seen.units:
             claims = [claim_of(lease) for lease in agreed if lease.unit_id == unit.unit_id]
             if len({claim.output_digest for claim in claims}) > 1:
-                asked = check.Comparison(claims=tuple(claims), spec=unit.spec, geometry=seen.base.geometry)
+                asked = check.Comparison(
+                    claims=tuple(claims), spec=unit.spec, geometry=seen.base.geometry, tolerances=BUILT_IN
+                )
                 known = await self._engine.run(check.compare, asked)
                 largest = max([largest, *(difference.distance for difference in known.values())])
         return largest

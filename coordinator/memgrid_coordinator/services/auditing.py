@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from memgrid.clock import Clock
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.log import get_logger
 from memgrid.units import LeaseId, Reason
 from memgrid_coordinator.heavy.replay import Replayed, ReplayOrder, replay
@@ -94,12 +95,13 @@ class Auditing:
                 inputs=located(evidence.inputs, paths),
                 compute_dtype=evidence.lease.facts.compute_dtype,
                 draw=self._rule.draw(evidence.lease),
+                tolerances=BUILT_IN,
             )
             found = await self._engine.run(replay, order)
         answer = "agrees" if found.reason is None else found.reason.code.value
         kind = evidence.unit.kind
         self._metrics.audit_s.labels(kind, answer).observe(found.seconds)
-        self._metrics.audit_flops.labels(kind).inc(found.flops)
+        self._metrics.audit_flops.labels(kind).inc(0 if found.audit is None else found.audit.flops)
         self._metrics.audited_flops.labels(kind).inc(evidence.unit.flops)
         log.info("replayed", unit_key=evidence.unit.key, kind=kind, answer=answer, seconds=round(found.seconds, 2))
         return found
@@ -107,7 +109,5 @@ class Auditing:
 
 def _in_words(found: Replayed) -> str:
     """What was found beside what is allowed, the worst first."""
-    if not found.limits:
-        return f"{found.seconds:.1f} s"
-    name = max(found.limits, key=lambda name: found.statistics[name] / (found.limits[name] or 1.0))
-    return f"{name} {found.statistics[name]:.1e}, allowed {found.limits[name]:.1e}, {found.seconds:.1f} s"
+    figures = "" if found.audit is None else f"{found.audit.in_words()}, "
+    return f"{figures}{found.seconds:.1f} s"

@@ -12,6 +12,7 @@ from memgrid.clock import Clock
 from memgrid.digest import Digest
 from memgrid.kinds.kind import Difference
 from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
@@ -190,6 +191,7 @@ class Judging:
                 ),
                 spec=unit.spec,
                 geometry=self._catalogue.geometry(connection, unit.model),
+                tolerances=BUILT_IN,
             )
             for unit in found.values()
         ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from memgrid.distill.judgement import Audit
 from memgrid.errors import InvalidError
+from memgrid.kinds.audit import Audit
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
 from memgrid.units import ComputeDtype
 
@@ -19,47 +21,38 @@ def audit(
     files: Mapping[str, Path],
     compute_dtype: ComputeDtype,
     draw: bytes,
+    tolerances: Tolerances,
+    again: bool = False,
 ) -> Audit:
     """Replay what `draw` picks of a unit's answer in float32 on the CPU, the arbiter's class.
 
     `inputs` and `files` are by the names the unit uses, `compute_dtype` is what the host says it computed in: it
-    decides how far honest answers may lie apart. Raises RefusedError (REPLAY_DIFFERS and what was found) when they
-    lie further apart than that.
+    decides how far honest answers may lie apart. With `again` the same part is computed in another way (attention
+    without fused kernels, other pieces): a fault that is no accident of one kernel shows in both. Numbers that lie
+    too far apart are the audit's to tell (`Audit.zone`); RefusedError is for files that have not the unit's form.
     """
+    given: dict[str, Any] = {
+        "model_folder": model_folder,
+        "inputs": inputs,
+        "files": files,
+        "compute_dtype": compute_dtype,
+        "draw": draw,
+        "tolerances": tolerances,
+        "again": again,
+    }
     # Each replay brings torch code of its own: only the one that is needed is imported.
     match spec:
         case StudySpec():
             from memgrid.distill.study_replay import audit_study
 
-            return audit_study(
-                spec,
-                model_folder=model_folder,
-                inputs=inputs,
-                files=files,
-                compute_dtype=compute_dtype,
-                draw=draw,
-            )
+            return audit_study(spec, **given)
         case TrainSpec():
             from memgrid.distill.train_replay import audit_train
 
-            return audit_train(
-                spec,
-                model_folder=model_folder,
-                inputs=inputs,
-                files=files,
-                compute_dtype=compute_dtype,
-                draw=draw,
-            )
+            return audit_train(spec, **given)
         case EvaluateSpec():
             from memgrid.distill.evaluate_replay import audit_evaluate
 
-            return audit_evaluate(
-                spec,
-                model_folder=model_folder,
-                inputs=inputs,
-                files=files,
-                compute_dtype=compute_dtype,
-                draw=draw,
-            )
+            return audit_evaluate(spec, **given)
         case PrefillSpec():
             raise InvalidError("prefill units are compared by sketch, not replayed")

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from memgrid.distill.adapters import load_adapter
-from memgrid.distill.evaluate import evaluate
-from memgrid.distill.judgement import Audit, judge
-from memgrid.distill.model import load_model
+from memgrid.distill.evaluate import BATCH_ROWS, evaluate
+from memgrid.distill.model import load_model, without_fused_attention
 from memgrid.distill.train_inputs import geometry_of_model
+from memgrid.kinds.audit import Audit, judge
 from memgrid.kinds.evaluate import (
     ADAPTER_FILE,
     SCORES_FILE,
@@ -23,12 +23,13 @@ from memgrid.kinds.evaluate import (
     EvaluateKind,
     Items,
     Scores,
+    furthest_item,
     parse_scores,
     read_items,
     score_differences,
-    score_limits,
 )
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec
 from memgrid.units import ComputeDtype
 
@@ -41,11 +42,10 @@ def audit_evaluate(
     files: Mapping[str, Path],
     compute_dtype: ComputeDtype,
     draw: bytes,
+    tolerances: Tolerances,
+    again: bool = False,
 ) -> Audit:
-    """Score the items that `draw` picks, in float32 on the CPU.
-
-    Raises RefusedError (REPLAY_DIFFERS, naming the statistic) when the claimed scores are too far off.
-    """
+    """Score the items that `draw` picks, in float32 on the CPU; `again`, row by row and without fused attention."""
     claimed = parse_scores(files[SCORES_FILE].read_bytes(), spec)
     items = read_items(spec, inputs)
     picked = audited_items(spec, draw)
@@ -53,12 +53,13 @@ def audit_evaluate(
     adapter = None if spec.adapter is None else load_adapter(inputs[ADAPTER_FILE], spec.adapter, model)
     frame = ChatFrame.from_bytes(inputs[FRAME_FILE].read_bytes())
     drawn = Items(shards=items.shards, places=tuple(items.places[index] for index in picked))
-    found = evaluate(model, frame, drawn, adapter)
-    limits = score_limits(ComputeDtype.FLOAT32, compute_dtype)
+    with without_fused_attention(model, again):
+        found = evaluate(model, frame, drawn, adapter, batch_rows=1 if again else BATCH_ROWS)
+    claim = _part(claimed, picked)
+    statistics = score_differences(found, claim)
+    limits = tolerances.row("evaluate.replay", compute_dtype, ComputeDtype.FLOAT32)
     cost = EvaluateKind().flops(spec, geometry_of_model(model)) * len(picked) // spec.items
-    where = f"items {', '.join(map(str, picked))}"
-    statistics = score_differences(found, _part(claimed, picked))
-    return judge(statistics, {name: limits[name] for name in statistics}, where, cost)
+    return judge(statistics, limits, where=f"item {picked[furthest_item(found, claim)]}", flops=cost)
 
 
 def audited_items(spec: EvaluateSpec, draw: bytes) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ Knows safetensors and transformers; knows nothing of units.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,18 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Causal
             _last = None
             _last = (wanted, _load(folder, dtype, device))
         return _last[1]
+
+
+@contextmanager
+def without_fused_attention(model: CausalLM, on: bool = True) -> Iterator[None]:
+    """Attention as plain products, for whoever wants to see that a result does not hang on one kernel."""
+    former = model.config._attn_implementation
+    if on:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(former)
 
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:

@@ -8,6 +8,7 @@ nor forbidden. Shapes: t tokens looked at, V vocabulary, k log-probabilities kep
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,21 +20,22 @@ import numpy.typing as npt
 import torch
 
 from memgrid.digest import token_ids
-from memgrid.distill.judgement import Audit, judge
-from memgrid.distill.model import CausalLM, load_model
+from memgrid.distill.model import CausalLM, load_model, without_fused_attention
 from memgrid.distill.noise import conversation_keys, draw_asks, gumbel
 from memgrid.distill.shared_context import Context, Rows, read_context
 from memgrid.distill.study import CANDIDATES, check_frame, logits_of, opening_of
 from memgrid.distill.train_inputs import geometry_of_model
+from memgrid.kinds.audit import Audit, judge
+from memgrid.kinds.built_in_rows import RANK_EDGE
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame, Ids
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
-from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import SHARD_FILE, Shard, read_shard
 from memgrid.kinds.study import audited
-from memgrid.kinds.study_limits import StudyLimits, mean_limit, study_limits
+from memgrid.kinds.study_limits import replay_limits
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import StudySpec
-from memgrid.units import ComputeDtype, ReasonCode
+from memgrid.units import ComputeDtype
 
 _CLIPPED_AT = 0.5
 _COMPARED = 8
@@ -52,22 +54,37 @@ def audit_study(
     files: Mapping[str, Path],
     compute_dtype: ComputeDtype,
     draw: bytes,
+    tolerances: Tolerances,
+    again: bool = False,
 ) -> Audit:
-    """Replay the conversations that `draw` picks, in float32 on the CPU.
-
-    Raises RefusedError (REPLAY_DIFFERS, naming the statistic) when they are not what the model says.
-    """
+    """Replay the conversations that `draw` picks, in float32 on the CPU."""
     frame = ChatFrame.from_bytes(inputs[FRAME_FILE].read_bytes())
     tokens = token_ids(inputs[TOKENS_FILE].read_bytes())
     shard = read_shard(files[SHARD_FILE])
     model = load_model(model_folder, torch.float32, torch.device("cpu"))
     picked = audited(spec, draw)
-    limits = study_limits(compute_dtype)
-    replay = replay_conversations(model, spec, frame, tokens, shard, picked, edge=limits.edge)
-    where = f"conversations {', '.join(map(str, picked))}"
-    return judge(
-        replay.statistics(), _allowed(limits, replay), where, replay_flops(spec, geometry_of_model(model), replay)
-    )
+    row = tolerances.row("study.replay", compute_dtype, ComputeDtype.FLOAT32)
+    try:
+        parts = replay_conversations(model, spec, frame, tokens, shard, picked, edge=row[RANK_EDGE], again=again)
+    except _OtherWordsError as error:
+        return judge({}, {}, where=f"conversation {error.index}", broken_rule=_OTHER_WORDS, flops=0)
+    replay = joined(parts)
+    questions, answers = len(replay.question_margins), len(replay.answer_margins)
+    limits = replay_limits(row, question_tokens=questions, answer_tokens=answers)
+    found = judge(replay.statistics(), limits, flops=replay_flops(spec, geometry_of_model(model), replay))
+    name, _ = found.worst
+    worst = max(range(len(parts)), key=lambda place: parts[place].statistics()[name])
+    return dataclasses.replace(found, where=f"conversation {picked[worst]}")
+
+
+_OTHER_WORDS = "a question does not begin with the words it was given"
+"""No rounding explains that."""
+
+
+class _OtherWordsError(Exception):
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,17 +111,15 @@ class Replay:
         }
 
 
-def _allowed(limits: StudyLimits, replay: Replay) -> dict[str, float]:
-    return {
-        "question margin": limits.question_margin,
-        "mean question margin": mean_limit(limits.question_mean, len(replay.question_margins)),
-        "answer margin": limits.answer_margin,
-        "mean answer margin": mean_limit(limits.answer_mean, len(replay.answer_margins)),
-        "mean log-probability difference": limits.logprob_mean,
-        "99th percentile of log-probability differences": limits.logprob_p99,
-        "log-probability difference": limits.logprob_max,
-        "probability mass difference": limits.mass_max,
-    }
+def joined(parts: Sequence[Replay]) -> Replay:
+    """What all conversations show together."""
+    return Replay(
+        question_margins=np.concatenate([part.question_margins for part in parts]),
+        answer_margins=np.concatenate([part.answer_margins for part in parts]),
+        logprobs=np.concatenate([part.logprobs for part in parts]),
+        masses=np.concatenate([part.masses for part in parts]),
+        lengths=tuple(length for part in parts for length in part.lengths),
+    )
 
 
 def replay_conversations(
@@ -116,10 +131,11 @@ def replay_conversations(
     picked: Sequence[int],
     *,
     edge: float,
-) -> Replay:
-    """Read questions after their seed prompts, and answers after their questions, all in one pass.
+    again: bool = False,
+) -> list[Replay]:
+    """Read questions after their seed prompts, and answers after their questions, all in one pass: a replay of each.
 
-    Raises RefusedError when a question does not begin with the words it was given: no rounding explains that.
+    With `again` they are read one by one, each after the text read anew without fused attention.
     """
     check_frame(model, frame)
     keys = conversation_keys(spec.seed, spec.purpose, [spec.first + index for index in picked])
@@ -129,33 +145,40 @@ def replay_conversations(
     openings = [opening_of(spec, frame, ask) for ask in asks]
     for index, question, opening in zip(picked, questions, openings, strict=True):
         if question[: len(opening)] != opening:
-            text = f"conversation {index}: its question does not begin with the words it was given"
-            raise RefusedError(ReasonCode.REPLAY_DIFFERS, text)
+            raise _OtherWordsError(index)
     asking = [(*frame.asks[ask], *question) for ask, question in zip(asks, questions, strict=True)]
     answering = [
         (*frame.teacher_before, *question, *frame.teacher_after, *answer[:-1])
         for question, answer in zip(questions, answers, strict=True)
     ]
     read = [*asking, *answering]
-    hidden = Rows(model, _context_of(model, tokens), len(read), max(map(len, read))).feed(read)
-    margins, differences = [], []
+    hidden = _read_apart(model, tokens, read) if again else _read(model, _context_of(model, tokens), read)
+    replays = []
     for row, index in enumerate(picked):
-        drawn = hidden[row, len(frame.asks[asks[row]]) + len(openings[row]) - 1 : len(asking[row])]
-        margins.append(_question_margins(logits_of(model, frame, drawn), keys[row : row + 1], questions[row],
-                                         len(openings[row]), spec, frame, edge))  # fmt: skip
+        drawn = hidden[row][len(frame.asks[asks[row]]) + len(openings[row]) - 1 : len(asking[row])]
+        margins = _question_margins(logits_of(model, frame, drawn), keys[row : row + 1], questions[row],
+                                    len(openings[row]), spec, frame, edge)  # fmt: skip
+        answer_margins, logprobs, masses = (np.zeros(0), np.zeros((0, _COMPARED)), np.zeros(0))
         if answers[row]:
             end = len(answering[row])
-            said = hidden[len(picked) + row, end - len(answers[row]) : end]
-            differences.append(_answer_differences(logits_of(model, frame, said), shard, shard.rows(index)))
-    empty = (np.zeros(0), np.zeros((0, _COMPARED)), np.zeros(0))
-    answer_margins, logprobs, masses = (np.concatenate(parts) for parts in zip(empty, *differences, strict=True))
-    return Replay(
-        question_margins=np.concatenate(margins),
-        answer_margins=answer_margins,
-        logprobs=logprobs,
-        masses=masses,
-        lengths=tuple(map(len, read)),
-    )
+            said = hidden[len(picked) + row][end - len(answers[row]) : end]
+            logits = logits_of(model, frame, said)
+            answer_margins, logprobs, masses = _answer_differences(logits, shard, shard.rows(index))
+        lengths = (len(asking[row]), len(answering[row]))
+        replays.append(Replay(question_margins=margins, answer_margins=answer_margins, logprobs=logprobs,
+                              masses=masses, lengths=lengths))  # fmt: skip
+    return replays
+
+
+def _read(model: CausalLM, context: Context, read: Sequence[Sequence[int]]) -> Sequence[torch.Tensor]:
+    """Hidden states [t, hidden] of each sequence after the context, and whatever stands behind its end."""
+    return list(Rows(model, context, len(read), max(map(len, read))).feed(read))
+
+
+def _read_apart(model: CausalLM, tokens: Sequence[int], read: Sequence[Sequence[int]]) -> Sequence[torch.Tensor]:
+    with without_fused_attention(model):
+        context = read_context(model, tokens)
+    return [_read(model, context, [sequence])[0] for sequence in read]
 
 
 def _context_of(model: CausalLM, tokens: Sequence[int]) -> Context:

@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memgrid.distill.judgement import Audit, judge
-from memgrid.distill.model import load_model
+from memgrid.distill.model import load_model, without_fused_attention
 from memgrid.distill.state import Arrays, TrainState, read_state
 from memgrid.distill.train_inputs import geometry_of_model, read_course
 from memgrid.distill.training import train
 from memgrid.errors import InvalidError
+from memgrid.kinds.audit import Audit, judge
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.state_file import groups
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, read_trace
 from memgrid.kinds.train import STATE_FILE, committed_name, committed_step, drawn_segment, segment_files, train_flops
 from memgrid.kinds.train_limits import segment_limits
@@ -30,6 +31,7 @@ from memgrid.units import ComputeDtype, ReasonCode
 
 _LARGEST_SHARE = 0.1
 _SMALLEST = 1e-30
+_ROWS_AGAIN = 3
 
 
 def audit_train(
@@ -40,10 +42,12 @@ def audit_train(
     files: Mapping[str, Path],
     compute_dtype: ComputeDtype,
     draw: bytes,
+    tolerances: Tolerances,
+    again: bool = False,
 ) -> Audit:
     """Train the drawn segment again from the state it claims to begin with, in float32 on the CPU, and compare.
 
-    Raises RefusedError (REPLAY_DIFFERS, naming segment and statistic) when the claim is too far off.
+    With `again`, rows are taken three at a time and without fused attention.
     """
     segment = drawn_segment(spec, draw)
     before = _state(inputs[STATE_FILE] if segment == 0 else files[committed_name(segment)])
@@ -51,21 +55,24 @@ def audit_train(
     claimed_trace = _trace(files[TRACE_FILE])
     stop = committed_step(spec, segment_files(spec, segment)[-1])
     model = load_model(model_folder, torch.float32, torch.device("cpu"))
-    try:
-        replayed, trace = train(
-            model, spec, before, read_course(spec, inputs, model), stop_step=stop, compute_dtype=torch.float32
-        )
-    except InvalidError as error:
-        raise RefusedError(ReasonCode.REPLAY_DIFFERS, f"segment {segment}: {error}") from None
     geometry = geometry_of_model(model)
+    where = f"segment {segment}, steps {before.step} to {stop}"
+    cost = train_flops(spec, geometry, stop - before.step)
+    course = read_course(spec, inputs, model)
+    try:
+        with without_fused_attention(model, again):
+            replayed, trace = train(
+                model, spec, before, course, stop_step=stop, compute_dtype=torch.float32,
+                micro_batch=_ROWS_AGAIN if again else None,
+            )  # fmt: skip
+    except InvalidError as error:
+        return judge(
+            {}, {}, where=where, broken_rule=f"can't be trained from the state it claims: {error}", flops=cost
+        )
     statistics = state_differences(before, after, replayed, spec.adapter, geometry)
     statistics["loss"] = _loss_difference(claimed_trace, trace)
-    limits = segment_limits(compute_dtype, before.step - spec.cold_step)
     return judge(
-        statistics,
-        {name: limits[name] for name in statistics},
-        f"segment {segment}",
-        train_flops(spec, geometry, stop - before.step),
+        statistics, segment_limits(tolerances, compute_dtype, before.step - spec.cold_step), where=where, flops=cost
     )
 
 

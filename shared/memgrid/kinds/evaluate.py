@@ -20,13 +20,14 @@ from safetensors.numpy import save
 from memgrid.cube.parts import Quality
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
-from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import Shard, read_shard
 from memgrid.kinds.tensorfile import TensorFile
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec
-from memgrid.units import ComputeDtype, Output, ReasonCode
+from memgrid.units import Output, ReasonCode
 
 SCORES_FILE = "scores.safetensors"
 SCORES_FORMAT = "memgrid.scores.v1"
@@ -83,16 +84,15 @@ class EvaluateKind:
     def wanted(self, spec: EvaluateSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
         return tuple(outputs)
 
-    def compare(self, spec: EvaluateSpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+    def compare(
+        self, spec: EvaluateSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Difference:
         try:
             found = score_differences(parse_scores(one.sketch, spec), parse_scores(other.sketch, spec))
-            allowed = score_limits(one.compute_dtype, other.compute_dtype)
+            allowed = tolerances.row("evaluate.sketch", one.compute_dtype, other.compute_dtype)
         except InvalidError as error:
-            return Difference(distance=float("inf"), exceeded=str(error))
-        # Written so that NaN is above any limit.
-        over = [name for name, value in found.items() if not value <= allowed[name]]
-        text = f"{over[0]} {found[over[0]]:.1e}, allowed {allowed[over[0]]:.1e}" if over else None
-        return Difference(distance=max(_share(found[name], allowed[name]) for name in found), exceeded=text)
+            return incomparable(error)
+        return difference(found, allowed)
 
     def check_files(
         self,
@@ -228,12 +228,21 @@ def score_differences(one: Scores, other: Scores) -> dict[str, float]:
     weight = np.sqrt(np.minimum(tokens, 128) / 128)
     for name in sorted(one.arms):
         a, b = one.arms[name], other.arms[name]
-        for what, difference in (("NLL", a.nll - b.nll), ("KL", a.kl - b.kl)):
-            found[f"{name}: {what} of an item"] = float((np.abs(difference) / tokens * weight).max(initial=0))
-            found[f"{name}: {what} of all"] = float(abs(difference.sum()) / tokens.sum())
+        for what, apart in (("NLL", a.nll - b.nll), ("KL", a.kl - b.kl)):
+            found[f"{name}: {what} of an item"] = float((np.abs(apart) / tokens * weight).max(initial=0))
+            found[f"{name}: {what} of all"] = float(abs(apart.sum()) / tokens.sum())
         flips = np.abs(a.correct - b.correct).sum()
         found[f"{name}: first choices"] = float(max(0, flips - 1) / tokens.sum())
     return found
+
+
+def furthest_item(one: Scores, other: Scores) -> int:
+    """The item whose scores lie furthest apart, in nats a token."""
+    apart = np.zeros(len(one))
+    for name in sorted(set(one.arms) & set(other.arms)):
+        a, b = one.arms[name], other.arms[name]
+        apart = np.maximum(apart, np.maximum(np.abs(a.nll - b.nll), np.abs(a.kl - b.kl)))
+    return int(np.argmax(apart / np.maximum(one.tokens, 1)))
 
 
 def summarise(files: Iterable[bytes], specs: Iterable[EvaluateSpec]) -> Quality:
@@ -271,36 +280,5 @@ def summarise(files: Iterable[bytes], specs: Iterable[EvaluateSpec]) -> Quality:
     )
 
 
-# Measured on SmolLM2-135M, 24 items of 128 tokens against float32, NLL in nats a token: an item at most 1.4e-3 off in
-# float16, 1.06e-2 in bfloat16; all together 1.4e-3 in bfloat16. 8-bit weights: an item 1.7e-2, all 1.7e-3; a light
-# fine-tune 4e-2 and 2e-2. Float32 against itself, other kernels and packing: below 1e-6.
-_OF_ITEM = {ComputeDtype.FLOAT32: 2e-4, ComputeDtype.FLOAT16: 2e-3, ComputeDtype.BFLOAT16: 1.5e-2}
-_OF_ALL = {ComputeDtype.FLOAT32: 5e-5, ComputeDtype.FLOAT16: 1e-3, ComputeDtype.BFLOAT16: 6e-3}
-_CHOICES = {ComputeDtype.FLOAT32: 1e-3, ComputeDtype.FLOAT16: 1e-2, ComputeDtype.BFLOAT16: 4e-2}
-
-
-def score_limits(one: ComputeDtype, other: ComputeDtype) -> dict[str, float]:
-    """The largest honest `score_differences` of two dtypes; raises InvalidError when one is AUTO."""
-    order = list(_OF_ITEM)
-    for dtype in (one, other):
-        if dtype not in _OF_ITEM:
-            raise InvalidError(f"no tolerance for {dtype}: a report names the dtype it was computed in")
-    dtype = max(one, other, key=order.index)
-    limits = {"items": 0.0}
-    for arm in (NONE, CUBE):
-        for what in ("NLL", "KL"):
-            limits[f"{arm}: {what} of an item"] = _OF_ITEM[dtype]
-            limits[f"{arm}: {what} of all"] = _OF_ALL[dtype]
-        limits[f"{arm}: first choices"] = _CHOICES[dtype]
-    return limits
-
-
 def _scores_bytes(spec: EvaluateSpec) -> int:
     return 8 * 4 * spec.items + _HEADER_BYTES_MAX
-
-
-def _share(value: float, limit: float) -> float:
-    """A statistic as a multiple of its limit; where nothing is allowed, anything is infinitely much."""
-    if value == 0:
-        return 0.0
-    return value / limit if limit else float("inf")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from memgrid.digest import Digest
+from memgrid.kinds.audit import in_words, share_of
 from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.units import ComputeDtype, Output
 
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -42,6 +44,22 @@ class Difference:
     exceeded: str | None
 
 
+def difference(found: Mapping[str, float], limits: Mapping[str, float]) -> Difference:
+    """What statistics and their limits come to.
+
+    >>> difference({"K median": 0.01, "V median": 0.05}, {"K median": 0.02, "V median": 0.02})
+    Difference(distance=2.5, exceeded='V median 5.0e-02, allowed 2.0e-02')
+    """
+    shares = {name: share_of(value, limits[name]) for name, value in found.items()}
+    over = [in_words(name, found[name], limits[name]) for name, share in shares.items() if share > 1]
+    return Difference(distance=max(shares.values(), default=0.0), exceeded=over[0] if over else None)
+
+
+def incomparable(error: Exception) -> Difference:
+    """Answers that can't be compared differ as far as answers can."""
+    return Difference(distance=float("inf"), exceeded=str(error))
+
+
 class UnitKind(Protocol, Generic[S_contra]):
     """One file a kind implements this, with numpy alone: it runs at the coordinator's door and in its engine.
 
@@ -63,8 +81,10 @@ class UnitKind(Protocol, Generic[S_contra]):
         `draw` is 32 secret bytes that exist only after the report: what follows from it can't have been foreseen.
         """
 
-    def compare(self, spec: S_contra, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
-        """How two answers differ by their sketches."""
+    def compare(
+        self, spec: S_contra, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Difference:
+        """How two answers differ by their sketches, set against what is tolerated between their dtypes."""
 
     def check_files(
         self,

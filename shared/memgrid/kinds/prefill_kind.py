@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from memgrid.digest import token_ids
 from memgrid.errors import InvalidError
-from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.prefill import KV_FILE, ModelGeometry, check_kv_file, flops
+from memgrid.kinds.prefill_limits import sketch_limits
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.sketch import Distances, distances, is_recomputed, parse_sketch, sketch_file
-from memgrid.kinds.tolerances import exceeded, limits
+from memgrid.kinds.sketch import distances, is_recomputed, parse_sketch, sketch_file
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import PrefillSpec
 from memgrid.units import Output, ReasonCode
 
@@ -39,16 +39,19 @@ class PrefillKind:
     def wanted(self, spec: PrefillSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
         return tuple(outputs)
 
-    def compare(self, spec: PrefillSpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+    def compare(
+        self, spec: PrefillSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Difference:
+        dtypes = (one.compute_dtype, other.compute_dtype)
         try:
-            allowed = limits(one.compute_dtype, other.compute_dtype, spec.store_dtype, spec.token_count)
+            allowed = sketch_limits(tolerances, *dtypes, spec.store_dtype, spec.token_count)
             found = distances(
                 parse_sketch(one.sketch, geometry.layers, spec.token_count),
                 parse_sketch(other.sketch, geometry.layers, spec.token_count),
             )
         except InvalidError as error:
-            return Difference(distance=float("inf"), exceeded=str(error))
-        return Difference(distance=_share(found, allowed), exceeded=exceeded(found, allowed))
+            return incomparable(error)
+        return difference(found, allowed)
 
     def check_files(
         self,
@@ -68,9 +71,3 @@ class PrefillKind:
 
     def flops(self, spec: PrefillSpec, geometry: ModelGeometry) -> int:
         return flops(geometry, spec.token_count, spec.start)
-
-
-def _share(found: Distances, allowed: Distances) -> float:
-    """The largest of the statistics, as a multiple of what is allowed."""
-    names = [field.name for field in fields(Distances)]
-    return max(float(getattr(found, name)) / float(getattr(allowed, name)) for name in names)

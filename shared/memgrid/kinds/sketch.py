@@ -18,6 +18,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from memgrid.errors import InvalidError
+from memgrid.kinds.built_in_rows import SKETCH_STATISTICS
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.tensorfile import TensorFile
 from memgrid.units import ReasonCode, UnitKey
@@ -38,23 +39,6 @@ class Sketch:
 
     k: Array
     v: Array
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distances:
-    """How far two caches lie apart: relative L2 of K and of V, each seen in four ways.
-
-    Also the form of limits: what each of these may be at most.
-    """
-
-    k_median: float
-    v_median: float
-    k_worst_layer: float
-    v_worst_layer: float
-    k_layer0: float
-    v_layer0: float
-    k_worst_block: float
-    v_worst_block: float
 
 
 def sketch_bytes(layers: int, tokens: int) -> int:
@@ -157,23 +141,24 @@ def is_recomputed(reported: Sketch, recomputed: Sketch) -> bool:
     )
 
 
-def distances(a: Sketch, b: Sketch) -> Distances:
+def distances(a: Sketch, b: Sketch) -> dict[str, float]:
     """Relative L2 distances estimated from two sketches of the same unit; 0 only when the sketches are equal.
 
-    With n blocks a layer's estimate scatters by about 1/sqrt(12 n) of its value, a single block's by 30 %.
+    Of K and of V apart, each in four ways: the median layer, the worst, layer 0, and the worst block. With n blocks
+    a layer's estimate scatters by about 1/sqrt(12 n) of its value, a single block's by 30 %.
     """
-    k_layers, k_blocks = _relative(a.k.astype(np.float64), b.k.astype(np.float64))
-    v_layers, v_blocks = _relative(a.v.astype(np.float64), b.v.astype(np.float64))
-    return Distances(
-        k_median=float(np.median(k_layers)),
-        v_median=float(np.median(v_layers)),
-        k_worst_layer=float(k_layers.max()),
-        v_worst_layer=float(v_layers.max()),
-        k_layer0=float(k_layers[0]),
-        v_layer0=float(v_layers[0]),
-        k_worst_block=float(k_blocks.max()),
-        v_worst_block=float(v_blocks.max()),
-    )
+    found: dict[str, float] = {}
+    layers, blocks = {}, {}
+    layers["K"], blocks["K"] = _relative(a.k.astype(np.float64), b.k.astype(np.float64))
+    layers["V"], blocks["V"] = _relative(a.v.astype(np.float64), b.v.astype(np.float64))
+    for half in "KV":
+        found |= {
+            f"{half} median": float(np.median(layers[half])),
+            f"{half} worst layer": float(layers[half].max()),
+            f"{half} layer 0": float(layers[half][0]),
+            f"{half} worst block": float(blocks[half].max()),
+        }
+    return {name: found[name] for name in SKETCH_STATISTICS}
 
 
 def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

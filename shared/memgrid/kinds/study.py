@@ -18,13 +18,13 @@ from safetensors.numpy import save
 
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
-from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import SHARD_FILE, Shard, conversation_digests, read_shard
-from memgrid.kinds.study_limits import coarser, study_limits
 from memgrid.kinds.tensorfile import TensorFile
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import StudySpec
 from memgrid.units import Output, ReasonCode
 
@@ -63,22 +63,22 @@ class StudyKind:
     def wanted(self, spec: StudySpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
         return tuple(outputs)
 
-    def compare(self, spec: StudySpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+    def compare(
+        self, spec: StudySpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Difference:
         """Equal talk has to be equally likely; how many talks may differ depends on the rounding."""
         try:
             a, b = (parse_sketch(replica.sketch, spec.conversations) for replica in (one, other))
-            allowed = study_limits(coarser(one.compute_dtype, other.compute_dtype))
+            allowed = tolerances.row("study.sketch", one.compute_dtype, other.compute_dtype)
         except InvalidError as error:
-            return Difference(distance=float("inf"), exceeded=str(error))
+            return incomparable(error)
         same = (a.digests == b.digests).all(axis=1)
         apart = np.abs(a.likelihood - b.likelihood)[same] / spec.answer_tokens
         found = {
-            "conversations that differ": (float(1 - same.mean()), allowed.other_talk),
-            "log-likelihood of equal answers": (float(apart.max(initial=0.0)), allowed.logprob_mean),
+            "conversations that differ": float(1 - same.mean()),
+            "log-likelihood of equal answers": float(apart.max(initial=0.0)),
         }
-        over = [f"{name} {value:.1e}, allowed {limit:.1e}" for name, (value, limit) in found.items() if value > limit]
-        distance = max(value / limit for value, limit in found.values())
-        return Difference(distance=distance, exceeded=over[0] if over else None)
+        return difference(found, allowed)
 
     def check_files(
         self,

@@ -1,120 +1,101 @@
-"""How far two honest KV caches may lie apart, by what they were computed in, and the data behind it.
-
-Measured on SmolLM2-135M-Instruct, English text, chunks of 1 to 512 tokens at positions 0 to 500, as sketches see it
-(largest honest value; smallest of int8 weights; both over all chunks of 128 tokens and more):
-
-    stored in bfloat16             K median  V median  K layer  V layer  K layer 0  V layer 0  K block  V block
-    fp32: chunks of 17 or 64, eager
-      attention, threads, SSE, AVX2 3.6e-5    6.2e-5   1.5e-4   1.4e-4   6.1e-5     6.1e-6     5.5e-4   4.1e-4
-    fp16 against fp32               2.2e-3    3.3e-3   3.0e-3   5.4e-3   1.7e-3     1.9e-3     5.5e-3   1.7e-2
-    bf16 against fp32, fp16, bf16   1.0e-2    2.0e-2   2.0e-2   4.2e-2   4.1e-3     3.2e-3     5.3e-2   1.5e-1
-    int8 weights against fp32       1.4e-2    3.3e-2   2.2e-2   4.8e-2   3.1e-3     8.3e-3     3.0e-2   6.8e-2
-    int8 weights against bf16       1.7e-2    3.7e-2   2.7e-2   5.3e-2   3.4e-3     9.3e-3     3.9e-2   8.0e-2
-    one token of 256 changed        1.1e-2    3.3e-2   4.2e-2   8.8e-2   1.5e-2     3.4e-2     1.7e-1   3.1e-1
-
-    fp32 stored in fp16             1.3e-5    2.0e-5   2.8e-5   3.7e-5   0          2e-7       8.3e-5   1.1e-4
-    fp32 stored in fp32             6e-7      1.2e-6   9e-7     1.7e-6   1.9e-7     2.6e-7     1.5e-6   2.6e-6
-    fp16 stored in fp16             1.2e-3    2.5e-3   2.5e-3   4.8e-3   5.0e-4     4.4e-4     5.2e-3   1.6e-2
-
-Rounding to the store dtype widens tiny differences: numbers near the edge of a rounding step fall on either side.
-In bf16, V of layer 0 and the median tell int8 weights apart; the worst layer and block are there for what the median
-can't see (a skipped layer shows 1.6 in a block, RoPE off by one 0.15 in K). Starting values: recalibrate per model.
-"""
+"""How far honest answers may lie apart: a table with a row for each check and pair of numerics classes."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from math import sqrt
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from memgrid.digest import canonical_json
 from memgrid.errors import InvalidError
-from memgrid.kinds.sketch import BLOCK_TOKENS, Distances
+from memgrid.kinds.built_in_rows import BUILT_IN_ROWS, ORDER
 from memgrid.units import ComputeDtype, StoreDtype
 
-_F32, _F16, _B16 = ComputeDtype.FLOAT32, ComputeDtype.FLOAT16, ComputeDtype.BFLOAT16
+TOLERANCES_FORMAT = "memgrid.tolerances.v1"
+_BYTES_MAX = 256 * 1024
+_ORIGIN_MAX = 300
 
 
-def _row(
-    k_median: float,
-    v_median: float,
-    k_layer: float,
-    v_layer: float,
-    k_0: float,
-    v_0: float,
-    k_block: float,
-    v_block: float,
-) -> Distances:
-    return Distances(
-        k_median=k_median,
-        v_median=v_median,
-        k_worst_layer=k_layer,
-        v_worst_layer=v_layer,
-        k_layer0=k_0,
-        v_layer0=v_0,
-        k_worst_block=k_block,
-        v_worst_block=v_block,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerances:
+    """Limits of every statistic, and in `origin` where they come from: "built in", or who measured what and when.
 
-
-# Columns as in the table above; for long chunks, `limits` widens them for short ones.
-_FLOAT32 = {
-    StoreDtype.BFLOAT16: _row(2.0e-4, 2.4e-4, 6e-4, 6e-4, 2e-4, 2e-4, 2.0e-3, 2.0e-3),
-    StoreDtype.FLOAT16: _row(1.0e-4, 1.2e-4, 2e-4, 2e-4, 1e-4, 1e-4, 6e-4, 6e-4),
-    StoreDtype.FLOAT32: _row(5e-5, 5e-5, 1e-4, 1e-4, 5e-5, 5e-5, 2e-4, 2e-4),
-}
-_FLOAT16 = {
-    StoreDtype.BFLOAT16: _row(3.2e-3, 4.8e-3, 6e-3, 1.0e-2, 3.0e-3, 3.0e-3, 2.0e-2, 5e-2),
-    StoreDtype.FLOAT16: _row(1.8e-3, 4.0e-3, 5e-3, 9e-3, 1.0e-3, 1.0e-3, 2.0e-2, 5e-2),
-    StoreDtype.FLOAT32: _row(1.8e-3, 4.0e-3, 5e-3, 9e-3, 1.0e-3, 1.0e-3, 2.0e-2, 5e-2),
-}
-_BFLOAT16 = {
-    store: _row(1.15e-2, 2.3e-2, 3.0e-2, 6.0e-2, 5.0e-3, 4.2e-3, 1.2e-1, 3.0e-1) for store in StoreDtype
-}  # fmt: skip
-_BY_PAIR = {
-    frozenset({_F32}): _FLOAT32,
-    frozenset({_F32, _F16}): _FLOAT16,
-    frozenset({_F16}): _FLOAT16,
-    frozenset({_F32, _B16}): _BFLOAT16,
-    frozenset({_F16, _B16}): _BFLOAT16,
-    frozenset({_B16}): _BFLOAT16,
-}
-
-
-def limits(a: ComputeDtype, b: ComputeDtype, store_dtype: StoreDtype, tokens: int) -> Distances:
-    """The largest honest distances of a cache computed in `a` from one computed in `b`, stored alike.
-
-    With few blocks an estimate scatters more, and one bad block is a large part of its layer: short chunks get
-    wider limits, twice the table's at 16 tokens and 1.25 times at 256.
-
-    >>> f"{limits(ComputeDtype.FLOAT32, ComputeDtype.FLOAT32, StoreDtype.BFLOAT16, 256).v_median:.1e}"
-    '3.0e-04'
+    `rows` go from a key such as `prefill.sketch/bfloat16+float32/bfloat16` (the check, the coarser and the finer of
+    two numerics classes, and for caches what they are stored in) to the limit of each statistic by its name. Plain
+    values, so that they travel between processes.
     """
-    rows = _BY_PAIR.get(frozenset({a, b}))
-    if rows is None:
-        raise InvalidError(f"no tolerance for {a} against {b}: a report names the dtype it was computed in")
-    row = rows[store_dtype]
-    spread = 1 / sqrt(max(1, -(-tokens // BLOCK_TOKENS)))
-    return Distances(
-        k_median=row.k_median * (1 + spread),
-        v_median=row.v_median * (1 + spread),
-        k_worst_layer=max(row.k_worst_layer * (1 + spread), row.k_worst_block * spread),
-        v_worst_layer=max(row.v_worst_layer * (1 + spread), row.v_worst_block * spread),
-        k_layer0=row.k_layer0 * (1 + spread),
-        v_layer0=row.v_layer0 * (1 + spread),
-        k_worst_block=row.k_worst_block,
-        v_worst_block=row.v_worst_block,
-    )
+
+    origin: str
+    rows: Mapping[str, Mapping[str, float]] = field(repr=False)
+
+    def row(
+        self, check: str, one: ComputeDtype, other: ComputeDtype, store: StoreDtype | None = None
+    ) -> Mapping[str, float]:
+        """The limits of a check between two numerics classes, in whichever order.
+
+        Raises InvalidError when there are none, above all for a report that names no dtype.
+
+        >>> BUILT_IN.row("evaluate.replay", ComputeDtype.FLOAT32, ComputeDtype.BFLOAT16)["none: NLL of all"]
+        0.006
+        """
+        found = self.rows.get(row_key(check, one, other, store))
+        if found is None:
+            raise InvalidError(
+                f"no tolerance for {one} against {other} in {check}: a report names the dtype it was computed in"
+            )
+        return found
+
+    def over(self, other: Tolerances) -> Tolerances:
+        """These rows, and the other's where there is none here: a calibration need not cover every kind."""
+        return Tolerances(origin=self.origin, rows={**other.rows, **self.rows})
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: equal tables have equal bytes."""
+        rows = {key: dict(row) for key, row in self.rows.items()}
+        return canonical_json({"format": TOLERANCES_FORMAT, "origin": self.origin, "rows": rows})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Tolerances:
+        """The inverse; raises InvalidError unless every row is one that the checks know, whole and of plain limits.
+
+        >>> Tolerances.from_bytes(BUILT_IN.to_bytes()) == BUILT_IN
+        True
+        """
+        if len(content) > _BYTES_MAX:
+            raise InvalidError(f"tolerances: {len(content)} bytes, at most {_BYTES_MAX} expected")
+        try:
+            value = json.loads(content)
+            value_format, origin, rows = value["format"], value["origin"], value["rows"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidError(f"tolerances: {type(error).__name__}: {error}"[:300]) from None
+        if value_format != TOLERANCES_FORMAT:
+            raise InvalidError(f"tolerances: expected format {TOLERANCES_FORMAT}, found {value_format!r}"[:300])
+        if not isinstance(origin, str) or len(origin) > _ORIGIN_MAX or not isinstance(rows, dict):
+            raise InvalidError(f"tolerances: expected an origin of at most {_ORIGIN_MAX} characters, and rows")
+        return cls(origin=origin, rows={key: _checked(key, row) for key, row in rows.items()})
 
 
-def exceeded(found: Distances, allowed: Distances) -> str | None:
-    """The first statistic above its limit, as people read it; None when all hold.
+def row_key(check: str, one: ComputeDtype, other: ComputeDtype, store: StoreDtype | None = None) -> str:
+    """The name of a row: the coarser of two dtypes comes first.
 
-    >>> exceeded(_BFLOAT16[StoreDtype.BFLOAT16], _FLOAT32[StoreDtype.BFLOAT16])
-    'K median 1.1e-02, allowed 2.0e-04'
+    >>> row_key("prefill.sketch", ComputeDtype.FLOAT32, ComputeDtype.BFLOAT16, StoreDtype.BFLOAT16)
+    'prefill.sketch/bfloat16+float32/bfloat16'
     """
-    for field in fields(Distances):
-        value, limit = getattr(found, field.name), getattr(allowed, field.name)
-        # Written so that NaN fails too.
-        if not value <= limit:
-            half, _, statistic = field.name.partition("_")
-            return f"{half.upper()} {statistic.replace('_', ' ')} {value:.1e}, allowed {limit:.1e}"
-    return None
+    coarser, finer = sorted((one, other), key=lambda dtype: ORDER.get(dtype, -1), reverse=True)
+    return f"{check}/{coarser}+{finer}" + ("" if store is None else f"/{store}")
+
+
+def _checked(key: str, row: object) -> dict[str, float]:
+    known = BUILT_IN_ROWS.get(key)
+    if known is None:
+        raise InvalidError(f"tolerances: {key[:80]}: no such row")
+    if not isinstance(row, dict) or set(row) != set(known):
+        raise InvalidError(f"tolerances: {key}: expected {', '.join(known)}")
+    for name, limit in row.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1e6:
+            raise InvalidError(f"tolerances: {key}: {name}: expected a number from 0 to a million")
+    return {name: float(row[name]) for name in known}
+
+
+BUILT_IN = Tolerances(origin="built in", rows=BUILT_IN_ROWS)
+"""What holds for a model until it was calibrated: measured on one small model, see `built_in_rows`."""

@@ -20,10 +20,11 @@ from memgrid.kinds.delta_sketch import (
     sketch_states,
 )
 from memgrid.kinds.frame import FRAME_FILE
-from memgrid.kinds.kind import Difference, InputFile, Replica
+from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.state_file import check_state, group_count, state_bytes_max
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.kinds.trace import TRACE_FILE, read_trace, trace_bytes_max
 from memgrid.kinds.train_limits import pair_limits
 from memgrid.specs import TrainSpec
@@ -72,18 +73,17 @@ class TrainKind:
         names = {STATE_FILE, TRACE_FILE, *segment_files(spec, drawn_segment(spec, draw))}
         return tuple(output for output in outputs if output.name in names)
 
-    def compare(self, spec: TrainSpec, one: Replica, other: Replica, geometry: ModelGeometry) -> Difference:
+    def compare(
+        self, spec: TrainSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Difference:
+        dtypes = (one.compute_dtype, other.compute_dtype)
         try:
             groups = group_count(spec.adapter, geometry)
             first, second = (parse_delta_sketch(each.sketch, groups) for each in (one, other))
-            limits = pair_limits(one.compute_dtype, other.compute_dtype, spec.first_step - spec.cold_step)
+            limits = pair_limits(tolerances, *dtypes, spec.first_step - spec.cold_step)
         except InvalidError as error:
-            return Difference(distance=float("inf"), exceeded=str(error))
-        found = differences(first, second)
-        # Written so that NaN is above any limit.
-        above = [name for name, value in found.items() if not value <= limits[name]]
-        exceeded = f"{above[0]} {found[above[0]]:.1e}, allowed {limits[above[0]]:.1e}" if above else None
-        return Difference(distance=max(found[name] / limits[name] for name in found), exceeded=exceeded)
+            return incomparable(error)
+        return difference(differences(first, second), limits)
 
     def check_files(
         self,
