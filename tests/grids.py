@@ -44,8 +44,12 @@ def shared_replays() -> Engine:
 async def running_coordinator(
     data: Path, *, clock: Clock | None = None, replays: Engine | None = None, **changed: Any
 ) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    """A coordinator on free ports; sweeps run fast, everything else is as in life."""
-    quick = {"sweep_every": timedelta(milliseconds=50), "drain_max": timedelta(seconds=5)}
+    """A coordinator on free ports; sweeps run fast and new accounts may hold much, everything else is as in life."""
+    quick = {
+        "sweep_every": timedelta(milliseconds=50),
+        "drain_max": timedelta(seconds=5),
+        "trust_held_at_first": 64,
+    }
     settings = Settings(data=data, **{"http_port": 0, "grpc_port": 0, **quick, **changed})
     engines = {"engine": shared_engine(), "replays": replays or shared_replays()}
     async with Coordinator(settings, clock=clock, **engines) as coordinator:

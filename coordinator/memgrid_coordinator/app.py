@@ -39,7 +39,7 @@ from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.leasing import Leasing
 from memgrid_coordinator.services.looking import Looking
 from memgrid_coordinator.services.models import ModelFolders, Models
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.overhearing import Overhearing
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.planning import Planning
@@ -140,7 +140,7 @@ class Coordinator:
         )
         bell, catalogue = Bell(), Catalogue()
         self.bell = bell
-        rule = UploadRule.of(settings, self.grid_key)
+        rule = JudgingRule.of(settings, self.grid_key)
         model_folders = ModelFolders(store, catalogue, self.blobs, settings.scratch / "models")
         self.judging = Judging(
             store=store,
@@ -201,7 +201,7 @@ class Coordinator:
         )
         self._build_sweeps(bell, rule)
 
-    def _build_recipes(self, bell: Bell, catalogue: Catalogue, models: ModelFolders, rule: UploadRule) -> None:
+    def _build_recipes(self, bell: Bell, catalogue: Catalogue, models: ModelFolders, rule: JudgingRule) -> None:
         """What takes documents to their cubes."""
         store, clock, blobs = self.store, self.clock, self.blobs
         looking = Looking(store=store, clock=clock, blobs=blobs, catalogue=catalogue)
@@ -243,7 +243,7 @@ class Coordinator:
             rule=rule,
         )
 
-    def _build_sweeps(self, bell: Bell, rule: UploadRule) -> None:
+    def _build_sweeps(self, bell: Bell, rule: JudgingRule) -> None:
         settings, store, clock, metrics = self.settings, self.store, self.clock, self.metrics
         expiring = Expiring(store=store, clock=clock, metrics=metrics, judging=self.judging, rule=rule)
         gauging = Gauging(store=store, clock=clock, metrics=metrics, blobs=self.blobs)

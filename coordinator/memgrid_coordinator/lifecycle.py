@@ -3,11 +3,16 @@
 A unit::
 
     waiting ──open──► open ──agree──► checking ──accept──► accepted
-                       ▲                  │
-                       └─────reopen───────┘
+      ▲                ▲ ▲               │  │                ▲ │
+      │                │ └────reopen─────┘ hold            accept
+      │                │                    └► provisional ──┘ │
+      │                └───recall──(its host failed an audit)──┴─ (from accepted too: it was found to be wrong)
+      └──close── open, checking, provisional, accepted             (what it continues was recalled)
     waiting, open, checking ──fail──► failed      waiting, open, checking ──cancel──► cancelled
     failed, cancelled ──revive──► waiting         (a later campaign wants it again)
     accepted ──take_up──► waiting                 (its result has left the content store, and somebody wants it)
+
+Provisional is a result that nobody has looked at: audits of its host that pass make it an accepted one.
 
 A lease::
 
@@ -22,6 +27,7 @@ A campaign::
     running ──pause──► paused       running ──complete, fail──► completed, failed
        ▲                 │          running, paused ──cancel──► cancelled
        └─────resume──────┘       failed ──retry──► running            (an operator has failed documents tried again)
+                                 completed, failed ──reopen──► running      (a cube of it was retracted)
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ class UnitState(StrEnum):
     WAITING = "waiting"
     OPEN = "open"
     CHECKING = "checking"
+    PROVISIONAL = "provisional"
     ACCEPTED = "accepted"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -77,7 +84,13 @@ UNIT_MOVES: dict[str, tuple[frozenset[UnitState], UnitState]] = {
     "open": (frozenset({UnitState.WAITING}), UnitState.OPEN),
     "agree": (frozenset({UnitState.OPEN}), UnitState.CHECKING),
     "reopen": (frozenset({UnitState.CHECKING}), UnitState.OPEN),
-    "accept": (frozenset({UnitState.CHECKING}), UnitState.ACCEPTED),
+    "hold": (frozenset({UnitState.CHECKING}), UnitState.PROVISIONAL),
+    "accept": (frozenset({UnitState.CHECKING, UnitState.PROVISIONAL}), UnitState.ACCEPTED),
+    "recall": (frozenset({UnitState.PROVISIONAL, UnitState.ACCEPTED}), UnitState.OPEN),
+    "close": (
+        frozenset({UnitState.OPEN, UnitState.CHECKING, UnitState.PROVISIONAL, UnitState.ACCEPTED}),
+        UnitState.WAITING,
+    ),
     "fail": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.FAILED),
     "cancel": (frozenset({UnitState.WAITING, UnitState.OPEN, UnitState.CHECKING}), UnitState.CANCELLED),
     "revive": (frozenset({UnitState.FAILED, UnitState.CANCELLED}), UnitState.WAITING),
@@ -104,10 +117,13 @@ CAMPAIGN_MOVES: dict[str, tuple[frozenset[CampaignState], CampaignState]] = {
     "fail": (frozenset({CampaignState.RUNNING}), CampaignState.FAILED),
     "cancel": (frozenset({CampaignState.RUNNING, CampaignState.PAUSED}), CampaignState.CANCELLED),
     "retry": (frozenset({CampaignState.FAILED}), CampaignState.RUNNING),
+    "reopen": (frozenset({CampaignState.COMPLETED, CampaignState.FAILED}), CampaignState.RUNNING),
 }
 
 LIVE_LEASES = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED})
 """Leases that can still count for their unit."""
+HAVE_RESULTS = frozenset({UnitState.PROVISIONAL, UnitState.ACCEPTED})
+"""Units whose output lies in the content store, so that others can continue it."""
 ENDED_UNITS = frozenset({UnitState.ACCEPTED, UnitState.FAILED, UnitState.CANCELLED})
 ENDED_CAMPAIGNS = frozenset({CampaignState.COMPLETED, CampaignState.FAILED, CampaignState.CANCELLED})
 

@@ -54,9 +54,15 @@ class Metrics:
             "stage",
             buckets=_STAGES_S,
         )
+        self.units_recalled = self._counter(
+            "units_recalled_total", "Results that were taken back: wrong, or of a host that was found at fault."
+        )
+        self.cubes_retracted = self._counter(
+            "cubes_retracted_total", "Published cubes that were taken back, because a result in them was wrong."
+        )
         self.audit_s = self._histogram(
             "audit_seconds",
-            "Replays of uploaded answers, by kind of unit and what came of it.",
+            "Replays of results, by kind of unit and zone: pass, suspicious, fault; refused for a bad form.",
             "kind",
             "answer",
             buckets=_STAGES_S,
@@ -131,6 +137,10 @@ class Metrics:
         self.queue_units = self._gauge("queue_units", "Open units that want another host.")
         self.queue_age_s = self._gauge(
             "queue_age_seconds", "How long the oldest open unit with a vacancy has been waiting."
+        )
+        self.audits_due = self._gauge("audits_due", "Audits that should be done by now.")
+        self.classes_suspended = self._gauge(
+            "classes_suspended", "Numerics classes of which so many audits fail that it must be a bug."
         )
         self.uploads = self._gauge("uploads", "Ordered uploads that have not come or are not checked yet.", "state")
         self.gauges_read_s = self._gauge("gauges_read_seconds", "How long reading these gauges took.", "part")

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NewType
 
 from memgrid.digest import Digest
+from memgrid.kinds.audit import Zone
 from memgrid.units import (
     AccountId,
     ComputeDtype,
@@ -99,6 +100,8 @@ class Host:
     recent_faults: int
     """Rejected reports since the last agreed one."""
     suspended_until: datetime | None
+    network: str = ""
+    """Where it last logged in from, as a prefix; empty on a private network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,10 @@ class Unit:
     settled_at: datetime | None = None
     reason: Reason | None = None
     """Why it failed or was withdrawn."""
+    epsilon: float | None = None
+    """The share of wrong results its campaigns bear; None leaves it to the grid."""
+    f_bar: float | None = None
+    """The share of bad work its campaigns assume; None leaves it to the grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +156,85 @@ class Lease:
     sketch: bytes
     facts: WorkFacts | None
     reason: Reason | None
+    is_drawn: bool = False
+    """Drawn for an audit when it was reported."""
+    network: str = ""
+    """Of its host when it was granted; empty on a private network."""
+
+    @property
+    def numerics_class(self) -> str:
+        """How its result was rounded, as audits are counted."""
+        assert self.facts is not None, f"lease {self.lease_id} has not been reported"
+        return f"{self.facts.numerics_class} in {self.facts.compute_dtype}"
+
+
+class AuditPurpose(StrEnum):
+    """Why a part of a result is computed again."""
+
+    DRAWN = "drawn"
+    """It was drawn when it was reported, or its kind is always audited."""
+    WAITED = "waited"
+    """It is provisional, and no later audits of its host have made it final."""
+    LOOK_BACK = "look back"
+    """It is final, and its host was found to be at fault since."""
+
+
+class AuditState(StrEnum):
+    WANTED = "wanted"
+    SPARED = "spared"
+    """Not needed any more: later audits passed, or the result is gone."""
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedAudit:
+    """A part of a result that is to be computed again from `due_at` on."""
+
+    lease: Lease
+    kind: str
+    purpose: AuditPurpose
+    due_at: datetime
+    audit_id: int = 0
+    """Given by the table."""
+
+
+class Look(StrEnum):
+    """One replay of an audit."""
+
+    FIRST = "first"
+    ELSEWHERE = "elsewhere"
+    """At another part of the same result."""
+    AGAIN = "again"
+    """At the same part, computed in another way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What one replay showed; an audit may need several."""
+
+    draw: int
+    """Which of the result's draws decided what was replayed."""
+    look: Look
+    zone: Zone
+    statistics: dict[str, float]
+    limits: dict[str, float]
+    in_words: str
+    """The worst of it, and where."""
+    seconds: float
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneAudit:
+    """An audit and what came of it."""
+
+    audit_id: int
+    lease_id: LeaseId
+    host_id: HostId
+    purpose: AuditPurpose
+    done_at: datetime
+    zone: Zone
+    replays: tuple[Replay, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +293,17 @@ class NewUnit:
     """Tokens that computing it takes, about: what progress is counted in."""
     flops: int
     parent: UnitKey | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """How urgently a campaign wants its units, and how well they have to be checked."""
+
+    priority: int = 0
+    min_replicas: int
+    max_replicas: int
+    epsilon: float | None = None
+    f_bar: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from memgrid_coordinator.policy.trust import TrustRule
 
 
 class Settings(BaseSettings):
@@ -88,6 +91,24 @@ class Settings(BaseSettings):
     document_tokens_max: int = 1 << 20
     message_bytes_max: int = 4 << 20
     reports_per_sync_max: int = 64
+    trust_epsilon: float = Field(default=TrustRule().epsilon, gt=0, lt=1)
+    """The share of wrong results that may be accepted in the worst case, where a campaign asks for no less."""
+    trust_f_bar: float = Field(default=TrustRule().bad_share, gt=0, lt=1)
+    """The share of all work that is assumed to be done by cheats, where a campaign assumes no more."""
+    trust_held_at_first: int = Field(default=TrustRule().held_at_first, ge=1)
+    """Leases that the hosts of a new account may hold together; doubled by every ten audits passed."""
+    provisional_max: timedelta = timedelta(hours=1)
+    """How long a result waits for later audits of its host before it gets one of its own."""
+
+    @property
+    def trust(self) -> TrustRule:
+        """What strangers are judged by."""
+        return TrustRule(
+            epsilon=self.trust_epsilon,
+            bad_share=self.trust_f_bar,
+            held_at_first=self.trust_held_at_first,
+            provisional_max=self.provisional_max,
+        )
 
     @property
     def database_url(self) -> str:

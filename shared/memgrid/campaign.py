@@ -88,10 +88,20 @@ class Publication(Part):
 
 
 class Trust(Part):
-    """How much agreement a result needs."""
+    """How results are checked.
+
+    With `min_replicas` of 2 or more, so many hosts compute every unit and have to agree. With 1, one host does, and
+    parts of its results are computed again by the grid: the more of them, the less is known of the host. `epsilon`
+    and `f_bar` say how strict that is.
+    """
 
     min_replicas: StrictInt | None = Field(default=None, ge=1, le=9, description="a whole number from 1 to 9")
-    """None: 2, but 1 for units that the grid replays in part (study and train)."""
+    """None: 1 for units that the grid replays in part (study and train) and for models that it was calibrated for,
+    otherwise 2."""
+    epsilon: Number | None = Field(default=None, gt=0, lt=1, description="a number between 0 and 1")
+    """The share of wrong results that may be accepted at worst; None leaves it to the grid, 0.002 as a rule."""
+    f_bar: Number | None = Field(default=None, gt=0, lt=1, description="a number between 0 and 1")
+    """The share of work that is assumed to be done by cheats; None leaves it to the grid, 0.2 as a rule."""
     max_replicas: StrictInt = Field(default=5, ge=1, le=25, description="a whole number from 1 to 25")
 
     def replicas(self, *, audited: bool) -> int:

@@ -62,6 +62,8 @@ class ReasonCode(StrEnum):
     CAMPAIGN_PAUSED = "campaign_paused"
     STALE_ROUND = "stale_round"
     UNIT_SETTLED = "unit_settled"
+    HOST_AT_FAULT = "host_at_fault"
+    PARENT_RECALLED = "parent_recalled"
     BANNED = "banned"
     # a document that became no cube
     BELOW_QUALITY = "below_quality"
@@ -69,6 +71,7 @@ class ReasonCode(StrEnum):
     STATE_MISSING = "state_missing"
     ROUND_UNANSWERED = "round_unanswered"
     BUDGET_SPENT = "budget_spent"
+    RETRACTED = "retracted"
     # no new lease
     NO_WORK = "no_work"
     QUOTA_REACHED = "quota_reached"

@@ -7,8 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from memgrid.units import AccountId, HostId
+from memgrid_coordinator.records import Host
 from memgrid_coordinator.store.engine import Store
 from tests.postgres import Postgres
+
+
+def a_host(account: str, network: str = "") -> Host:
+    """A host of some account, as the dispatcher sees it."""
+    return Host(
+        host_id=HostId(f"host of {account}"),
+        account_id=AccountId(account),
+        public_key=b"",
+        label="host",
+        session_id=None,
+        sequence=0,
+        flops_per_s=1e9,
+        recent_faults=0,
+        suspended_until=None,
+        network=network,
+    )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -13,10 +13,11 @@ from memgrid.digest import digest_of
 from memgrid.units import AccountId, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey
 from memgrid_coordinator.lifecycle import DocumentState, LeaseState
 from memgrid_coordinator.progress import Progress, Stage
-from memgrid_coordinator.records import CampaignId, Lease, Made, NewDocument, NewUnit
+from memgrid_coordinator.records import CampaignId, Demand, Lease, Made, NewDocument, NewUnit
 from memgrid_coordinator.store import campaigns, leases, units, uploads
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.tables import accounts, hosts
+from tests.contract.conftest import a_host
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FILES = tuple(
@@ -53,7 +54,7 @@ def new_campaign(connection: Connection, name: str, wanted: tuple[NewUnit, ...],
     given = {"name": name, "model": "m", "spec": "{}", "priority": 0}
     campaigns.add(connection, CampaignId(name), request_id=name, recipe=recipe, now=NOW, **given)  # type: ignore[arg-type]
     new = [unit for unit in wanted if unit.key not in units.by_key(connection, [unit.key])]
-    units.add(connection, new, priority=0, min_replicas=1, max_replicas=3)
+    units.add(connection, new, Demand(min_replicas=1, max_replicas=3))
     ids = units.ids_by_key(connection, [unit.key for unit in wanted])
     units.open_units(connection, list(ids.values()), NOW)
     document = NewDocument(
@@ -147,7 +148,7 @@ async def test_a_pause_holds_what_only_it_wants(store: Store) -> None:
     shared, own = new_unit("shared"), new_unit("own")
 
     def leasable(connection: Connection) -> set[bytes]:
-        return {unit.spec for unit in units.lease_candidates(connection, AccountId("b"), 9, NOW)}
+        return {unit.spec for unit in units.lease_candidates(connection, a_host("b"), 9, NOW)}
 
     def step(connection: Connection) -> list[set[bytes]]:
         new_campaign(connection, "one", (shared, own))
@@ -185,7 +186,7 @@ async def test_what_was_made_for_a_document_keeps_its_name(store: Store) -> None
 async def test_units_follow_one_another_in_the_order_in_which_they_were_asked_for(store: Store) -> None:
     def step(connection: Connection) -> list[bytes]:
         document_id = new_campaign(connection, "c", (new_unit("b"), new_unit("a")))
-        units.add(connection, [new_unit("z"), new_unit("c")], priority=0, min_replicas=1, max_replicas=1)
+        units.add(connection, [new_unit("z"), new_unit("c")], Demand(min_replicas=1, max_replicas=1))
         keys = [new_unit("z").key, new_unit("c").key]
         by_key = units.by_key(connection, keys)
         campaigns.add_units(connection, document_id, [by_key[key].unit_id for key in keys])

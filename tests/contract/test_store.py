@@ -19,13 +19,13 @@ from sqlalchemy import BigInteger, Connection, cast, event, func, insert, select
 from sqlmodel import SQLModel
 
 from memgrid.errors import InvalidError
-from memgrid.units import AccountId
 from memgrid_coordinator.records import Event
 from memgrid_coordinator.store import events, units
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.hosts import add_invite, use_invite
 from memgrid_coordinator.store.tables import accounts, invites
 from memgrid_coordinator.store.types import from_microseconds, to_microseconds
+from tests.contract.conftest import a_host
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -170,7 +170,7 @@ async def test_the_dispatcher_walks_its_own_index(sqlite_store: Store) -> None:
             seen.append((statement, parameters))
 
         event.listen(connection, "before_cursor_execute", note)
-        units.lease_candidates(connection, AccountId("somebody"), 5, NOW)
+        units.lease_candidates(connection, a_host("somebody"), 5, NOW)
         event.remove(connection, "before_cursor_execute", note)
         statement, parameters = seen[-1]
         driver = connection.connection.dbapi_connection

@@ -17,7 +17,7 @@ from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedEr
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.signing import SigningKey
 from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
-from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, SyncAsk
+from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, SyncAsk, UploadOrder
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.store import credits, leases, units
@@ -307,15 +307,41 @@ async def test_a_unit_that_failed_everywhere_is_tried_again(
         assert again.unit_key == offer.unit_key
 
 
+async def ordered_of(
+    coordinator: Coordinator,
+    host: SimulatedHost,
+    other: SimulatedHost,
+    gpu: SimulatedGpu,
+    committed: SimulatedGpu | None = None,
+) -> tuple[SimulatedWork, UploadOrder]:
+    """Two hosts report the sketch of what `gpu` computes, bound to the bytes of `committed`; one is to send these."""
+
+    async def report(one: SimulatedHost) -> SimulatedWork:
+        (offer,) = (await one.sync(want=1)).leases
+        seen = await work_on(coordinator, gpu, offer)
+        kept = await work_on(coordinator, committed or gpu, offer)
+        claim = replace(kept.claim, sketch_digest=seen.claim.sketch_digest)
+        work = replace(kept, sketch=seen.sketch, claim=claim)
+        await one.sync(work=[work])
+        return work
+
+    work = await report(host)
+    await report(other)
+
+    async def orders() -> tuple[UploadOrder, ...]:
+        return (await host.sync()).uploads
+
+    (order,) = await eventually(orders)
+    return work, order
+
+
 async def test_an_upload_nobody_ordered_is_refused(
     grid: tuple[Coordinator, GridEndpoint], geometry: ModelGeometry
 ) -> None:
     coordinator, endpoint = grid
-    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
-    async with simulated_hosts(endpoint, 2) as (host, thief):
-        (offer,) = (await host.sync(want=1)).leases
-        work = await work_on(coordinator, SimulatedGpu(geometry), offer)
-        (order,) = (await host.sync(work=[work])).uploads
+    await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 3) as (host, other, thief):
+        work, order = await ordered_of(coordinator, host, other, SimulatedGpu(geometry))
         assert (await thief.upload(order, work.content)).status_code == 403
         assert (await host.upload(order, work.content[:-1])).status_code == 400
         assert (await host.upload(order, work.content + b"x")).status_code in (400, 413)
@@ -327,19 +353,14 @@ async def test_bytes_that_do_not_give_the_reported_sketch_are_rejected(
 ) -> None:
     """A host copies the honest sketch but committed to other bytes: the check of the upload sees it."""
     coordinator, endpoint = grid
-    await submit(coordinator, {"manual.txt": TEXT}, trust={"min_replicas": 1, "max_replicas": 1})
-    async with simulated_hosts(endpoint, 1) as (host,):
-        (offer,) = (await host.sync(want=1)).leases
-        honest = await work_on(coordinator, SimulatedGpu(geometry), offer)
-        poison = await work_on(coordinator, SimulatedGpu(geometry, bias=0.5), offer)
-        lie = replace(
-            poison, sketch=honest.sketch, claim=replace(poison.claim, sketch_digest=honest.claim.sketch_digest)
-        )
-        (order,) = (await host.sync(work=[lie])).uploads
+    await submit(coordinator, {"manual.txt": TEXT})
+    async with simulated_hosts(endpoint, 2) as (host, other):
+        honest, biased = SimulatedGpu(geometry), SimulatedGpu(geometry, bias=0.5)
+        poison, order = await ordered_of(coordinator, host, other, honest, biased)
         assert (await host.upload(order, poison.content)).status_code == 201
 
         async def verdict() -> object:
-            return (await host.sync(awaiting=[offer.lease_id])).verdicts
+            return (await host.sync(awaiting=[order.lease_id])).verdicts
 
         (told,) = await eventually(verdict)
         assert told.verdict == "rejected"

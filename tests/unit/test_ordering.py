@@ -14,7 +14,7 @@ from memgrid.signing import SigningKey
 from memgrid.specs import AdapterKind, AdapterSpec, Schedule, TrainSpec
 from memgrid.units import ComputeDtype, LeaseId, Output
 from memgrid_coordinator.records import Lease
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.settings import Settings
 from tests.unit.test_life import reported
 
@@ -59,8 +59,8 @@ def trained(lease_id: str = "lease", salt: str = "") -> Lease:
 
 def test_the_draw_follows_from_the_grids_key_and_the_whole_report(settings: Settings) -> None:
     key = SigningKey.generate()
-    rule, restarted = UploadRule.of(settings, key), UploadRule.of(settings, key)
-    stranger = UploadRule.of(settings, SigningKey.generate())
+    rule, restarted = JudgingRule.of(settings, key), JudgingRule.of(settings, key)
+    stranger = JudgingRule.of(settings, SigningKey.generate())
     draws = [
         rule.draw(trained()),
         rule.draw(trained("other")),
@@ -73,7 +73,7 @@ def test_the_draw_follows_from_the_grids_key_and_the_whole_report(settings: Sett
 
 
 def test_the_result_comes_first_and_with_it_the_two_ends_of_one_segment(settings: Settings) -> None:
-    rule = UploadRule.of(settings, SigningKey.generate())
+    rule = JudgingRule.of(settings, SigningKey.generate())
     seen = set()
     for number in range(60):
         wanted = [output.name for output in rule.wanted(SPEC.to_bytes(), trained(f"lease{number}"))]
@@ -89,7 +89,7 @@ def test_the_result_comes_first_and_with_it_the_two_ends_of_one_segment(settings
 
 
 def test_a_large_upload_has_longer(settings: Settings) -> None:
-    rule = UploadRule.of(settings, SigningKey.generate())
+    rule = JudgingRule.of(settings, SigningKey.generate())
     assert rule.due_at(10, NOW) == NOW + settings.upload_shortest
     bytes_of_an_hour = 3600 * settings.upload_slowest_bytes_per_s
     assert rule.due_at(bytes_of_an_hour, NOW) == NOW + timedelta(hours=1)

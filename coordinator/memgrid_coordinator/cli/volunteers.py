@@ -54,7 +54,7 @@ def unban(who: WhoArgument, data: DataOption, database: DatabaseOption = None) -
 def _banning(grid: Opened) -> Banning:
     from memgrid.signing import SigningKey
     from memgrid_coordinator.services.banning import Banning
-    from memgrid_coordinator.services.ordering import UploadRule
+    from memgrid_coordinator.services.ordering import JudgingRule
 
-    rule = UploadRule.of(grid.settings, SigningKey.load_or_create(grid.settings.keys / "grid.key"))
+    rule = JudgingRule.of(grid.settings, SigningKey.load_or_create(grid.settings.keys / "grid.key"))
     return Banning(grid.store, grid.clock, rule)

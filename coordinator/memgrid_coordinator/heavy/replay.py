@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from memgrid.kinds.audit import Audit, Zone
+from memgrid.kinds.audit import Audit
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import parse_spec
-from memgrid.units import ComputeDtype, Reason, ReasonCode
+from memgrid.units import ComputeDtype, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,6 @@ class Replayed:
     audit: Audit | None
     refused: Reason | None
     seconds: float
-
-    @property
-    def reason(self) -> Reason | None:
-        """Why the answer is turned down; None when it stands. What is only suspicious stands."""
-        if self.audit is not None and self.audit.zone is Zone.FAULT:
-            return Reason(code=ReasonCode.REPLAY_DIFFERS, text=self.audit.in_words())
-        return self.refused
 
 
 def replay(order: ReplayOrder) -> Replayed:

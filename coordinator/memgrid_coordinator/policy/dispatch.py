@@ -29,6 +29,22 @@ def allowance(
     return want, None
 
 
+def within_quota(
+    allowed: int, reason: Reason | None, *, held: int, held_max: int, passed: int
+) -> tuple[int, Reason | None]:
+    """What is left of an allowance when the hosts of an account may hold `held_max` leases together.
+
+    >>> within_quota(8, None, held=1, held_max=2, passed=0)[0], within_quota(1, None, held=1, held_max=2, passed=0)
+    (1, (1, None))
+    """
+    left = max(0, held_max - held)
+    if allowed <= left:
+        return allowed, reason
+    checked = f"{passed} of its results were checked so far" if passed else "none of its results was checked yet"
+    text = f"a new account may hold {held_max} leases at a time, more as its results are checked: {checked}"
+    return left, Reason(code=ReasonCode.QUOTA_REACHED, text=text)
+
+
 def idle_reason(*, open_units: bool) -> Reason:
     """Why there was nothing for a host that may have work."""
     if open_units:

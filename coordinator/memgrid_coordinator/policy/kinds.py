@@ -22,6 +22,15 @@ def kind_in(content: bytes) -> tuple[Spec, UnitKind[Any]]:
     return spec, kind_of(spec)
 
 
-def is_replayed(spec: Spec, min_replicas: int) -> bool:
-    """Whether an answer is replayed in part: where its kind says so, and scores that nobody else computed."""
+def is_always_audited(spec: Spec, min_replicas: int) -> bool:
+    """Whether a part of every answer is replayed: where its kind says so, and scores that nobody else computed.
+
+    What follows from these can't be taken back: a round that was merged, a start that was made, a figure that was
+    published.
+    """
     return kind_of(spec).is_audited or (isinstance(spec, EvaluateSpec) and min_replicas < 2)
+
+
+def is_adaptive(spec: Spec, min_replicas: int) -> bool:
+    """Whether the record of its host decides how an answer is checked: one computes it, and nobody always looks."""
+    return min_replicas < 2 and not is_always_audited(spec, min_replicas)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.kinds.kind import Difference
 from memgrid.units import LeaseId, Output, Reason, ReasonCode
-from memgrid_coordinator.lifecycle import LIVE_LEASES, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import HAVE_RESULTS, LIVE_LEASES, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, difference, settle
 from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
@@ -26,9 +26,13 @@ class Changed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadVerified:
-    """The ordered output is here, and its bytes are what was reported."""
+    """The ordered output is here, and its bytes are what was reported.
+
+    It is final when others agree or a part of it was replayed; else audits that are still to come decide.
+    """
 
     lease_id: LeaseId
+    is_final: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,24 @@ class UploadFailed:
 
     lease_id: LeaseId
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """Enough audits passed since: a provisional result stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """The result must not stand: it was found wrong, or its host was found to be at fault elsewhere."""
+
+    reason: Reason
+    is_wrong: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphaned:
+    """What the unit continues was recalled: whatever was computed from it is worth nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +75,7 @@ class Impossible:
     reason: Reason
 
 
-UnitEvent = Changed | UploadVerified | UploadFailed | Withdrawn | Impossible
+UnitEvent = Changed | UploadVerified | UploadFailed | Confirmed | Recalled | Orphaned | Withdrawn | Impossible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +100,7 @@ class Outcome:
     """What has to be compared before this can be decided."""
 
 
+ORPHANED = Reason(code=ReasonCode.PARENT_RECALLED, text="the chunk before it was recalled and is computed again")
 SETTLED = Reason(code=ReasonCode.UNIT_SETTLED, text="the unit was settled without this lease")
 VERDICTS_ON_THE_UNIT = frozenset({ReasonCode.DIVERGED, ReasonCode.VOCABULARY_MISMATCH, ReasonCode.HELD_OUT_LEAKED})
 """Why a host may say that nobody can do the unit, rather than that it can't."""
@@ -98,14 +121,20 @@ def step(
         return _end(leases, "cancel", event.reason)
     if isinstance(event, Impossible):
         return _end(leases, "fail", event.reason)
+    if isinstance(event, Orphaned):
+        return _close(unit, leases)
     if unit.state is UnitState.OPEN:
         return _collect(unit, leases, known)
     if unit.state is UnitState.CHECKING:
         if isinstance(event, UploadVerified):
-            return _accept(leases)
+            return _take(leases, is_final=event.is_final)
         if isinstance(event, UploadFailed):
             return _try_another(unit, leases, event, known, tried)
-    if unit.state is UnitState.ACCEPTED:
+    if unit.state in HAVE_RESULTS:
+        if isinstance(event, Recalled):
+            return _recall(unit, leases, event)
+        if isinstance(event, Confirmed) and unit.state is UnitState.PROVISIONAL:
+            return Outcome(unit_moves=("accept",))
         return _judge_latecomers(unit, leases, known)
     return Outcome()
 
@@ -166,11 +195,32 @@ def _given_up(leases: Sequence[Lease]) -> Reason | None:
     return None
 
 
-def _accept(leases: Sequence[Lease]) -> Outcome:
+def _take(leases: Sequence[Lease], *, is_final: bool) -> Outcome:
     moves = [
         LeaseMove(lease_id=lease.lease_id, move="cancel", reason=SETTLED) for lease in _in(leases, LeaseState.LEASED)
     ]
-    return Outcome(unit_moves=("accept",), lease_moves=tuple(moves))
+    return Outcome(unit_moves=("accept" if is_final else "hold",), lease_moves=tuple(moves))
+
+
+def _recall(unit: Unit, leases: Sequence[Lease], event: Recalled) -> Outcome:
+    """Take a result back. What agreed with a wrong one to the byte is as wrong; other reports count again."""
+    result = next(lease for lease in leases if lease.lease_id == unit.accepted_lease_id)
+    same = result_digest(result.outputs)
+    moves = []
+    for lease in _in(leases, LeaseState.AGREED):
+        if event.is_wrong and result_digest(lease.outputs) == same:
+            move = "reject"
+        else:
+            move = "cancel" if lease is result else "unagree"
+        moves.append(LeaseMove(lease_id=lease.lease_id, move=move, reason=event.reason))
+    return Outcome(unit_moves=("recall",), reason=event.reason, lease_moves=tuple(moves))
+
+
+def _close(unit: Unit, leases: Sequence[Lease]) -> Outcome:
+    """Wait for the parent again; nobody is to blame."""
+    if unit.state not in UNIT_MOVES["close"][0]:
+        return Outcome()
+    return _end(leases, "close", ORPHANED)
 
 
 def _try_another(

@@ -28,7 +28,7 @@ from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.finishing import Finishing
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.looking import Looking, is_unchanged
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.store import campaigns, events
@@ -58,7 +58,7 @@ class Advancing:
         looking: Looking,
         working: Working,
         finishing: Finishing,
-        rule: UploadRule,
+        rule: JudgingRule,
     ) -> None:
         self._store = store
         self._clock = clock

@@ -13,7 +13,7 @@ from memgrid.campaign import CampaignFile
 from memgrid.kinds.registry import kind_named
 from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import UnitState
-from memgrid_coordinator.records import Event, NewUnit, Unit
+from memgrid_coordinator.records import Demand, Event, NewUnit, Unit
 from memgrid_coordinator.store import events, units
 
 _ASKED_AT_ONCE = 5000
@@ -45,22 +45,20 @@ def ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campaig
 def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: CampaignFile, now: datetime) -> Asked:
     asked = {unit.key: unit for unit in wanted}
     known = units.by_key(connection, list(asked))
-    priority, trust = campaign.priority, campaign.trust
     new = [unit for key, unit in asked.items() if key not in known]
-    for replicas, alike in groupby(new, lambda unit: trust.replicas(audited=kind_named(unit.kind).is_audited)):
-        units.add(connection, list(alike), priority=priority, min_replicas=replicas, max_replicas=trust.max_replicas)
+    for kind, alike in groupby(new, lambda unit: unit.kind):
+        units.add(connection, list(alike), _demand_for(kind, campaign))
     lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
     collected = [unit.unit_id for unit in known.values() if not has_result(unit) and unit.state is UnitState.ACCEPTED]
     if known:
         units.revive(connection, lost)
         units.take_up_again(connection, collected)
-    running: dict[int, list[int]] = {}
+    running: dict[str, list[int]] = {}
     for unit in known.values():
         if not has_result(unit):
-            replicas = trust.replicas(audited=kind_named(unit.kind).is_audited)
-            running.setdefault(replicas, []).append(unit.unit_id)
-    for replicas, unit_ids in running.items():
-        units.demand_more(connection, unit_ids, priority=priority, min_replicas=replicas)
+            running.setdefault(unit.kind, []).append(unit.unit_id)
+    for kind, unit_ids in running.items():
+        units.demand_more(connection, unit_ids, _demand_for(kind, campaign))
         units.release(connection, unit_ids)
     every = units.ids_by_key(connection, list(asked))
     opened = units.openable(connection, list(every.values()))
@@ -68,6 +66,17 @@ def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campai
     events.append(connection, [Event(at=now, name="unit_opened", unit_id=unit_id) for unit_id in opened])
     reused = sum(1 for unit in known.values() if has_result(unit))
     return Asked(unit_ids=every, reused=reused, opened=len(opened))
+
+
+def _demand_for(kind: str, campaign: CampaignFile) -> Demand:
+    trust = campaign.trust
+    return Demand(
+        priority=campaign.priority,
+        min_replicas=trust.replicas(audited=kind_named(kind).is_audited),
+        max_replicas=trust.max_replicas,
+        epsilon=trust.epsilon,
+        f_bar=trust.f_bar,
+    )
 
 
 def has_result(unit: Unit) -> bool:

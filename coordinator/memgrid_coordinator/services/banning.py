@@ -15,7 +15,7 @@ from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.policy import roles
 from memgrid_coordinator.policy.life import Changed, UnitEvent, UploadFailed
 from memgrid_coordinator.records import Caller, Event, Role
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import settle
 from memgrid_coordinator.store import audit_log, bans, events, leases, uploads
 from memgrid_coordinator.store.engine import Store
@@ -36,7 +36,7 @@ class Banned:
 class Banning:
     """Works on the database alone: a running coordinator finds the sessions gone and the units open again."""
 
-    def __init__(self, store: Store, clock: Clock, rule: UploadRule) -> None:
+    def __init__(self, store: Store, clock: Clock, rule: JudgingRule) -> None:
         self._store = store
         self._clock = clock
         self._rule = rule

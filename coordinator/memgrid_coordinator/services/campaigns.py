@@ -33,7 +33,7 @@ from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.planning import Planned, Planning
 from memgrid_coordinator.services.retrying import retry
 from memgrid_coordinator.services.settling import Settlement, settle
@@ -60,7 +60,7 @@ class Campaigns:
         catalogue: Catalogue,
         judging: Judging,
         bell: Bell,
-        rule: UploadRule,
+        rule: JudgingRule,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store

@@ -79,12 +79,12 @@ class EnrolmentService:
             now = self._clock.now()
             return await self._store.write(lambda connection: self._enrol(connection, signed.public_key, ask, now))
 
-    async def log_in(self, signed: SignedBody) -> Session:
-        """Begin a session; it ends the host's earlier one."""
+    async def log_in(self, signed: SignedBody, network: str = "") -> Session:
+        """Begin a session; it ends the host's earlier one. `network` is where the call comes from."""
         async with self._door.place(LaneName.DOOR):
-            return await self._log_in(signed)
+            return await self._log_in(signed, network)
 
-    async def _log_in(self, signed: SignedBody) -> Session:
+    async def _log_in(self, signed: SignedBody, network: str) -> Session:
         signed.verify(LOGIN_TYPE)
         ask = log_in_from_body(signed.body)
         self._answer(ask.nonce)
@@ -98,7 +98,7 @@ class EnrolmentService:
             if host.public_key != signed.public_key:
                 raise BadSignatureError(f"host {ask.host_id} belongs to another key")
             _refuse_banned(connection, host.account_id)
-            hosts.begin_session(connection, ask.host_id, session_id, ask.facts, now)
+            hosts.begin_session(connection, ask.host_id, session_id, ask.facts, network, now)
             return host.account_id
 
         account_id = await self._store.write(step)

@@ -9,25 +9,48 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from memgrid.digest import Digest
-from memgrid.units import LeaseId, Reason, ReasonCode
-from memgrid_coordinator.policy.kinds import kind_in
+from memgrid.kinds.prefill import past_file
+from memgrid.units import LeaseId, Reason, ReasonCode, WorkFacts
+from memgrid_coordinator.policy.kinds import is_always_audited, kind_in
 from memgrid_coordinator.records import Lease, Unit
 from memgrid_coordinator.store import leases, units, uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """An uploaded answer; files and inputs by the names that the unit gives them."""
+    """An uploaded answer; files, inputs and the caches it continues, by their names in the unit's folder."""
 
     lease: Lease
     unit: Unit
     files: Mapping[str, Digest]
     inputs: Mapping[str, Digest]
+    past: Mapping[str, Digest | None]
+    """None for a cache that was recalled or lost."""
 
     def digests(self) -> Iterator[Digest]:
         """Everything that has to be at hand to judge it."""
         yield from self.files.values()
         yield from self.inputs.values()
+        yield from (digest for digest in self.past.values() if digest is not None)
+
+    def read(self) -> dict[str, Digest]:
+        """What computing it reads."""
+        return {**self.inputs, **{name: digest for name, digest in self.past.items() if digest is not None}}
+
+    @property
+    def facts(self) -> WorkFacts:
+        """What the host says about how it computed."""
+        assert self.lease.facts is not None, f"lease {self.lease.lease_id} has not been reported"
+        return self.lease.facts
+
+    def is_whole(self, paths: Mapping[Digest, Path]) -> bool:
+        """Whether all of it is at hand."""
+        return None not in self.past.values() and all(digest in paths for digest in self.digests())
+
+    def is_to_be_audited(self) -> bool:
+        """Whether a part of it is replayed before it counts."""
+        spec, _ = kind_in(self.unit.spec)
+        return self.lease.is_drawn or is_always_audited(spec, self.unit.min_replicas)
 
     def missing(self, paths: Mapping[Digest, Path]) -> Reason | None:
         """Why the unit can't be judged here: an input of it has left the store."""
@@ -53,6 +76,7 @@ def evidence_of(connection: Connection, lease_ids: Sequence[LeaseId]) -> list[Ev
             unit=of_unit[lease.unit_id],
             files={output.name: output.digest for output in ordered.get(lease.lease_id, ())},
             inputs=_inputs(of_unit[lease.unit_id]),
+            past=_past(connection, of_unit[lease.unit_id]),
         )
         for lease in found.values()
     ]
@@ -61,3 +85,10 @@ def evidence_of(connection: Connection, lease_ids: Sequence[LeaseId]) -> list[Ev
 def _inputs(unit: Unit) -> dict[str, Digest]:
     spec, kind = kind_in(unit.spec)
     return {file.name: file.digest for file in kind.inputs(spec)}
+
+
+def _past(connection: Connection, unit: Unit) -> dict[str, Digest | None]:
+    if unit.parent_id is None:
+        return {}
+    chain = units.ancestors(connection, unit.unit_id)
+    return {past_file(index): ancestor.output_digest for index, ancestor in enumerate(chain)}

@@ -13,7 +13,7 @@ from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.life import Changed
 from memgrid_coordinator.records import Event, Lease
 from memgrid_coordinator.services.judging import Judging
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.store import events, leases, units
 from memgrid_coordinator.store.engine import Store
@@ -25,7 +25,7 @@ EXPIRED_AT_ONCE = 500
 class Expiring:
     """Ends leases that ran out, a bounded number at a time."""
 
-    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics, judging: Judging, rule: UploadRule) -> None:
+    def __init__(self, *, store: Store, clock: Clock, metrics: Metrics, judging: Judging, rule: JudgingRule) -> None:
         self._store = store
         self._clock = clock
         self._metrics = metrics

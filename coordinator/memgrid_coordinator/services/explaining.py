@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from memgrid.digest import Digest
 from memgrid.errors import AmbiguousIdError, InvalidError, UnknownIdError
 from memgrid.units import HostId
 from memgrid_coordinator.records import Campaign, Event, Host, Lease, Unit
-from memgrid_coordinator.store import campaigns, events, hosts, leases, pool, units
+from memgrid_coordinator.services.vouching import retraction_of, vouched
+from memgrid_coordinator.store import campaigns, events, hosts, leases, pool, retractions, trust_records, units
 from memgrid_coordinator.store.engine import Store
 
 PREFIX_MIN = 6
@@ -53,7 +55,11 @@ def _explain(connection: Connection, prefix: str) -> Story:
     found += [_unit(connection, unit) for unit in units.beginning_with(connection, prefix)]
     found += [_lease(connection, lease) for lease in leases.beginning_with(connection, prefix)]
     found += [_host(connection, hosts.get_host(connection, one)) for one in hosts.beginning_with(connection, prefix)]
-    found += [_cube(connection, digest, title) for digest, title in pool.cubes_beginning_with(connection, prefix)]
+    named = {
+        **dict(retractions.cubes_beginning_with(connection, prefix)),
+        **dict(pool.cubes_beginning_with(connection, prefix)),
+    }
+    found += [_cube(connection, digest, title) for digest, title in named.items()]
     if not found:
         raise UnknownIdError(f"nothing here has an id that begins with {prefix[:80]!r}")
     if len(found) > 1:
@@ -101,7 +107,7 @@ def _host(connection: Connection, host: Host | None) -> Story:
     resting = f", resting until {host.suspended_until:%Y-%m-%d %H:%M:%S} UTC" if host.suspended_until else ""
     summary = (
         f"Host {host.label} of account {host.account_id[:12]}: {host.flops_per_s / 1e9:.1f} GFLOP/s observed, "
-        f"{host.recent_faults} rejected reports in a row{resting}."
+        f"{host.recent_faults} rejected reports in a row{resting}. {_trusted(connection, host)}"
     )
     return Story(
         kind="host",
@@ -111,13 +117,42 @@ def _host(connection: Connection, host: Host | None) -> Story:
     )
 
 
-def _cube(connection: Connection, digest: str, title: str) -> Story:
-    return Story(
-        kind="cube",
-        id=digest,
-        summary=f"Cube {title}.",
-        lines=_tell(connection, events.of_cube(connection, digest)),
+def _trusted(connection: Connection, host: Host) -> str:
+    """What audits have shown of it."""
+    records = trust_records.of_host(connection, host.host_id)
+    if not records:
+        return "Nothing of it was checked yet."
+    return " ".join(
+        f"{kind}, {numerics_class}: {record.passed} audits passed since its last fault, {record.faults} faults."
+        for (kind, numerics_class), record in records.items()
     )
+
+
+def _cube(connection: Connection, digest: Digest, title: str) -> Story:
+    """The cube itself, then every report and every audit of the units in it, in the order in which they came."""
+    behind = vouched(connection, digest)
+    told = [f"Cube {title}", retraction_of(connection, digest), "" if behind is None else behind.summary()]
+    happened = events.of_cube(connection, digest)
+    if behind is not None:
+        happened += events.of_units(connection, [unit.unit_id for unit in behind.units], _CHECKS)
+        happened.sort(key=lambda event: event.at)
+    summary = ". ".join(part for part in told if part) + "."
+    return Story(kind="cube", id=digest, summary=summary, lines=_tell(connection, happened))
+
+
+_CHECKS = (
+    "report_received",
+    "report_refused",
+    "report_agreed",
+    "report_rejected",
+    "upload_verified",
+    "upload_failed",
+    "audited",
+    "unit_held",
+    "unit_accepted",
+    "unit_recalled",
+)
+"""What tells how a result was checked."""
 
 
 def _tell(connection: Connection, happened: list[Event]) -> tuple[Line, ...]:
@@ -158,7 +193,17 @@ _WORDS = {
     "work_done": "the grid made something for a document",
     "unit_opened": "the unit was opened to volunteers",
     "unit_agreed": "enough reports agree; now one of them has to upload its output",
-    "unit_accepted": "the uploaded output is what was reported; the unit is accepted and credit is written",
+    "unit_held": "the uploaded output is what was reported; it stands until audits of its host say otherwise",
+    "unit_accepted": "the result is final; credit is written",
+    "unit_recalled": "the result of {unit} was taken back; it is computed again",
+    "unit_closed": "{unit} waits again for the chunk before it",
+    "audited": "a part of what {host} computed was computed again",
+    "host_suspected": "{host} was near the limit, which counts three times before it is a fault",
+    "host_at_fault": "{host} was found to be at fault; trust in it starts again at nothing",
+    "fault_forgiven": "a fault of {host} is not held against it",
+    "class_suspended": "so much of a numerics class fails that no host is punished for it",
+    "class_resumed": "hosts of a numerics class answer for themselves again",
+    "cube_retracted": "the cube was taken back",
     "unit_reopened": "the agreement on {unit} fell through; it is open again",
     "unit_failed": "{unit} is given up",
     "unit_lost": "{unit} is computed again if somebody wants it",

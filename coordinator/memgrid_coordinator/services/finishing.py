@@ -22,7 +22,7 @@ from memgrid_coordinator.records import CampaignId, Document, Event
 from memgrid_coordinator.services.assembling import Assembling
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.looking import Looking, campaign_in
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.store import campaigns, events
@@ -46,7 +46,7 @@ class Finishing:
         assembling: Assembling,
         publishing: Publishing,
         judging: Judging,
-        rule: UploadRule,
+        rule: JudgingRule,
     ) -> None:
         self._store = store
         self._clock = clock

@@ -16,7 +16,7 @@ from memgrid.cube.manifest import CubeKind
 from memgrid_coordinator.lifecycle import CampaignState, UnitState, UploadState
 from memgrid_coordinator.metrics import UNIT_KINDS, Metrics, fill
 from memgrid_coordinator.services.fleet import Fleet, fleet_of
-from memgrid_coordinator.store import campaign_gauges, campaigns, gauges, hosts
+from memgrid_coordinator.store import audits, campaign_gauges, campaigns, gauges, hosts, trust_records
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.campaign_gauges import CampaignGauges
 from memgrid_coordinator.store.engine import Store
@@ -72,6 +72,7 @@ class Gauging:
         self._metrics.disk_free_bytes.set(self._blobs.free_bytes())
         return (
             await self._part("grid", _read_grid, partial(self._set_grid, now))
+            + await self._part("audits", partial(_read_audits, now=now), self._set_audits)
             + await self._part("volunteers", partial(_read_volunteers, now=now), self._set_volunteers)
             + await self._part("campaigns", partial(_read_campaigns, now=now), self._set_campaigns)
             + await self._part("commons", _read_commons, self._set_commons)
@@ -102,6 +103,11 @@ class Gauging:
             {(state.value,): found.uploads.get(state, 0) for state in (UploadState.ORDERED, UploadState.RECEIVED)},
         )
         fill(metrics.campaigns, {(state.value,): found.campaigns.get(state, 0) for state in CampaignState})
+
+    def _set_audits(self, found: tuple[int, int]) -> None:
+        due, suspended = found
+        self._metrics.audits_due.set(due)
+        self._metrics.classes_suspended.set(suspended)
 
     def _set_volunteers(self, found: _Volunteers) -> None:
         metrics, fleet = self._metrics, found.fleet
@@ -181,6 +187,10 @@ def _read_grid(connection: Connection) -> _Grid:
         uploads=gauges.awaited_uploads(connection),
         campaigns=campaigns.count_by_state(connection),
     )
+
+
+def _read_audits(connection: Connection, now: datetime) -> tuple[int, int]:
+    return audits.count_due(connection, now), len(trust_records.suspended(connection))
 
 
 def _read_volunteers(connection: Connection, now: datetime) -> _Volunteers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -15,12 +15,15 @@ from memgrid.signing import SignedBody
 from memgrid.units import ComputeDtype, LeaseId, Reason, ReasonCode, ReportAck, ReportClaim
 from memgrid_coordinator.lifecycle import LeaseState
 from memgrid_coordinator.policy.deadlines import corrected_speed
-from memgrid_coordinator.policy.kinds import kind_in
+from memgrid_coordinator.policy.kinds import is_adaptive, kind_in, spec_in
+from memgrid_coordinator.policy.life import UnitEvent
 from memgrid_coordinator.records import Event, Host, Lease, Unit
+from memgrid_coordinator.services import trusting
 from memgrid_coordinator.services.catalogue import Catalogue
-from memgrid_coordinator.services.settling import count_faults
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.store import events, hosts, leases, units
 
+REPLICAS_WHEN_DRAWN = 2
 _ENDS_THE_LEASE = frozenset(
     {ReasonCode.WRONG_OUTPUTS, ReasonCode.WRONG_SHAPE, ReasonCode.BAD_SKETCH, ReasonCode.NOT_FINITE}
 )
@@ -33,6 +36,8 @@ class Taken:
 
     acks: tuple[ReportAck, ...] = ()
     changed: tuple[int, ...] = ()
+    follows: dict[int, UnitEvent] = field(default_factory=dict)
+    """What happens to other units of the host because of worthless reports."""
     lease_s: tuple[float, ...] = ()
     """How long the reported leases had been out."""
 
@@ -44,6 +49,7 @@ def take_reports(
     claims: Sequence[ReportClaim],
     sketches: Mapping[Digest, bytes],
     catalogue: Catalogue,
+    rule: JudgingRule,
     now: datetime,
 ) -> Taken:
     """Write the good reports, end the leases of worthless ones, and say why for each that is turned down."""
@@ -70,11 +76,12 @@ def take_reports(
                     worthless.append((lease, reason))
         accepted = reason is None or reason.code is ReasonCode.ALREADY_REPORTED
         acks.append(ReportAck(lease_id=claim.lease_id, accepted=accepted, reason=reason))
-    _write(connection, host, signed, good, worthless, held, found, now)
+    follows = _write(connection, host, signed, good, worthless, held, found, rule, now)
     changed = [held[claim.lease_id].unit_id for claim, _ in good] + [lease.unit_id for lease, _ in worthless]
     return Taken(
         acks=tuple(acks),
         changed=tuple(changed),
+        follows=follows,
         lease_s=tuple((now - held[claim.lease_id].granted_at).total_seconds() for claim, _ in good),
     )
 
@@ -127,17 +134,23 @@ def _write(
     worthless: Sequence[tuple[Lease, Reason]],
     held: Mapping[LeaseId, Lease],
     found: Mapping[int, Unit],
+    rule: JudgingRule,
     now: datetime,
-) -> None:
+) -> dict[int, UnitEvent]:
     log = []
     if good:
         statement_id = leases.add_statement(connection, host.host_id, signed.body, signed.signature, now)
-        leases.report(
-            connection,
-            [(claim, sketch, _seconds(claim, held[claim.lease_id], now)) for claim, sketch in good],
-            statement_id=statement_id,
-            now=now,
-        )
+        drawn = _draw(connection, host, [claim for claim, _ in good], held, found, rule, now)
+        reported = [
+            leases.Reported(
+                claim=claim,
+                sketch=sketch,
+                compute_s=_seconds(claim, held[claim.lease_id], now),
+                is_drawn=claim.lease_id in drawn,
+            )
+            for claim, sketch in good
+        ]
+        leases.report(connection, reported, statement_id=statement_id, now=now)
         speed = host.flops_per_s
         for claim, _ in good:
             lease = held[claim.lease_id]
@@ -148,8 +161,35 @@ def _write(
         leases.move(connection, [lease.lease_id], "reject", reason)
         log.append(_event("report_refused", lease, now, reason=reason))
     units.count_failures(connection, [lease.unit_id for lease, _ in worthless])
-    count_faults(connection, [(host.host_id, reason.code) for _, reason in worthless], now)
+    charged = [(lease, found[lease.unit_id].kind, reason.code) for lease, reason in worthless]
+    follows = trusting.charge(connection, charged, rule.trust, now)
     events.append(connection, log)
+    return follows
+
+
+def _draw(
+    connection: Connection,
+    host: Host,
+    claims: Sequence[ReportClaim],
+    held: Mapping[LeaseId, Lease],
+    found: Mapping[int, Unit],
+    rule: JudgingRule,
+    now: datetime,
+) -> frozenset[LeaseId]:
+    """Which of these are audited; where somebody else computes a unit too, that is wanted from now on."""
+    reported = [
+        (replace(held[claim.lease_id], outputs=claim.outputs, facts=claim.facts), found[held[claim.lease_id].unit_id])
+        for claim in claims
+    ]
+    adaptive = [(lease, unit) for lease, unit in reported if is_adaptive(spec_in(unit.spec), unit.min_replicas)]
+    if not adaptive:
+        return frozenset()
+    checks = trusting.checks_of(connection, host, adaptive, rule, now)
+    drawn = list(zip(adaptive, checks, strict=True))
+    twice = [unit.unit_id for (_, unit), check in drawn if check.is_replicated]
+    if twice:
+        units.want_replicas(connection, twice, REPLICAS_WHEN_DRAWN)
+    return frozenset(lease.lease_id for (lease, _), check in drawn if check.is_audited)
 
 
 def _seconds(claim: ReportClaim, lease: Lease, now: datetime) -> float:

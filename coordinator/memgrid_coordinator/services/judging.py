@@ -10,28 +10,37 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.digest import Digest
+from memgrid.kinds.audit import Zone
 from memgrid.kinds.kind import Difference
 from memgrid.kinds.prefill import ModelGeometry
-from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.runner import Engine
-from memgrid_coordinator.lifecycle import LeaseState
+from memgrid_coordinator.lifecycle import HAVE_RESULTS, LeaseState, UnitState
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy.kinds import is_replayed, spec_in
-from memgrid_coordinator.policy.life import Changed, Impossible, UnitEvent, UploadFailed, UploadVerified, claim_of
+from memgrid_coordinator.policy.life import (
+    Changed,
+    Confirmed,
+    Impossible,
+    Recalled,
+    UnitEvent,
+    UploadFailed,
+    UploadVerified,
+    claim_of,
+)
 from memgrid_coordinator.policy.quorum import Pair
-from memgrid_coordinator.records import Event, Lease
-from memgrid_coordinator.services.auditing import Auditing
+from memgrid_coordinator.records import AuditPurpose, DoneAudit, Event, Lease, Unit, WantedAudit
+from memgrid_coordinator.services import trusting
+from memgrid_coordinator.services.auditing import Auditing, Concluded
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.evidence import Evidence, evidence_of, located
 from memgrid_coordinator.services.models import ModelFolders
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
-from memgrid_coordinator.store import events, leases, units, uploads
+from memgrid_coordinator.store import audits, events, leases, trust_records, units, uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
@@ -56,7 +65,7 @@ class Judging:
         engine: Engine,
         replays: Engine,
         models: ModelFolders,
-        rule: UploadRule,
+        rule: JudgingRule,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -75,10 +84,11 @@ class Judging:
             blobs=blobs,
             engine=replays,
             models=models,
+            catalogue=catalogue,
             metrics=metrics,
             clock=clock,
             rule=rule,
-            verdict=self._replayed,
+            conclude=self._conclude,
         )
 
     def announce(self, settlement: Settlement) -> None:
@@ -93,10 +103,12 @@ class Judging:
         for unit in settlement.accepted:
             self._metrics.count_accepted(unit.kind, tokens=unit.token_count, flops=unit.flops)
             log.debug("unit accepted", unit_key=unit.key)
+        self._metrics.units_recalled.inc(settlement.recalled)
+        self._metrics.cubes_retracted.inc(len(settlement.retracted))
         for unit in settlement.ended:
             self._metrics.units_given_up.labels(unit.kind).inc()
             log.info("unit ended without a result", unit_key=unit.key)
-        if settlement.accepted or settlement.ended:
+        if settlement.accepted or settlement.ended or settlement.retracted:
             self.note_progress()
         self._bell.ring_hosts(settlement.news_for)
         if settlement.work_opened:
@@ -144,21 +156,39 @@ class Judging:
     async def catch_up(self) -> int:
         """Take up what a crash or a lost upload left behind; returns how much there was."""
         now = self._clock.now()
-        undecided, received, overdue = await self._store.read(
+        undecided, received, overdue, suspended = await self._store.read(
             lambda connection: (
                 units.undecided(connection, SWEPT_AT_ONCE),
                 uploads.received(connection, SWEPT_AT_ONCE),
                 uploads.overdue(connection, now, SWEPT_AT_ONCE),
+                trust_records.suspended(connection),
             )
         )
+        if suspended:
+            trust = self._rule.trust
+            await self._store.write(lambda connection: trusting.resume_classes(connection, trust, now))
         self._uncompared.add(undecided)
-        self._unchecked.add(lease_id for lease_id in received if lease_id not in self._auditing.busy)
+        self._unchecked.add(received)
         if overdue:
             reason = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
             await self._end_uploads(
                 overdue, "refuse", lambda lease: UploadFailed(lease_id=lease.lease_id, reason=reason)
             )
-        return len(undecided) + len(received) + len(overdue)
+        return len(undecided) + len(received) + len(overdue) + await self.audit()
+
+    async def audit(self) -> int:
+        """Take up the audits that are due; returns how many.
+
+        Where nothing is open, no host will show with later work that an earlier result of its may stand: what waits
+        for that is due too.
+        """
+        now = self._clock.now()
+        idle = await self._store.read(
+            lambda connection: audits.is_waiting(connection, now) and not units.has_vacancies(connection)
+        )
+        if idle:
+            await self._store.write(lambda connection: audits.hurry(connection, now))
+        return await self._auditing.look()
 
     async def close(self) -> None:
         """Wait for what is in hand."""
@@ -191,7 +221,7 @@ class Judging:
                 ),
                 spec=unit.spec,
                 geometry=self._catalogue.geometry(connection, unit.model),
-                tolerances=BUILT_IN,
+                tolerances=self._catalogue.tolerances(connection, unit.model),
             )
             for unit in found.values()
         ]
@@ -238,16 +268,34 @@ class Judging:
             )
         good = [one for one, reason in zip(present, reasons, strict=True) if reason is None]
         bad = {one.lease.lease_id: reason for one, reason in zip(present, reasons, strict=True) if reason is not None}
-        replayed = [one.lease.lease_id for one in good if is_replayed(spec_in(one.unit.spec), one.unit.min_replicas)]
-        self._auditing.add(replayed)
-        if done := [one.lease.lease_id for one in good if one.lease.lease_id not in replayed]:
-            await self._end_uploads(done, "verify", lambda lease: UploadVerified(lease_id=lease.lease_id))
+        await self._take([one for one in good if not one.is_to_be_audited()])
+        await self._have_audited([one for one in good if one.is_to_be_audited()])
         if bad:
             await self._end_uploads(
                 list(bad), "refuse", lambda lease: UploadFailed(lease_id=lease.lease_id, reason=bad[lease.lease_id])
             )
         if missing:
             await self._end_uploads(list(missing), "refuse", lambda lease: Impossible(reason=missing[lease.lease_id]))
+
+    async def _take(self, good: list[Evidence]) -> None:
+        """These need no audit now: others agree with them, or their hosts' records let them stand until one comes."""
+        final = {one.lease.lease_id: one.unit.min_replicas > 1 for one in good}
+        if final:
+            await self._end_uploads(
+                list(final),
+                "verify",
+                lambda lease: UploadVerified(lease_id=lease.lease_id, is_final=final[lease.lease_id]),
+            )
+
+    async def _have_audited(self, good: list[Evidence]) -> None:
+        if not good:
+            return
+        now = self._clock.now()
+        wanted = [
+            WantedAudit(lease=one.lease, kind=one.unit.kind, purpose=AuditPurpose.DRAWN, due_at=now) for one in good
+        ]
+        await self._store.write(lambda connection: audits.want(connection, wanted))
+        await self.audit()
 
     def _uploaded(
         self, connection: Connection, lease_ids: list[LeaseId]
@@ -256,18 +304,53 @@ class Judging:
         models = {one.unit.model for one in found}
         return found, {model: self._catalogue.geometry(connection, model) for model in models}
 
-    async def _replayed(self, lease_id: LeaseId, reason: Reason | None, figures: str) -> None:
-        """What the replay of an upload showed."""
-        if reason is None:
-            await self._end_uploads(
-                [lease_id],
-                "verify",
-                lambda lease: UploadVerified(lease_id=lease.lease_id),
-                detail=f"replayed: {figures}",
-            )
-        else:
-            failed = UploadFailed(lease_id=lease_id, reason=reason)
-            await self._end_uploads([lease_id], "refuse", lambda _: failed, detail=figures)
+    async def _conclude(self, audited: WantedAudit, concluded: Concluded | None) -> None:
+        """Keep what an audit came to, and do what follows for its unit, its host, and what the host did before."""
+        now = self._clock.now()
+        settlement = await self._store.write(lambda connection: self._follow(connection, audited, concluded, now))
+        self.announce(settlement)
+        if concluded is not None and concluded.zone is Zone.FAULT:
+            await self.audit()  # what its host did before may be due now
+
+    def _follow(
+        self, connection: Connection, audited: WantedAudit, concluded: Concluded | None, now: datetime
+    ) -> Settlement:
+        lease = leases.by_id(connection, [audited.lease.lease_id])[audited.lease.lease_id]
+        unit = units.by_id(connection, [lease.unit_id])[lease.unit_id]
+        if concluded is None or not is_standing(unit, lease):
+            audits.spare(connection, [lease.lease_id])
+            return Settlement()
+        done = DoneAudit(
+            audit_id=audited.audit_id,
+            lease_id=lease.lease_id,
+            host_id=lease.host_id,
+            purpose=audited.purpose,
+            done_at=now,
+            zone=concluded.zone,
+            replays=concluded.replays,
+        )
+        if not audits.finish(connection, done):
+            return Settlement()
+        told = _event("audited", lease, now, concluded.reason, f"{concluded.zone}: {concluded.in_words()}")
+        events.append(connection, [told])
+        happened: dict[int, UnitEvent] = {}
+        if concluded.reason is None:
+            happened |= trusting.after_audit(connection, audited, concluded.zone, self._rule.trust, now)
+        happened |= self._of_unit(connection, unit, lease, concluded.reason)
+        return settle(connection, happened, known={}, rule=self._rule, now=now)
+
+    def _of_unit(
+        self, connection: Connection, unit: Unit, lease: Lease, reason: Reason | None
+    ) -> dict[int, UnitEvent]:
+        """What an audit means for the unit itself, by how far it has come."""
+        if unit.state is UnitState.CHECKING:
+            uploads.end(connection, [lease.lease_id], "verify" if reason is None else "refuse")
+            if reason is None:
+                return {unit.unit_id: UploadVerified(lease_id=lease.lease_id)}
+            return {unit.unit_id: UploadFailed(lease_id=lease.lease_id, reason=reason)}
+        if reason is not None:
+            return {unit.unit_id: Recalled(reason=reason, is_wrong=True)}
+        return {unit.unit_id: Confirmed()} if unit.state is UnitState.PROVISIONAL else {}
 
     async def _end_uploads(
         self, lease_ids: list[LeaseId], verb: str, event_of: Callable[[Lease], UnitEvent], *, detail: str = ""
@@ -281,11 +364,34 @@ class Judging:
             moved = [lease for lease in found.values() if lease.lease_id in ended]
             happened = {lease.unit_id: event_of(lease) for lease in moved}
             settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
+            self._have_waiting_audited(connection, settlement.held, now)
             told = [_event(_ENDS[verb], lease, now, _reason(happened[lease.unit_id]), detail) for lease in moved]
             events.append(connection, told)
             return settlement
 
         self.announce(await self._store.write(step))
+
+    def _have_waiting_audited(self, connection: Connection, held: list[Unit], now: datetime) -> None:
+        """A provisional result is audited itself, unless later audits of its host make it final before."""
+        found = units.by_id(connection, [unit.unit_id for unit in held])
+        theirs = leases.by_id(
+            connection, [unit.accepted_lease_id for unit in found.values() if unit.accepted_lease_id]
+        )
+        due_at = now + self._rule.trust.provisional_max
+        audits.want(
+            connection,
+            [
+                WantedAudit(lease=lease, kind=found[lease.unit_id].kind, purpose=AuditPurpose.WAITED, due_at=due_at)
+                for lease in theirs.values()
+            ],
+        )
+
+
+def is_standing(unit: Unit, lease: Lease) -> bool:
+    """Whether an audit of this lease still says something about its unit."""
+    if unit.state is UnitState.CHECKING:
+        return lease.state is LeaseState.AGREED
+    return unit.state in HAVE_RESULTS and unit.accepted_lease_id == lease.lease_id
 
 
 _ENDS = {"verify": "upload_verified", "refuse": "upload_failed"}

@@ -29,7 +29,7 @@ from memgrid.units import (
 )
 from memgrid.wire import reports_from_body
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy import dispatch
+from memgrid_coordinator.policy import dispatch, trust
 from memgrid_coordinator.policy.crowd import LaneName
 from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
 from memgrid_coordinator.policy.kinds import spec_in
@@ -48,10 +48,10 @@ from memgrid_coordinator.services.offers import (
     offer_of,
     verdict_of,
 )
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import events, hosts, leases, units, uploads
+from memgrid_coordinator.store import events, hosts, leases, trust_records, units, uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
@@ -87,7 +87,7 @@ class Leasing:
         door: Door,
         judging: Judging,
         blobs: BlobStore,
-        rule: UploadRule,
+        rule: JudgingRule,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
@@ -178,9 +178,11 @@ class Leasing:
         if signed is not None:
             if signed.public_key != host.public_key:
                 raise BadSignatureError(f"the reports are not signed with the key of host {host.host_id}")
-            taken = take_reports(connection, host, signed, ask.reports, ask.sketches, self._catalogue, now)
+            taken = take_reports(
+                connection, host, signed, ask.reports, ask.sketches, self._catalogue, self._rule, now
+            )
         released = self._release(connection, host.host_id, ask.released, now)
-        happened: dict[int, UnitEvent] = dict.fromkeys([*taken.changed, *released], Changed())
+        happened: dict[int, UnitEvent] = taken.follows | dict.fromkeys([*taken.changed, *released], Changed())
         settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
         held = {lease.lease_id: lease for lease in leases.held_by(connection, host.host_id)}
         named = {lease.lease_id for lease in ask.held}
@@ -253,9 +255,11 @@ class Leasing:
             draining=self._draining,
             now=now,
         )
+        if allowed:
+            allowed, reason = self._within_quota(connection, host, allowed, reason)
         if not allowed:
             return [], reason
-        candidates = units.lease_candidates(connection, host.account_id, allowed, now)
+        candidates = units.lease_candidates(connection, host, allowed, now)
         inputs = {unit.unit_id: self._inputs(connection, unit, impossible) for unit in candidates}
         chosen = [unit for unit in candidates if unit.unit_id not in impossible]
         if len(chosen) < allowed and reason is None:
@@ -274,6 +278,17 @@ class Leasing:
         events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
         pairs = zip(granted, chosen, strict=True)
         return [offer_of(lease, unit, host, inputs[unit.unit_id]) for lease, unit in pairs], reason
+
+    def _within_quota(
+        self, connection: Connection, host: Host, allowed: int, reason: Reason | None
+    ) -> tuple[int, Reason | None]:
+        """Of a new account all hosts together hold little, and more with every audit that one of them passes."""
+        passed = trust_records.passed_by(connection, host.account_id)
+        most = trust.held_max(passed, self._rule.trust, self._settings.leases_held_max)
+        if most >= self._settings.leases_held_max:
+            return allowed, reason
+        held = leases.count_held(connection, host.account_id)
+        return dispatch.within_quota(allowed, reason, held=held, held_max=most, passed=passed)
 
     def _resend(
         self, connection: Connection, host: Host, lost: Sequence[Lease], impossible: dict[int, UnitEvent]

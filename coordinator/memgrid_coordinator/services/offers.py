@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from memgrid.digest import Digest
 from memgrid.errors import UnknownIdError
+from memgrid.kinds.prefill import past_file
 from memgrid.kinds.refusal import RefusedError
 from memgrid.units import BlobRef, Cancellation, HostId, LeaseId, LeaseOffer, Reason, ReasonCode, VerdictNotice
 from memgrid_coordinator.lifecycle import LeaseState, UnitState
@@ -38,6 +39,7 @@ def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at:
         sketch=b"",
         facts=None,
         reason=None,
+        network=host.network,
     )
 
 
@@ -66,7 +68,7 @@ def inputs_of(connection: Connection, unit: Unit, blobs: BlobStore) -> tuple[Blo
         for index, ancestor in enumerate(units.ancestors(connection, unit.unit_id)):
             if ancestor.output_digest is None:
                 raise PastLostError
-            files.append((f"past/{index:04d}.safetensors", ancestor.output_digest))
+            files.append((past_file(index), ancestor.output_digest))
     return tuple(_ref(name, digest, blobs) for name, digest in files)
 
 

@@ -26,9 +26,10 @@ from memgrid_coordinator.policy.repositories import (
     parse_tag,
 )
 from memgrid_coordinator.records import ANONYMOUS, Caller, CubeFacts, PoolCube, PoolManifest
-from memgrid_coordinator.store import audit_log, pool
+from memgrid_coordinator.store import audit_log, pool, retractions
 from memgrid_coordinator.store.blobs import BlobStore, Pieces
 from memgrid_coordinator.store.engine import Store
+from memgrid_coordinator.store.retractions import Retraction
 
 PAGE_MAX = 1000
 """Entries in one answer of a list; more are asked for page by page."""
@@ -177,19 +178,22 @@ class Publishing:
                 )
 
     async def find_manifest(self, caller: Caller, repository: str, reference: str) -> PoolManifest:
-        """The manifest a tag or digest stands for; raises UnknownCubeError."""
+        """The manifest a tag or digest stands for; raises UnknownCubeError, which tells why a cube was retracted."""
         check_read(caller, repository)
+        name = parse_digest(reference) if _is_digest(reference) else parse_tag(reference)
 
-        def query(connection: Connection) -> PoolManifest | None:
-            if _is_digest(reference):
-                return pool.find_manifest(connection, repository, parse_digest(reference))
-            digest = pool.digest_of_tag(connection, repository, parse_tag(reference))
-            return None if digest is None else pool.find_manifest(connection, repository, digest)
+        def query(connection: Connection) -> PoolManifest | Retraction | None:
+            digest = Digest(name) if _is_digest(name) else pool.digest_of_tag(connection, repository, name)
+            found = None if digest is None else pool.find_manifest(connection, repository, digest)
+            return found or retractions.of_reference(connection, repository, name)
 
         found = await self._store.read(query)
-        if found is None:
-            raise UnknownCubeError(f"nothing in the pool is called {repository}, {reference}")
-        return found
+        if isinstance(found, PoolManifest):
+            return found
+        if found is not None:
+            when = f"{found.at:%Y-%m-%d %H:%M} UTC"
+            raise UnknownCubeError(f"{repository}, {reference}: retracted on {when}: {found.reason.text}")
+        raise UnknownCubeError(f"nothing in the pool is called {repository}, {reference}")
 
     async def resolve(self, text: str) -> PoolManifest:
         """What `namespace/name[:tag][@digest]` stands for, for everybody; raises InvalidError, UnknownCubeError."""

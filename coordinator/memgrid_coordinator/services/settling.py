@@ -11,14 +11,16 @@ from itertools import islice
 from sqlalchemy import Connection
 
 from memgrid.kinds.kind import Difference
-from memgrid.units import HostId, LeaseId, Output, Reason, ReasonCode
+from memgrid.units import HostId, LeaseId, Output, Reason
 from memgrid_coordinator.lifecycle import LeaseState, UnitState
-from memgrid_coordinator.policy import life, trust
+from memgrid_coordinator.policy import life
 from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed, UploadVerified
 from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Event, Lease, Unit
-from memgrid_coordinator.services.ordering import UploadRule
-from memgrid_coordinator.store import credits, events, hosts, leases, units, uploads
+from memgrid_coordinator.services import trusting
+from memgrid_coordinator.services.ordering import JudgingRule
+from memgrid_coordinator.services.retracting import retract
+from memgrid_coordinator.store import audits, credits, events, hosts, leases, units, uploads
 
 SETTLED_AT_ONCE = 1000
 """Units that one statement names: a campaign that is cancelled may withdraw a million."""
@@ -33,8 +35,14 @@ class Settlement:
     work_opened: bool = False
     compare: dict[int, tuple[Pair, ...]] = field(default_factory=dict)
     ordered: list[tuple[Lease, Sequence[Output]]] = field(default_factory=list)
+    held: list[Unit] = field(default_factory=list)
+    """Units whose result is provisional now."""
     accepted: list[Unit] = field(default_factory=list)
     ended: list[Unit] = field(default_factory=list)
+    recalled: int = 0
+    """Units whose result was taken back."""
+    retracted: list[str] = field(default_factory=list)
+    """Cubes that left the pool with such a result."""
     credited_flops: int = 0
     stages: list[tuple[str, timedelta]] = field(default_factory=list)
     """How long accepted units had been in each stage of their life."""
@@ -45,8 +53,11 @@ class Settlement:
         self.work_opened |= other.work_opened
         self.compare |= other.compare
         self.ordered += other.ordered
+        self.held += other.held
         self.accepted += other.accepted
         self.ended += other.ended
+        self.recalled += other.recalled
+        self.retracted += other.retracted
         self.credited_flops += other.credited_flops
         self.stages += other.stages
 
@@ -56,7 +67,7 @@ def settle(
     happened: Mapping[int, UnitEvent],
     *,
     known: Mapping[Pair, Difference],
-    rule: UploadRule,
+    rule: JudgingRule,
     now: datetime,
 ) -> Settlement:
     """Look at these units again, each for what happened to it, and do what follows."""
@@ -72,7 +83,7 @@ def _settle(
     happened: Mapping[int, UnitEvent],
     *,
     known: Mapping[Pair, Difference],
-    rule: UploadRule,
+    rule: JudgingRule,
     now: datetime,
 ) -> Settlement:
     found = units.by_id(connection, happened)
@@ -85,10 +96,11 @@ def _settle(
     }
     carrying = _Carrying(connection, found, of_unit, rule=rule, now=now)
     carrying.carry_out(happened, outcomes)
-    reopened = [unit_id for unit_id, outcome in outcomes.items() if "reopen" in outcome.unit_moves]
     # A unit that went back to collecting may have reports enough already.
-    again = settle(connection, dict.fromkeys(reopened, life.Changed()), known=known, rule=rule, now=now)
-    carrying.done.merge(again)
+    follows: dict[int, UnitEvent] = {
+        unit_id: life.Changed() for unit_id, one in outcomes.items() if {"reopen", "recall"} & set(one.unit_moves)
+    }
+    carrying.done.merge(settle(connection, follows | carrying.follows, known=known, rule=rule, now=now))
     return carrying.done
 
 
@@ -101,7 +113,7 @@ class _Carrying:
         found: Mapping[int, Unit],
         of_unit: Mapping[int, list[Lease]],
         *,
-        rule: UploadRule,
+        rule: JudgingRule,
         now: datetime,
     ) -> None:
         self.connection = connection
@@ -112,11 +124,20 @@ class _Carrying:
         self.now = now
         self.done = Settlement()
         self.log: list[Event] = []
+        self.follows: dict[int, UnitEvent] = {}
+        """What happens to other units because of this."""
 
     def carry_out(self, happened: Mapping[int, UnitEvent], outcomes: Mapping[int, Outcome]) -> None:
         self._move_leases(outcomes)
         self._move_units(outcomes)
-        self._accept({unit_id: happened[unit_id] for unit_id, one in outcomes.items() if "accept" in one.unit_moves})
+        self._take(
+            {
+                unit_id: happened[unit_id]
+                for unit_id, one in outcomes.items()
+                if {"hold", "accept"} & set(one.unit_moves)
+            }
+        )
+        self._recall(outcomes)
         self._pay_latecomers(outcomes)
         self._order(outcomes)
         self._set_vacancies(outcomes)
@@ -134,12 +155,25 @@ class _Carrying:
             assert moved == len(lease_ids), f"{verb} moved {moved} of {len(lease_ids)} leases that this step had read"
         rejected = [move for outcome in outcomes.values() for move in outcome.lease_moves if move.move == "reject"]
         units.count_failures(self.connection, [self.leases[move.lease_id].unit_id for move in rejected])
-        count_faults(self.connection, [(self.leases[m.lease_id].host_id, m.reason.code) for m in rejected], self.now)
-        agreeing = {
-            self.leases[lease_id].host_id for (verb, _), ids in alike.items() if verb == "agree" for lease_id in ids
-        }
+        charged = [(*self._with_kind(move.lease_id), move.reason.code) for move in rejected]
+        self.follows |= trusting.charge(self.connection, charged, self.rule.trust, self.now)
+        agreeing = [lease_id for (verb, _), ids in alike.items() if verb == "agree" for lease_id in ids]
         if agreeing:
-            hosts.forgive(self.connection, sorted(agreeing))
+            hosts.forgive(self.connection, sorted({self.leases[lease_id].host_id for lease_id in agreeing}))
+            confirmed = [self._with_kind(lease_id) for lease_id in agreeing if self._has_company(lease_id, agreeing)]
+            trusting.pass_all(self.connection, confirmed, self.rule.trust, self.now)
+
+    def _with_kind(self, lease_id: LeaseId) -> tuple[Lease, str]:
+        lease = self.leases[lease_id]
+        return lease, self.units[lease.unit_id].kind
+
+    def _has_company(self, lease_id: LeaseId, agreeing: Sequence[LeaseId]) -> bool:
+        """Whether another account says the same of its unit."""
+        lease = self.leases[lease_id]
+        return any(
+            other.account_id != lease.account_id and (other.state is LeaseState.AGREED or other.lease_id in agreeing)
+            for other in self.of_unit[lease.unit_id]
+        )
 
     def _note_lease(self, move: LeaseMove) -> None:
         lease = self.leases[move.lease_id]
@@ -171,25 +205,48 @@ class _Carrying:
             if verb in ("fail", "cancel"):
                 self.done.ended += [self.units[unit_id] for unit_id in unit_ids]
 
-    def _accept(self, happened: Mapping[int, UnitEvent]) -> None:
-        """The unit has its result: pay those who agreed, and let its children begin."""
-        if not happened:
-            return
-        results = [self.leases[event.lease_id] for event in happened.values() if isinstance(event, UploadVerified)]
-        units.set_results(self.connection, results)
-        for unit_id in happened:
+    def _take(self, happened: Mapping[int, UnitEvent]) -> None:
+        """These units have their result, for good or until audits confirm it: their children begin."""
+        arrived = [self.leases[event.lease_id] for event in happened.values() if isinstance(event, UploadVerified)]
+        if arrived:
+            units.set_results(self.connection, arrived)
+            self._open_children([lease.unit_id for lease in arrived])
+        for unit_id, event in happened.items():
             unit = self.units[unit_id]
             agreed = [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED]
+            if isinstance(event, UploadVerified):
+                reported = max(lease.reported_at for lease in agreed if lease.reported_at is not None)
+                self.done.stages.append(("checking", self.now - reported))
+                if not event.is_final:
+                    self.done.held.append(unit)
+                    continue
             self._pay(unit, agreed)
             self.done.accepted.append(unit)
-            reported = max(lease.reported_at for lease in agreed if lease.reported_at is not None)
-            self.done.stages.append(("checking", self.now - reported))
             if unit.opened_at is not None:
                 self.done.stages.append(("open_to_accepted", self.now - unit.opened_at))
-        children = units.children(self.connection, list(happened))
+
+    def _open_children(self, unit_ids: list[int]) -> None:
+        children = units.children(self.connection, unit_ids)
         if children and units.open_units(self.connection, units.openable(self.connection, children), self.now):
             self.done.work_opened = True
             self.log += [Event(at=self.now, name="unit_opened", unit_id=unit_id) for unit_id in children]
+
+    def _recall(self, outcomes: Mapping[int, Outcome]) -> None:
+        """These units lose their result: what was made of it goes too."""
+        lost = [unit_id for unit_id, one in outcomes.items() if {"recall", "close"} & set(one.unit_moves)]
+        if not lost:
+            return
+        units.forget_results(self.connection, lost)
+        ended = [move.lease_id for unit_id in lost for move in outcomes[unit_id].lease_moves]
+        audits.spare(self.connection, ended)
+        uploads.end(self.connection, ended, "refuse")
+        self.done.recalled += sum(1 for unit_id in lost if "recall" in outcomes[unit_id].unit_moves)
+        for unit_id in lost:
+            if self.units[unit_id].state is UnitState.ACCEPTED:
+                why = outcomes[unit_id].reason
+                told = f"unit {self.units[unit_id].key[:12]}: {why.text if why else ''}"
+                self.done.retracted += retract(self.connection, [unit_id], told, self.now)
+        self.follows |= dict.fromkeys(units.descendants(self.connection, lost), life.Orphaned())
 
     def _pay_latecomers(self, outcomes: Mapping[int, Outcome]) -> None:
         for unit_id, outcome in outcomes.items():
@@ -244,21 +301,6 @@ def _in_words(outputs: Sequence[Output]) -> str:
     return size_bytes if len(outputs) == 1 else f"{size_bytes}: {', '.join(output.name for output in outputs)}"
 
 
-def count_faults(connection: Connection, charged: list[tuple[HostId, ReasonCode]], now: datetime) -> None:
-    """Remember what speaks against a host; after a few in a row it rests."""
-    for host_id, code in charged:
-        if code not in trust.FAULTS:
-            continue
-        host = hosts.get_host(connection, host_id)
-        assert host is not None, f"lease of an unknown host {host_id}"
-        faults = host.recent_faults + 1
-        until = trust.suspended_until(faults, now)
-        hosts.set_faults(connection, host_id, faults, until)
-        if until is not None:
-            detail = f"{faults} rejected reports in a row; no work until {until:%Y-%m-%d %H:%M:%S} UTC"
-            events.append(connection, [Event(at=now, name="host_suspended", host_id=host_id, detail=detail)])
-
-
 _LEASE_EVENTS = {
     "agree": "report_agreed",
     "reject": "report_rejected",
@@ -267,7 +309,10 @@ _LEASE_EVENTS = {
 }
 _UNIT_EVENTS = {
     "agree": "unit_agreed",
+    "hold": "unit_held",
     "accept": "unit_accepted",
+    "recall": "unit_recalled",
+    "close": "unit_closed",
     "reopen": "unit_reopened",
     "fail": "unit_failed",
     "cancel": "unit_cancelled",

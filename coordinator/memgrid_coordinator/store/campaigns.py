@@ -252,6 +252,13 @@ def units_of(connection: Connection, document_id: int) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
+def units_of_cube(connection: Connection, cube_digest: Digest) -> list[int]:
+    """The units that a published cube was made of, in order."""
+    query = select(documents.c.document_id).where(documents.c.cube_digest == cube_digest).limit(1)
+    document_id = connection.execute(query).scalar()
+    return [] if document_id is None else units_of(connection, document_id)
+
+
 def complete_documents(connection: Connection, limit: int) -> list[int]:
     """Running documents of running campaigns all of whose units are accepted: ready to become cubes."""
     unfinished = (

@@ -49,6 +49,13 @@ def of_unit(connection: Connection, unit_id: int, limit: int = 1000) -> list[Eve
     return of(connection, events.c.unit_id == unit_id, limit)
 
 
+def of_units(
+    connection: Connection, unit_ids: Sequence[int], names: Sequence[str], limit: int = 10_000
+) -> list[Event]:
+    """What happened to some units, as far as it has one of these names."""
+    return of(connection, events.c.unit_id.in_(list(unit_ids)) & events.c.name.in_(list(names)), limit)
+
+
 def of_host(connection: Connection, host_id: str, limit: int = 1000) -> list[Event]:
     return of(connection, events.c.host_id == host_id, limit)
 

@@ -66,11 +66,11 @@ def live_leases(connection: Connection, kinds: Sequence[str]) -> dict[str, int]:
     """Leases held, and reports on units that are not settled: what can still count."""
     held = connection.execute(select(func.count()).select_from(leases).where(_IS_HELD)).scalar_one()
     of_unit = select(func.count()).select_from(leases).join(units, units.c.unit_id == leases.c.unit_id)
-    unsettled = units.c.state.in_((UnitState.OPEN, UnitState.CHECKING))
+    unsettled = units.c.state.in_((UnitState.OPEN, UnitState.CHECKING, UnitState.PROVISIONAL))
     reported = connection.execute(of_unit.where(_IS_REPORTED, unsettled)).scalar_one()
-    # Only what is being checked has reports that agree and are not settled: few, and the kinds open their index.
-    checking = units.c.kind.in_(kinds) & (units.c.state == UnitState.CHECKING)
-    agreed = connection.execute(of_unit.where(checking, leases.c.state == LeaseState.AGREED)).scalar_one()
+    # Only what is checked or provisional has reports that agree and are not settled: the kinds open their index.
+    unended = units.c.kind.in_(kinds) & units.c.state.in_((UnitState.CHECKING, UnitState.PROVISIONAL))
+    agreed = connection.execute(of_unit.where(unended, leases.c.state == LeaseState.AGREED)).scalar_one()
     return {LeaseState.LEASED.value: held, LeaseState.REPORTED.value: reported, LeaseState.AGREED.value: agreed}
 
 

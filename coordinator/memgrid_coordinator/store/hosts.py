@@ -75,13 +75,13 @@ def get_host(connection: Connection, host_id: HostId) -> Host | None:
 
 
 def begin_session(
-    connection: Connection, host_id: HostId, session_id: SessionId, facts: HostFacts, now: datetime
+    connection: Connection, host_id: HostId, session_id: SessionId, facts: HostFacts, network: str, now: datetime
 ) -> None:
     """Make `session_id` the host's only session; the one before it is refused from now on."""
     connection.execute(
         update(hosts)
         .where(hosts.c.host_id == host_id)
-        .values(session_id=session_id, sequence=0, facts=json.dumps(asdict(facts)), seen_at=now)
+        .values(session_id=session_id, sequence=0, facts=json.dumps(asdict(facts)), network=network, seen_at=now)
     )
 
 
@@ -162,4 +162,5 @@ def _host(row: Any) -> Host:
         flops_per_s=row.flops_per_s,
         recent_faults=row.recent_faults,
         suspended_until=row.suspended_until,
+        network=row.network,
     )

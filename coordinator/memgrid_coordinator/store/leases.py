@@ -15,7 +15,7 @@ from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reas
 from memgrid_coordinator.lifecycle import LEASE_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Lease
 from memgrid_coordinator.store.events import reason_from
-from memgrid_coordinator.store.tables import leases, statements, units
+from memgrid_coordinator.store.tables import hosts, leases, statements, units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,16 @@ class Settled:
     reason: Reason | None
     unit_state: UnitState
     flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """A report that was taken: with its sketch, what it took, and whether it was drawn for an audit."""
+
+    claim: ReportClaim
+    sketch: bytes
+    compute_s: float
+    is_drawn: bool
 
 
 def grant(connection: Connection, granted: Sequence[Lease]) -> None:
@@ -48,6 +58,8 @@ def grant(connection: Connection, granted: Sequence[Lease]) -> None:
                 "facts": "",
                 "compute_s": 0.0,
                 "reason_text": "",
+                "is_drawn": False,
+                "network": lease.network,
             }
             for lease in granted
         ],
@@ -73,6 +85,11 @@ def of_units(connection: Connection, unit_ids: Iterable[int]) -> dict[int, list[
 def held_by(connection: Connection, host_id: HostId) -> list[Lease]:
     """What the host should be working on."""
     return [_lease(row) for row in connection.execute(_HELD_BY, {"host": host_id})]
+
+
+def count_held(connection: Connection, account_id: AccountId) -> int:
+    """What all hosts of an account hold together."""
+    return int(connection.execute(_COUNT_HELD, {"account": account_id}).scalar_one())
 
 
 def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
@@ -107,23 +124,24 @@ def settled(connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]
 
 def report(
     connection: Connection,
-    claims: Sequence[tuple[ReportClaim, bytes, float]],
+    reported: Sequence[Reported],
     *,
     statement_id: int,
     now: datetime,
 ) -> None:
-    """Write reports with their sketches and what they took; the leases were seen as leased in this same step."""
+    """Write reports; the leases were seen as leased in this same step."""
     rows = [
         {
-            "reported": claim.lease_id,
-            "new_outputs": _outputs_to_json(claim.outputs),
-            "new_sketch": sketch,
-            "new_facts": _facts_to_json(claim.facts),
-            "new_seconds": seconds,
+            "reported": one.claim.lease_id,
+            "new_outputs": _outputs_to_json(one.claim.outputs),
+            "new_sketch": one.sketch,
+            "new_facts": _facts_to_json(one.claim.facts),
+            "new_seconds": one.compute_s,
             "new_statement": statement_id,
             "new_time": now,
+            "new_drawn": one.is_drawn,
         }
-        for claim, sketch, seconds in claims
+        for one in reported
     ]
     connection.execute(_REPORT, rows)
 
@@ -153,6 +171,12 @@ _BY_ID = _WITH_KEY.where(leases.c.lease_id.in_(bindparam("wanted", expanding=Tru
 _OF_UNITS = _WITH_KEY.where(leases.c.unit_id.in_(bindparam("wanted", expanding=True))).order_by(leases.c.fence)
 # Written out, not bound: a partial index serves only a condition that the planner can see.
 _HELD_BY = _WITH_KEY.where(leases.c.host_id == bindparam("host"), text("leases.state = 'leased'"))
+_COUNT_HELD = (
+    select(func.count())
+    .select_from(leases)
+    .join(hosts, hosts.c.host_id == leases.c.host_id)
+    .where(hosts.c.account_id == bindparam("account"), text("leases.state = 'leased'"))
+)
 _SETTLED = (
     select(
         leases.c.lease_id,
@@ -184,6 +208,7 @@ _REPORT = (
         compute_s=bindparam("new_seconds"),
         statement_id=bindparam("new_statement"),
         reported_at=bindparam("new_time"),
+        is_drawn=bindparam("new_drawn"),
     )
 )
 
@@ -209,6 +234,8 @@ def _lease(row: Any) -> Lease:
         sketch=row.sketch,
         facts=_facts_from_json(row.facts),
         reason=reason_from(row.reason_code, row.reason_text),
+        is_drawn=row.is_drawn,
+        network=row.network,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, or_, select, tuple_, update
 
 from memgrid.digest import Digest
-from memgrid_coordinator.lifecycle import ENDED_UNITS, DocumentState, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, HAVE_RESULTS, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.store.tables import (
     campaigns,
     document_blobs,
@@ -144,8 +144,8 @@ def let_results_go(connection: Connection, unit_ids: Sequence[int], failed_since
 
 
 def units_with_result(connection: Connection, digest: Digest) -> list[int]:
-    """The accepted units whose result some content is."""
-    query = select(units.c.unit_id).where(units.c.output_digest == digest, units.c.state == UnitState.ACCEPTED)
+    """The units whose result some content is."""
+    query = select(units.c.unit_id).where(units.c.output_digest == digest, units.c.state.in_(sorted(HAVE_RESULTS)))
     return list(connection.execute(query).scalars())
 
 

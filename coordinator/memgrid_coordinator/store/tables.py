@@ -12,6 +12,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    String,
     Table,
     UniqueConstraint,
     false,
@@ -52,7 +53,7 @@ class TokenRow(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_column=_time())
 
 
-class AuditRow(SQLModel, table=True):
+class ActRow(SQLModel, table=True):
     """What owners and operators did: written once, never changed."""
 
     __tablename__ = "audit_log"
@@ -89,6 +90,8 @@ class HostRow(SQLModel, table=True):
     session_id: str | None = None
     sequence: int = 0
     flops_per_s: float
+    network: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
+    """Where it last called from, as a prefix; empty on a private network."""
     recent_faults: int = 0
     suspended_until: datetime | None = Field(default=None, sa_column=_time())
     created_at: datetime = Field(sa_column=_time(nullable=False))
@@ -215,6 +218,10 @@ class UnitRow(SQLModel, table=True):
     reason_text: str = ""
     on_hold: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
     """Wanted by paused campaigns only: nobody gets it."""
+    epsilon: float | None = None
+    """The share of wrong results that its campaigns bear, the least of theirs; null leaves it to the grid."""
+    f_bar: float | None = None
+    """The share of bad work that its campaigns assume, the largest of theirs."""
 
 
 class DocumentUnitRow(SQLModel, table=True):
@@ -276,6 +283,10 @@ class LeaseRow(SQLModel, table=True):
     compute_s: float = Field(default=0.0, sa_column=Column(Float, nullable=False, server_default="0"))
     """What the host says it took, as in `facts`, to be summed."""
     statement_id: int | None = None
+    is_drawn: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """Drawn for an audit when it was reported: it does not count before the audit."""
+    network: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
+    """Of its host when it was granted: hosts of one network don't confirm each other."""
     reason_code: str | None = None
     reason_text: str = ""
 
@@ -306,6 +317,84 @@ class UploadRow(SQLModel, table=True):
     size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     state: str
     due_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class AuditRow(SQLModel, table=True):
+    """A part of a result that is or was to be computed again, and what it showed: never changed once done."""
+
+    __tablename__ = "audits"
+    __table_args__ = (
+        # What is due, the oldest first; and what of a host waits for audits of later results.
+        Index(
+            "audits_due", "due_at", sqlite_where=text("state = 'wanted'"), postgresql_where=text("state = 'wanted'")
+        ),
+        Index(
+            "audits_open", "host_id", sqlite_where=text("state = 'wanted'"), postgresql_where=text("state = 'wanted'")
+        ),
+        Index("audits_of_class", "numerics_class", "done_at"),
+    )
+
+    audit_id: int | None = Field(default=None, primary_key=True)
+    lease_id: str = Field(foreign_key="leases.lease_id", index=True)
+    unit_id: int = Field(foreign_key="units.unit_id")
+    host_id: str = Field(foreign_key="hosts.host_id")
+    kind: str
+    numerics_class: str
+    purpose: str
+    state: str
+    reported_at: datetime = Field(sa_column=_time(nullable=False))
+    due_at: datetime = Field(sa_column=_time(nullable=False))
+    passed_since: int = 0
+    """Audits of the same host, kind and class that passed and were of later reports."""
+    done_at: datetime | None = Field(default=None, sa_column=_time())
+    zone: str = ""
+    found: str = "[]"
+    """JSON of every replay: which draw, statistics, limits, where, how long it took."""
+
+
+class TrustRecordRow(SQLModel, table=True):
+    """What audits have shown of a host, a row for each kind of unit and each way its devices round."""
+
+    __tablename__ = "trust_records"
+
+    host_id: str = Field(primary_key=True, foreign_key="hosts.host_id")
+    kind: str = Field(primary_key=True)
+    numerics_class: str = Field(primary_key=True)
+    account_id: str = Field(index=True)
+    results: int = 0
+    passed: int = 0
+    faults: int = 0
+    recent: str = ""
+    """The zones of the last audits, a letter each, the newest last."""
+    updated_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class ClassSuspensionRow(SQLModel, table=True):
+    """A way of rounding of which so many audits fail that it must be a bug: its hosts are not punished meanwhile."""
+
+    __tablename__ = "class_suspensions"
+
+    kind: str = Field(primary_key=True)
+    numerics_class: str = Field(primary_key=True)
+    since: datetime = Field(sa_column=_time(nullable=False))
+    audits: int
+    failed: int
+    hosts: int
+
+
+class RetractionRow(SQLModel, table=True):
+    """A cube that was published and taken back, and why: written once, never changed."""
+
+    __tablename__ = "retractions"
+
+    retraction_id: int | None = Field(default=None, primary_key=True)
+    repository: str
+    tag: str
+    cube_digest: str = Field(index=True)
+    manifest_digest: str = Field(index=True)
+    reason_code: str
+    reason_text: str
+    at: datetime = Field(sa_column=_time(nullable=False))
 
 
 class CreditRow(SQLModel, table=True):
@@ -426,6 +515,10 @@ document_blobs = _table("document_blobs")
 leases = _table("leases")
 statements = _table("statements")
 uploads = _table("uploads")
+audits = _table("audits")
+trust_records = _table("trust_records")
+class_suspensions = _table("class_suspensions")
+retractions = _table("retractions")
 credits = _table("credits")
 events = _table("events")
 pool_manifests = _table("pool_manifests")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, String, bindparam, exists, func, insert, literal, select, text, update
+from sqlalchemy import Connection, String, bindparam, case, exists, func, insert, literal, select, text, update
 
 from memgrid.digest import Digest
-from memgrid.units import AccountId, LeaseId, Reason, ReasonCode, UnitKey
-from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState
-from memgrid_coordinator.records import Lease, NewUnit, Unit
+from memgrid.units import LeaseId, Reason, ReasonCode, UnitKey
+from memgrid_coordinator.lifecycle import ENDED_UNITS, HAVE_RESULTS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState
+from memgrid_coordinator.records import Demand, Host, Lease, NewUnit, Unit
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import leases, units
 
@@ -41,11 +41,15 @@ def ids_by_key(connection: Connection, keys: Sequence[UnitKey]) -> dict[UnitKey,
     return found
 
 
-def add(
-    connection: Connection, new: Sequence[NewUnit], *, priority: int, min_replicas: int, max_replicas: int
-) -> None:
+def add(connection: Connection, new: Sequence[NewUnit], demand: Demand) -> None:
     """Create units as waiting; parents come before their children."""
-    alike = {"new_priority": priority, "new_min": min_replicas, "new_max": max_replicas}
+    alike = {
+        "new_priority": demand.priority,
+        "new_min": demand.min_replicas,
+        "new_max": demand.max_replicas,
+        "new_epsilon": demand.epsilon,
+        "new_f_bar": demand.f_bar,
+    }
     rows = [
         {
             "new_key": unit.key,
@@ -63,18 +67,27 @@ def add(
         connection.execute(_ADD, rows)
 
 
-def demand_more(connection: Connection, unit_ids: Sequence[int], *, priority: int, min_replicas: int) -> None:
-    """A further campaign wants these units: the greater priority and the stricter quorum win while they run."""
-    running = (units.c.unit_id.in_(unit_ids), units.c.state.in_([UnitState.WAITING, UnitState.OPEN]))
-    connection.execute(update(units).where(*running, units.c.priority < priority).values(priority=priority))
-    connection.execute(
-        update(units)
-        .where(*running, units.c.min_replicas < min_replicas)
-        .values(
-            min_replicas=min_replicas,
-            vacancies=units.c.vacancies + (min_replicas - units.c.min_replicas),
-        )
-    )
+def demand_more(connection: Connection, unit_ids: Sequence[int], demand: Demand) -> None:
+    """A further campaign wants these units: the greater priority and the stricter checking win while they run."""
+    running = units.c.unit_id.in_(list(unit_ids)) & units.c.state.in_([UnitState.WAITING, UnitState.OPEN])
+    stricter: list[tuple[Any, dict[str, Any]]] = [
+        (units.c.priority < demand.priority, {"priority": demand.priority}),
+        (
+            units.c.min_replicas < demand.min_replicas,
+            {
+                "min_replicas": demand.min_replicas,
+                "vacancies": units.c.vacancies + (demand.min_replicas - units.c.min_replicas),
+            },
+        ),
+    ]
+    if demand.epsilon is not None:
+        is_laxer = units.c.epsilon.is_(None) | (units.c.epsilon > demand.epsilon)
+        stricter.append((is_laxer, {"epsilon": demand.epsilon}))
+    if demand.f_bar is not None:
+        is_laxer = units.c.f_bar.is_(None) | (units.c.f_bar < demand.f_bar)
+        stricter.append((is_laxer, {"f_bar": demand.f_bar}))
+    for is_laxer, values in stricter:
+        connection.execute(update(units).where(running, is_laxer).values(**values))
 
 
 def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
@@ -107,9 +120,9 @@ def release(connection: Connection, unit_ids: Sequence[int]) -> None:
 
 
 def openable(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
-    """Of these, the waiting units that need no parent, or whose parent was accepted."""
+    """Of these, the waiting units that need no parent, or whose parent has its result."""
     parent = units.alias()
-    ready = exists().where(parent.c.unit_id == units.c.parent_id, parent.c.state == UnitState.ACCEPTED)
+    ready = exists().where(parent.c.unit_id == units.c.parent_id, parent.c.state.in_(sorted(HAVE_RESULTS)))
     query = select(units.c.unit_id).where(
         units.c.unit_id.in_(unit_ids),
         units.c.state == UnitState.WAITING,
@@ -133,17 +146,23 @@ def open_units(connection: Connection, unit_ids: Sequence[int], now: datetime) -
     return moved.rowcount
 
 
-def lease_candidates(connection: Connection, account_id: AccountId, limit: int, now: datetime) -> list[Unit]:
-    """Open units with a vacancy that this account has no part in, most urgent and oldest first.
+def lease_candidates(connection: Connection, host: Host, limit: int, now: datetime) -> list[Unit]:
+    """Open units with a vacancy that the host's account and network have no part in, most urgent and oldest first.
 
-    One account is one voice, so it gets no second lease beside one that counts or was rejected. What ran out or was
-    given back it may try again; a unit that failed on it only after a while, so that others come first and yet a
-    unit that failed everywhere is not stuck.
+    One account is one voice, and so is one network, so neither gets a second lease beside one that counts or was
+    rejected. What ran out or was given back it may try again; a unit that failed on it only after a while, so that
+    others come first and yet a unit that failed everywhere is not stuck.
     """
     return [
         _unit(row)
         for row in connection.execute(
-            _CANDIDATES, {"account": account_id, "most": limit, "failed_since": now - RETRY_AFTER}
+            _CANDIDATES,
+            {
+                "account": host.account_id,
+                "network": host.network,
+                "most": limit,
+                "failed_since": now - RETRY_AFTER,
+            },
         )
     ]
 
@@ -199,6 +218,30 @@ def set_results(connection: Connection, results: Sequence[Lease]) -> None:
         for lease in results
     ]
     connection.execute(_SET_RESULT, rows)
+
+
+def forget_results(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """These have no result any more."""
+    forgotten = {"accepted_lease_id": None, "output_digest": None, "output_bytes": 0}
+    connection.execute(update(units).where(units.c.unit_id.in_(list(unit_ids))).values(**forgotten))
+
+
+def want_replicas(connection: Connection, unit_ids: Sequence[int], replicas: int) -> None:
+    """So many accounts, at least, have to agree on these."""
+    fewer = units.c.unit_id.in_(list(unit_ids)) & (units.c.min_replicas < replicas)
+    enough = 2 * replicas - 1  # for a majority of so many, should they disagree
+    larger = case((units.c.max_replicas > enough, units.c.max_replicas), else_=enough)
+    connection.execute(update(units).where(fewer).values(min_replicas=replicas, max_replicas=larger))
+
+
+def descendants(connection: Connection, unit_ids: Sequence[int]) -> list[int]:
+    """All units that continue one of these, directly or not, parents before their children."""
+    begun = select(units.c.unit_id, literal(1).label("depth")).where(units.c.parent_id.in_(list(unit_ids)))
+    below = begun.cte("below", recursive=True)
+    below = below.union_all(
+        select(units.c.unit_id, below.c.depth + 1).join(below, units.c.parent_id == below.c.unit_id)
+    )
+    return list(connection.execute(select(below.c.unit_id).order_by(below.c.depth)).scalars())
 
 
 def ancestors(connection: Connection, unit_id: int) -> list[Unit]:
@@ -269,6 +312,8 @@ _ADD = insert(units).values(
     output_bytes=0,
     reason_text="",
     on_hold=False,
+    epsilon=bindparam("new_epsilon"),
+    f_bar=bindparam("new_f_bar"),
 )
 _BY_ID = select(units).where(units.c.unit_id.in_(bindparam("wanted", expanding=True)))
 _FAILED_THERE = (
@@ -278,9 +323,12 @@ _FAILED_THERE = (
     ReasonCode.VOCABULARY_MISMATCH,
     ReasonCode.HELD_OUT_LEAKED,
 )
+_IS_THEIRS = (leases.c.account_id == bindparam("account")) | (
+    (leases.c.network == bindparam("network")) & (leases.c.network != "")
+)
 _HAS_PART = exists().where(
     leases.c.unit_id == units.c.unit_id,
-    leases.c.account_id == bindparam("account"),
+    _IS_THEIRS,
     leases.c.state.in_([LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED])
     | (
         (leases.c.state == LeaseState.RELEASED)
@@ -352,4 +400,6 @@ def _unit(row: Any) -> Unit:
         opened_at=row.opened_at,
         settled_at=row.settled_at,
         reason=reason_from(row.reason_code, row.reason_text),
+        epsilon=row.epsilon,
+        f_bar=row.f_bar,
     )

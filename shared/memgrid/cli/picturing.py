@@ -18,7 +18,7 @@ from memgrid.text import seconds_text
 DOCUMENTS_SHOWN_MAX = 16
 PLOTTED_MAX = 2
 """Documents that get a plot of their own; with more of them, each has a line of bars beside its progress."""
-_STATES = ("waiting", "open", "checking", "accepted", "failed", "cancelled")
+_STATES = ("waiting", "open", "checking", "provisional", "accepted", "failed", "cancelled")
 _STAGES = ("study", "train", "evaluate", "publish")
 _COLOURS = {"published": "green", "failed": "red", "cancelled": "yellow"}
 

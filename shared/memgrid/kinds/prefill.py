@@ -84,6 +84,15 @@ def flops(geometry: ModelGeometry, token_count: int, start: int) -> int:
     return dense + 4 * geometry.layers * geometry.heads * geometry.head_dim * pairs
 
 
+def past_file(index: int) -> str:
+    """The name, in the folder of a unit that continues others, of the cache of the chunk with that number.
+
+    >>> past_file(3)
+    'past/0003.safetensors'
+    """
+    return f"past/{index:04d}.safetensors"
+
+
 def check_kv_file(path: Path, spec: PrefillSpec, token_ids: Sequence[int], geometry: ModelGeometry) -> None:
     """Whether a file is the KV cache that `spec` asks for, by its form; raises RefusedError with the reason.
 

@@ -13,6 +13,7 @@ from memgrid_coordinator.web.pages.words import count_text, reason_text, speed_t
 
 _UNIT_TONES = (
     (UnitState.ACCEPTED, "good"),
+    (UnitState.PROVISIONAL, "held"),
     (UnitState.CHECKING, "busy"),
     (UnitState.OPEN, "open"),
     (UnitState.WAITING, "quiet"),

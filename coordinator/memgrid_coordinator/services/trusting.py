@@ -1,0 +1,170 @@
+"""What reports and audits say of hosts: their records, their rests, and what is taken back when one is at fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from memgrid.kinds.audit import Zone
+from memgrid.log import get_logger
+from memgrid.units import HostId, LeaseId, Reason, ReasonCode
+from memgrid_coordinator.policy import trust
+from memgrid_coordinator.policy.life import Confirmed, Recalled, UnitEvent
+from memgrid_coordinator.policy.trust import Check, Judgement, TrustRecord, TrustRule
+from memgrid_coordinator.records import AuditPurpose, Event, Host, Lease, Unit, WantedAudit
+from memgrid_coordinator.services.ordering import JudgingRule
+from memgrid_coordinator.store import audits, events, hosts, leases, trust_records
+
+log = get_logger(__name__)
+CLASS_WINDOW = timedelta(days=7)
+"""How far back the audits of a numerics class are counted."""
+
+
+def checks_of(
+    connection: Connection, host: Host, reported: Sequence[tuple[Lease, Unit]], rule: JudgingRule, now: datetime
+) -> list[Check]:
+    """What is done about each of these reports of one host, now that they are bound to it."""
+    records: dict[tuple[str, str], TrustRecord] = {}
+    checks = []
+    for lease, unit in reported:
+        here = (unit.kind, lease.numerics_class)
+        record = records.get(here) or trust_records.get(connection, host.host_id, *here)
+        is_suspended = trust_records.is_suspended(connection, *here)
+        check = rule.check(lease, unit, record, is_class_suspended=is_suspended)
+        checks.append(check)
+        if not check.is_audited:
+            records[here] = trust.after_result(record)
+    for (kind, numerics_class), record in records.items():
+        trust_records.put(connection, host, kind, numerics_class, record, now)
+    return checks
+
+
+def pass_all(connection: Connection, agreed: Iterable[tuple[Lease, str]], rule: TrustRule, now: datetime) -> None:
+    """Other accounts agree with these leases, each with the kind of its unit: for a record as good as an audit."""
+    counts = Counter((lease.host_id, kind, lease.numerics_class) for lease, kind in agreed)
+    for (host_id, kind, numerics_class), count in counts.items():
+        record = trust_records.get(connection, host_id, kind, numerics_class)
+        for _ in range(count):
+            record, _ = trust.after_audit(record, Zone.PASS, rule)
+        trust_records.put(connection, _host(connection, host_id), kind, numerics_class, record, now)
+
+
+def after_audit(
+    connection: Connection, audited: WantedAudit, zone: Zone, rule: TrustRule, now: datetime
+) -> dict[int, UnitEvent]:
+    """What an audit that found no fault means for its host, and for what the host reported before.
+
+    A fault is charged when its lease is rejected (`charge`), so that it is charged once, whoever found it.
+    """
+    lease, here = audited.lease, (audited.kind, audited.lease.numerics_class)
+    host = _host(connection, lease.host_id)
+    record, judgement = trust.after_audit(trust_records.get(connection, lease.host_id, *here), zone, rule)
+    if judgement is Judgement.AT_FAULT:
+        told = f"{rule.suspicions_max} suspicious audits among the last {rule.suspicion_window}"
+        return _at_fault(connection, host, lease, audited.kind, told, rule, now)
+    trust_records.put(connection, host, *here, record, now)
+    if judgement is Judgement.SUSPECTED:
+        events.append(connection, [_event("host_suspected", lease, now, detail="counted, not punished")])
+        return {}
+    return dict.fromkeys(audits.pass_since(connection, audited, rule.final_after), Confirmed())
+
+
+def charge(
+    connection: Connection, rejected: Sequence[tuple[Lease, str, ReasonCode]], rule: TrustRule, now: datetime
+) -> dict[int, UnitEvent]:
+    """Hold rejected reports against their hosts, as far as they speak against them; returns what is recalled."""
+    recalled: dict[int, UnitEvent] = {}
+    for lease, kind, code in rejected:
+        if code not in trust.FAULTS:
+            continue
+        host = _host(connection, lease.host_id)
+        if lease.facts is None:  # it was turned down at the door: bad form, which says nothing of earlier numbers
+            _rest(connection, host, now)
+            continue
+        recalled |= _at_fault(connection, host, lease, kind, f"lease {lease.lease_id[:8]}: {code.value}", rule, now)
+    return recalled
+
+
+def _at_fault(
+    connection: Connection, host: Host, lease: Lease, kind: str, told: str, rule: TrustRule, now: datetime
+) -> dict[int, UnitEvent]:
+    """Trust starts again at nothing, and what was taken on trust is taken back or looked at again."""
+    here = (kind, lease.numerics_class)
+    if _is_class_suspended(connection, *here, rule, now):
+        events.append(connection, [_event("fault_forgiven", lease, now, detail=f"{told}; {here[1]} is suspended")])
+        return {}
+    record, _ = trust.after_audit(trust_records.get(connection, host.host_id, *here), Zone.FAULT, rule)
+    trust_records.put(connection, host, *here, record, now)
+    _rest(connection, host, now)
+    again = audits.final_of(connection, host.host_id, kind, rule.look_back)
+    audits.want(connection, _looked_back_on(connection, again, kind, now))
+    provisional = audits.provisional_of(connection, host.host_id)
+    counted = f"{len(provisional)} results recalled, {len(again)} looked at again"
+    events.append(connection, [_event("host_at_fault", lease, now, detail=f"{told}; {counted}")])
+    reason = Reason(code=ReasonCode.HOST_AT_FAULT, text=f"its host was found to be at fault: {told}")
+    return dict.fromkeys(provisional, Recalled(reason=reason, is_wrong=False))
+
+
+def _looked_back_on(
+    connection: Connection, lease_ids: Sequence[LeaseId], kind: str, now: datetime
+) -> list[WantedAudit]:
+    found = leases.by_id(connection, lease_ids)
+    return [
+        WantedAudit(lease=lease, kind=kind, purpose=AuditPurpose.LOOK_BACK, due_at=now) for lease in found.values()
+    ]
+
+
+def _is_class_suspended(
+    connection: Connection, kind: str, numerics_class: str, rule: TrustRule, now: datetime
+) -> bool:
+    """Whether so much of a class fails that it is a bug; looked at whenever something fails in it."""
+    found = audits.class_record(connection, kind, numerics_class, now - CLASS_WINDOW)
+    if not trust.is_class_suspended(found, rule):
+        return False
+    if trust_records.suspend(connection, kind, numerics_class, found, now):
+        log.error("numerics class suspended", kind=kind, numerics_class=numerics_class, failed=found.failed)
+        detail = f"{numerics_class}: {found.failed} of {found.audits} audits of {found.hosts} hosts failed"
+        events.append(connection, [Event(at=now, name="class_suspended", detail=detail)])
+    return True
+
+
+def resume_classes(connection: Connection, rule: TrustRule, now: datetime) -> int:
+    """Punish again where audits pass by now; returns how many classes that are."""
+    resumed = 0
+    for kind, numerics_class in trust_records.suspended(connection):
+        found = audits.class_record(connection, kind, numerics_class, now - CLASS_WINDOW)
+        if not trust.is_class_suspended(found, rule):
+            resumed += trust_records.resume(connection, kind, numerics_class)
+            events.append(connection, [Event(at=now, name="class_resumed", detail=numerics_class)])
+    return resumed
+
+
+def _rest(connection: Connection, host: Host, now: datetime) -> None:
+    """One more fault in a row; after a few the host gets no work for a while."""
+    # Read anew: several of its reports may be charged in one step.
+    faults = _host(connection, host.host_id).recent_faults + 1
+    until = trust.suspended_until(faults, now)
+    hosts.set_faults(connection, host.host_id, faults, until)
+    if until is not None:
+        detail = f"{faults} rejected reports in a row; no work until {until:%Y-%m-%d %H:%M:%S} UTC"
+        events.append(connection, [Event(at=now, name="host_suspended", host_id=host.host_id, detail=detail)])
+
+
+def _host(connection: Connection, host_id: HostId) -> Host:
+    host = hosts.get_host(connection, host_id)
+    assert host is not None, f"lease of an unknown host {host_id}"
+    return host
+
+
+def _event(name: str, lease: Lease, now: datetime, *, detail: str) -> Event:
+    return Event(
+        at=now,
+        name=name,
+        unit_id=lease.unit_id,
+        lease_id=lease.lease_id,
+        host_id=lease.host_id,
+        detail=detail,
+    )
