@@ -168,13 +168,13 @@ def test_ten_audits_double_the_quota_up_to_the_grids(passed: int, most: int) -> 
     assert 1 <= now <= most
 
 
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 20))
-def test_a_class_is_suspended_when_more_than_a_twentieth_of_its_audits_fail(
-    audits: int, failed: int, hosts: int
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 100), st.integers(0, 100))
+def test_a_class_is_suspended_when_many_of_its_audits_and_hosts_fail(
+    audits: int, failed: int, hosts: int, hosts_failed: int
 ) -> None:
-    failed = min(failed, audits)
-    suspended = is_class_suspended(ClassRecord(audits=audits, failed=failed, hosts=hosts), RULE)
-    assert suspended == (audits >= 20 and hosts >= 3 and 20 * failed > audits)
+    of_class = ClassRecord(audits=audits, failed=failed, hosts=hosts, hosts_failed=hosts_failed)
+    many = audits >= 20 and 20 * failed > audits
+    assert is_class_suspended(of_class, RULE) == (many and hosts_failed >= 3 and 5 * hosts_failed > hosts)
 
 
 def test_an_unaudited_result_is_final_after_two_later_audits_and_waits_a_day_at_most() -> None:

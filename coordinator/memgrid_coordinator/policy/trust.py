@@ -71,7 +71,7 @@ class TrustRule:
     class_audits_min: int = 20
     """... once there were so many audits ..."""
     class_hosts_min: int = 3
-    """... and so many different hosts have failed."""
+    """... and so many different hosts have failed, a larger share of them than `bad_share`."""
     held_at_first: int = 2
     """Leases that a newcomer may hold; doubled by every `audits_per_doubling` audits passed."""
     audits_per_doubling: int = 10
@@ -231,21 +231,27 @@ class ClassRecord:
     audits: int
     failed: int
     hosts: int
-    """How many different hosts have failed."""
+    """How many different hosts were audited ..."""
+    hosts_failed: int
+    """... and how many of them failed at least once."""
 
 
 def is_class_suspended(of_class: ClassRecord, rule: TrustRule) -> bool:
     """Whether a numerics class fails so often that it is a bug, for which no host is punished.
 
-    >>> is_class_suspended(ClassRecord(audits=100, failed=6, hosts=3), TrustRule())
+    More of its hosts must fail than there are cheats assumed: a few that always fail are no bug, and would otherwise
+    go unpunished together with everybody of their class.
+
+    >>> is_class_suspended(ClassRecord(audits=100, failed=30, hosts=10, hosts_failed=9), TrustRule())
     True
-    >>> is_class_suspended(ClassRecord(audits=100, failed=60, hosts=2), TrustRule())
+    >>> is_class_suspended(ClassRecord(audits=100, failed=30, hosts=40, hosts_failed=3), TrustRule())
     False
     """
     return (
         of_class.audits >= rule.class_audits_min
-        and of_class.hosts >= rule.class_hosts_min
+        and of_class.hosts_failed >= rule.class_hosts_min
         and of_class.failed > rule.class_faults_max * of_class.audits
+        and of_class.hosts_failed > rule.bad_share * of_class.hosts
     )
 
 
