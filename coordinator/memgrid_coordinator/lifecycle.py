@@ -22,6 +22,9 @@ A lease::
       │ └─release─► released                  │
       └─expire──► expired  └──────reject──────┴──► rejected      (from leased too: a report turned down at the door)
 
+    cancelled ──report──► reported                    (the grid ended the lease, its host reports before the deadline)
+    reported ──cancel──► cancelled ──agree, reject──► (nobody could judge the report, until another one came)
+
 A campaign::
 
     running ──pause──► paused       running ──complete, fail──► completed, failed
@@ -97,10 +100,13 @@ UNIT_MOVES: dict[str, tuple[frozenset[UnitState], UnitState]] = {
     "take_up": (frozenset({UnitState.ACCEPTED}), UnitState.WAITING),
 }
 LEASE_MOVES: dict[str, tuple[frozenset[LeaseState], LeaseState]] = {
-    "report": (frozenset({LeaseState.LEASED}), LeaseState.REPORTED),
-    "agree": (frozenset({LeaseState.REPORTED}), LeaseState.AGREED),
+    "report": (frozenset({LeaseState.LEASED, LeaseState.CANCELLED}), LeaseState.REPORTED),
+    "agree": (frozenset({LeaseState.REPORTED, LeaseState.CANCELLED}), LeaseState.AGREED),
     "unagree": (frozenset({LeaseState.AGREED}), LeaseState.REPORTED),
-    "reject": (frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.REJECTED),
+    "reject": (
+        frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.CANCELLED}),
+        LeaseState.REJECTED,
+    ),
     "expire": (frozenset({LeaseState.LEASED}), LeaseState.EXPIRED),
     "release": (frozenset({LeaseState.LEASED}), LeaseState.RELEASED),
     "cancel": (frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED}), LeaseState.CANCELLED),
@@ -120,8 +126,6 @@ CAMPAIGN_MOVES: dict[str, tuple[frozenset[CampaignState], CampaignState]] = {
     "reopen": (frozenset({CampaignState.COMPLETED, CampaignState.FAILED}), CampaignState.RUNNING),
 }
 
-LIVE_LEASES = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED})
-"""Leases that can still count for their unit."""
 HAVE_RESULTS = frozenset({UnitState.PROVISIONAL, UnitState.ACCEPTED})
 """Units whose output lies in the content store, so that others can continue it."""
 ENDED_UNITS = frozenset({UnitState.ACCEPTED, UnitState.FAILED, UnitState.CANCELLED})

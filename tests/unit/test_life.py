@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,7 +15,7 @@ from memgrid.digest import Digest, digest_of
 from memgrid.kinds.kind import Difference
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, WorkFacts
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState, after
-from memgrid_coordinator.policy import life
+from memgrid_coordinator.policy import latecomers, life
 from memgrid_coordinator.policy.life import Changed, Outcome, UploadFailed, UploadVerified, Withdrawn
 from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Lease, Unit
@@ -168,13 +169,106 @@ def test_a_unit_that_lost_its_input_is_given_up() -> None:
     gone = Reason(code=ReasonCode.STATE_MISSING, text="its input state.safetensors is gone")
     outcome = life.step(UNIT, [lease(1), reported(2, "a")], life.Impossible(reason=gone), {})
     assert (outcome.unit_moves, outcome.reason) == (("fail",), gone)
-    assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease1": "cancel", "lease2": "cancel"}
+    assert {move.lease_id: move.move for move in outcome.lease_moves} == {"lease1": "cancel"}, "the report is judged"
 
 
 def test_a_withdrawn_lease_is_told_why() -> None:
     stale = Reason(code=ReasonCode.STALE_ROUND, text="round 4 has begun")
     outcome = life.step(UNIT, [lease(1)], Withdrawn(reason=stale), {})
     assert [move.reason for move in outcome.lease_moves] == [stale]
+
+
+CANCELLED = replace(UNIT, state=UnitState.CANCELLED, reason=life.NOT_WANTED)
+
+
+def moves_of(outcome: Outcome) -> dict[str, str]:
+    assert outcome.unit_moves == (), "what ended stays ended"
+    return {move.lease_id: move.move for move in outcome.lease_moves}
+
+
+def test_what_agreed_before_a_unit_ended_is_judged_once_more() -> None:
+    checking = replace(UNIT, state=UnitState.CHECKING)
+    agreed = [replace(reported(number, "a"), state=LeaseState.AGREED) for number in (1, 2)]
+    outcome = life.step(checking, [*agreed, lease(3)], Withdrawn(), {})
+    assert outcome.unit_moves == ("cancel",)
+    moves = {move.lease_id: move.move for move in outcome.lease_moves}
+    assert moves == {"lease1": "unagree", "lease2": "unagree", "lease3": "cancel"}
+
+
+def test_two_reports_on_a_cancelled_unit_confirm_each_other() -> None:
+    leases = [reported(1, "a"), reported(2, "a"), reported(3, "cheat")]
+    unknown = life.step(CANCELLED, leases, Changed(), {})
+    assert unknown.compare and not unknown.lease_moves
+    outcome = life.step(CANCELLED, leases, Changed(), all_differ(leases))
+    assert moves_of(outcome) == {"lease1": "agree", "lease2": "agree", "lease3": "reject"}
+
+
+def test_one_account_does_not_confirm_itself() -> None:
+    twice = [reported(1, "a"), replace(reported(2, "a"), account_id=AccountId("account1"))]
+    assert moves_of(life.step(CANCELLED, twice, Changed(), {})) == {"lease1": "cancel", "lease2": "cancel"}
+
+
+def test_a_lone_report_is_credited_when_its_host_is_believed_and_else_told_why_not() -> None:
+    alone = [reported(1, "a")]
+    believed = life.step(CANCELLED, alone, Changed(), {}, believed=frozenset({LeaseId("lease1")}))
+    assert moves_of(believed) == {"lease1": "agree"}
+    (told,) = life.step(CANCELLED, alone, Changed(), {}).lease_moves
+    assert (told.move, told.reason.code) == ("cancel", ReasonCode.UNIT_SETTLED)
+    assert "too new to be believed alone" in told.reason.text
+
+
+def test_a_report_nobody_could_judge_is_credited_when_another_confirms_it() -> None:
+    settled = Reason(code=ReasonCode.UNIT_SETTLED, text="too new")
+    first = replace(reported(1, "a"), state=LeaseState.CANCELLED, reason=settled)
+    assert moves_of(life.step(CANCELLED, [first, reported(2, "a")], Changed(), {})) == {
+        "lease1": "agree",
+        "lease2": "agree",
+    }
+    paid = replace(first, reason=Reason(code=ReasonCode.AGREES))
+    assert moves_of(life.step(CANCELLED, [paid, reported(2, "a")], Changed(), {})) == {"lease2": "cancel"}
+
+
+def test_an_account_that_did_a_unit_twice_is_paid_once() -> None:
+    """Undecided in an earlier life of the unit, done again in the next."""
+    settled = Reason(code=ReasonCode.UNIT_SETTLED)
+    first = replace(reported(1, "a"), state=LeaseState.CANCELLED, reason=settled)
+    again = replace(reported(2, "a"), account_id=first.account_id)
+    outcome = life.step(CANCELLED, [first, again, reported(3, "a")], Changed(), {})
+    assert moves_of(outcome) == {"lease2": "agree", "lease3": "agree"}
+
+
+def test_contradicting_reports_are_not_believed_where_that_ended_the_unit() -> None:
+    reason = Reason(code=ReasonCode.NO_AGREEMENT, text="5 reports and no majority among them")
+    failed = replace(UNIT, state=UnitState.FAILED, reason=reason)
+    leases = [reported(1, "a"), reported(2, "b")]
+    everybody = frozenset(one.lease_id for one in leases)
+    outcome = life.step(failed, leases, Changed(), all_differ(leases), believed=everybody)
+    assert [(move.move, move.reason) for move in outcome.lease_moves] == [("cancel", reason)] * 2
+
+
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "now", "expected"),
+    [
+        ({}, NOW, True),
+        ({}, LATER, True),
+        ({}, LATER + timedelta(seconds=1), False),
+        ({"state": LeaseState.EXPIRED}, NOW, False),
+        ({"state": LeaseState.RELEASED}, NOW, False),
+        ({"reported_at": NOW}, NOW, False),
+        ({"reason": Reason(code=ReasonCode.BANNED)}, NOW, False),
+    ],
+)
+def test_a_lease_the_grid_ended_may_be_reported_until_its_deadline(
+    changed: dict[str, Any], now: datetime, expected: bool
+) -> None:
+    mine = replace(lease(1), state=LeaseState.CANCELLED, reason=life.NOT_WANTED, deadline_at=LATER)
+    mine = replace(mine, **changed)
+    assert latecomers.is_still_taken(mine, [mine, lease(2)], now) is expected
+    again = replace(lease(3), account_id=mine.account_id)
+    assert not latecomers.is_still_taken(mine, [mine, again], now), "one account is one voice"
 
 
 def test_reports_agree_only_when_every_file_does() -> None:
@@ -200,15 +294,19 @@ class UnitHistory(RuleBasedStateMachine):
         self.vacancies = 2
         self.ordered: LeaseId | None = None
         self.tried: set[LeaseId] = set()
+        self.believed: set[LeaseId] = set()
+        self.paid: list[LeaseId] = []
+        self.life = 0
+        self.paid_in: set[tuple[AccountId, int]] = set()
 
     def _known(self) -> dict[Pair, Difference]:
         return all_differ(self.leases)
 
     def _apply(self, event: life.UnitEvent) -> None:
-        outcome = life.step(self.unit, self.leases, event, self._known(), tried=frozenset(self.tried))
+        outcome = self._step(event)
         assert not outcome.compare, "everything has been compared"
         for move in outcome.unit_moves:
-            self.unit = replace(self.unit, state=after(UNIT_MOVES, self.unit.state, move))
+            self.unit = replace(self.unit, state=after(UNIT_MOVES, self.unit.state, move), reason=outcome.reason)
         by_id = {one.lease_id: one for one in self.leases}
         for move in outcome.lease_moves:
             old = by_id[move.lease_id]
@@ -218,10 +316,30 @@ class UnitHistory(RuleBasedStateMachine):
         self.leases = list(by_id.values())
         if isinstance(event, UploadVerified) and "accept" in outcome.unit_moves:
             self.unit = replace(self.unit, accepted_lease_id=event.lease_id)
+        self._pay(outcome)
         self.ordered = outcome.order_from if self.unit.state is UnitState.CHECKING else None
         self.vacancies = outcome.vacancies if self.unit.state is UnitState.OPEN else 0
-        if "reopen" in outcome.unit_moves:
+        if {"reopen", "cancel", "fail"} & set(outcome.unit_moves):
             self._apply(Changed())
+
+    def _step(self, event: life.UnitEvent) -> Outcome:
+        given = {"tried": frozenset(self.tried), "believed": frozenset(self.believed)}
+        return life.step(self.unit, self.leases, event, self._known(), **given)
+
+    def _pay(self, outcome: Outcome) -> None:
+        """As the settling does: everybody who agreed when the unit is accepted, latecomers when they agree."""
+        if "accept" in outcome.unit_moves:
+            earned = [one.lease_id for one in self.leases if one.state is LeaseState.AGREED]
+        elif self.unit.state in ENDED_UNITS:
+            earned = [move.lease_id for move in outcome.lease_moves if move.move == "agree"]
+        else:
+            return
+        accounts = {one.lease_id: one.account_id for one in self.leases}
+        for lease_id in earned:
+            assert lease_id not in self.paid, "one line a lease"
+            assert (accounts[lease_id], self.life) not in self.paid_in, "an account is paid once for one result"
+            self.paid.append(lease_id)
+            self.paid_in.add((accounts[lease_id], self.life))
 
     def _leased(self) -> list[Lease]:
         return [one for one in self.leases if one.state is LeaseState.LEASED]
@@ -229,17 +347,44 @@ class UnitHistory(RuleBasedStateMachine):
     @rule()
     def look_again(self) -> None:
         """Sweeps may run twice: a second look at the same state moves nothing."""
-        outcome = life.step(self.unit, self.leases, Changed(), self._known(), tried=frozenset(self.tried))
+        outcome = self._step(Changed())
         assert outcome.unit_moves == ()
         assert outcome.vacancies == self.vacancies
         if self.unit.state is not UnitState.ACCEPTED:
             assert outcome.lease_moves == ()
 
     @precondition(lambda self: self.vacancies > 0 and len(self.leases) < 30)
-    @rule()
-    def grant(self) -> None:
-        self.leases.append(lease(len(self.leases) + 1))
+    @rule(is_believed=st.booleans())
+    def grant(self, is_believed: bool) -> None:
+        new = lease(len(self.leases) + 1)
+        self.leases.append(new)
+        self.believed |= {new.lease_id} if is_believed else set()
         self.vacancies -= 1
+
+    @precondition(lambda self: self.unit.state in (UnitState.FAILED, UnitState.CANCELLED) and self.life < 3)
+    @rule()
+    def want_again(self) -> None:
+        """A later campaign revives the unit: whoever agreed was paid and is let go."""
+        self.life += 1
+        self.unit = replace(self.unit, state=UnitState.OPEN, failures=0, reason=None)
+        self.leases = [
+            replace(one, state=LeaseState.CANCELLED) if one.state is LeaseState.AGREED else one for one in self.leases
+        ]
+        self._apply(Changed())
+
+    def _ended_by_the_grid(self) -> list[Lease]:
+        return [one for one in self.leases if latecomers.is_still_taken(one, self.leases, NOW)]
+
+    @precondition(lambda self: self._ended_by_the_grid())
+    @rule(answer=st.sampled_from("aab"), which=st.integers(0, 9))
+    def report_late(self, answer: str, which: int) -> None:
+        some = self._ended_by_the_grid()
+        chosen = some[which % len(some)]
+        after(LEASE_MOVES, chosen.state, "report")
+        answered = reported(chosen.fence, answer)
+        self.leases = [answered if one.lease_id == chosen.lease_id else one for one in self.leases]
+        if self.unit.state is not UnitState.CHECKING:
+            self._apply(Changed())
 
     @precondition(lambda self: self._leased())
     @rule(answer=st.sampled_from("aab"), which=st.integers(0, 9))
@@ -298,6 +443,27 @@ class UnitHistory(RuleBasedStateMachine):
                 if one.state is LeaseState.AGREED and one.outputs == result.outputs
             }
             assert len(agreed) >= self.unit.min_replicas
+
+    @invariant()
+    def work_within_its_lease_is_never_left_unjudged(self) -> None:
+        if self.unit.state in ENDED_UNITS:
+            assert not [one for one in self.leases if one.state is LeaseState.REPORTED]
+
+    @invariant()
+    def what_others_confirm_is_paid_even_when_the_unit_came_to_nothing(self) -> None:
+        if self.unit.state in (UnitState.FAILED, UnitState.CANCELLED):
+            standing = latecomers.standing(self.leases)
+            answers = [one.outputs for one in standing]
+            for one in standing:
+                if 2 * answers.count(one.outputs) > len(answers) > 1:
+                    assert one.lease_id in self.paid
+
+    @invariant()
+    def nobody_is_paid_on_their_own_word_unless_believed(self) -> None:
+        for one in self.leases:
+            if one.lease_id in self.paid and one.lease_id not in self.believed:
+                others = [other for other in self.leases if other.facts is not None and other is not one]
+                assert any(other.outputs == one.outputs for other in others)
 
     @invariant()
     def an_ended_unit_keeps_nobody_working_for_nothing(self) -> None:

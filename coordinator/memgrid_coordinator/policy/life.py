@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.kinds.kind import Difference
 from memgrid.units import LeaseId, Output, Reason, ReasonCode
-from memgrid_coordinator.lifecycle import HAVE_RESULTS, LIVE_LEASES, UNIT_MOVES, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import HAVE_RESULTS, UNIT_MOVES, LeaseState, UnitState
+from memgrid_coordinator.policy import latecomers
 from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, difference, settle
 from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
@@ -115,8 +116,14 @@ def step(
     known: Mapping[Pair, Difference],
     *,
     tried: frozenset[LeaseId] = frozenset(),
+    believed: frozenset[LeaseId] = frozenset(),
 ) -> Outcome:
-    """Decide about one unit. `leases` are all it ever had, `tried` those whose upload was asked for in vain."""
+    """Decide about one unit. `leases` are all it ever had, `tried` those whose upload was asked for in vain.
+
+    `believed` are those whose hosts are taken at their word where nobody can confirm it any more.
+    """
+    if unit.state in _ENDED_IN_VAIN:
+        return _judge_in_vain(unit, leases, known, believed)
     if isinstance(event, Withdrawn):
         return _end(leases, "cancel", event.reason)
     if isinstance(event, Impossible):
@@ -220,7 +227,11 @@ def _close(unit: Unit, leases: Sequence[Lease]) -> Outcome:
     """Wait for the parent again; nobody is to blame."""
     if unit.state not in UNIT_MOVES["close"][0]:
         return Outcome()
-    return _end(leases, "close", ORPHANED)
+    moves = [
+        LeaseMove(lease_id=lease.lease_id, move="cancel", reason=ORPHANED)
+        for lease in _in(leases, LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED)
+    ]
+    return Outcome(unit_moves=("close",), reason=ORPHANED, lease_moves=tuple(moves))
 
 
 def _try_another(
@@ -268,12 +279,52 @@ def _judge_latecomers(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, 
 
 
 def _end(leases: Sequence[Lease], move: str, reason: Reason) -> Outcome:
+    """Nobody has to go on. What was reported is left for `_judge_in_vain`, which has to be asked next."""
     moves = [
-        LeaseMove(lease_id=lease.lease_id, move="cancel", reason=reason)
+        LeaseMove(lease_id=lease.lease_id, move=_AT_THE_END[lease.state], reason=reason)
         for lease in leases
-        if lease.state in LIVE_LEASES
+        if lease.state in _AT_THE_END
     ]
     return Outcome(unit_moves=(move,), reason=reason, lease_moves=tuple(moves))
+
+
+def _judge_in_vain(
+    unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Difference], believed: frozenset[LeaseId]
+) -> Outcome:
+    """Reports on a unit that ended without a result: judged among themselves, for their hosts' credit."""
+    if not _in(leases, LeaseState.REPORTED):
+        return Outcome()
+    hopeless = unit.reason is not None and unit.reason.code is ReasonCode.NO_AGREEMENT
+    claims = [claim_of(lease) for lease in latecomers.standing(leases)]
+    judged = latecomers.judge(claims, known, frozenset() if hopeless else believed)
+    if judged.compare:
+        return Outcome(compare=judged.compare)
+    exceeded = dict(judged.rejected)
+    told = unit.reason if hopeless and unit.reason is not None else _in_vain(unit, len(claims))
+    moves = []
+    for lease in leases:
+        if lease.state is LeaseState.AGREED:
+            continue  # credited before
+        if lease.lease_id in judged.agreed:
+            moves.append(_agrees(lease.lease_id))
+        elif lease.lease_id in exceeded:
+            moves.append(_disagrees(lease.lease_id, exceeded[lease.lease_id]))
+        elif lease.state is LeaseState.REPORTED:
+            moves.append(LeaseMove(lease_id=lease.lease_id, move="cancel", reason=told))
+    return Outcome(lease_moves=tuple(moves))
+
+
+def _in_vain(unit: Unit, reports: int) -> Reason:
+    ended = f"its unit {'was cancelled' if unit.state is UnitState.CANCELLED else 'failed'}"
+    if reports > 1:
+        text = f"{ended} while reports on it differed, and no majority can be found"
+    else:
+        text = f"{ended} before another report confirmed this one, and its host is too new to be believed alone"
+    return Reason(code=ReasonCode.UNIT_SETTLED, text=text)
+
+
+_ENDED_IN_VAIN = frozenset({UnitState.FAILED, UnitState.CANCELLED})
+_AT_THE_END = {LeaseState.LEASED: "cancel", LeaseState.AGREED: "unagree"}
 
 
 _MISSING = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")

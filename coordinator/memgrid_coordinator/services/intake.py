@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from memgrid.kinds.refusal import RefusedError
 from memgrid.signing import SignedBody
 from memgrid.units import ComputeDtype, LeaseId, Reason, ReasonCode, ReportAck, ReportClaim
 from memgrid_coordinator.lifecycle import LeaseState
+from memgrid_coordinator.policy import latecomers
 from memgrid_coordinator.policy.deadlines import corrected_speed
 from memgrid_coordinator.policy.kinds import is_adaptive, kind_in, spec_in
 from memgrid_coordinator.policy.life import UnitEvent
@@ -54,6 +55,7 @@ def take_reports(
 ) -> Taken:
     """Write the good reports, end the leases of worthless ones, and say why for each that is turned down."""
     held = leases.by_id(connection, [claim.lease_id for claim in claims])
+    late = _late(connection, held.values(), now)
     found = units.by_id(connection, {lease.unit_id for lease in held.values()})
     acks: list[ReportAck] = []
     good: list[tuple[ReportClaim, bytes]] = []
@@ -61,7 +63,7 @@ def take_reports(
     seen: set[LeaseId] = set()
     for claim in claims:
         lease = held.get(claim.lease_id)
-        reason = _turn_down(claim, lease, host)
+        reason = _turn_down(claim, lease, host, late)
         if reason is None and claim.lease_id in seen:
             reason = Reason(code=ReasonCode.ALREADY_REPORTED, text="twice in one batch")
         if reason is None and lease is not None:
@@ -86,7 +88,18 @@ def take_reports(
     )
 
 
-def _turn_down(claim: ReportClaim, lease: Lease | None, host: Host) -> Reason | None:
+def _late(connection: Connection, held: Iterable[Lease], now: datetime) -> frozenset[LeaseId]:
+    """Of these, the leases that the grid ended and whose reports are taken all the same."""
+    ended = [lease for lease in held if lease.state is LeaseState.CANCELLED]
+    of_unit = leases.of_units(connection, {lease.unit_id for lease in ended}) if ended else {}
+    return frozenset(
+        lease.lease_id for lease in ended if latecomers.is_still_taken(lease, of_unit[lease.unit_id], now)
+    )
+
+
+def _turn_down(
+    claim: ReportClaim, lease: Lease | None, host: Host, late: frozenset[LeaseId] = frozenset()
+) -> Reason | None:
     """Why this host can't report this lease now; None when it can."""
     if lease is None:
         return Reason(code=ReasonCode.UNKNOWN_LEASE, text=f"there is no lease {claim.lease_id}")
@@ -97,7 +110,7 @@ def _turn_down(claim: ReportClaim, lease: Lease | None, host: Host) -> Reason | 
         return Reason(code=ReasonCode.STALE_FENCE, text=text)
     if lease.unit_key != claim.unit_key:
         return Reason(code=ReasonCode.WRONG_UNIT, text=f"lease {claim.lease_id} is of unit {lease.unit_key[:12]}")
-    if lease.state is LeaseState.LEASED:
+    if lease.state is LeaseState.LEASED or lease.lease_id in late:
         return None
     if lease.reported_at is not None:
         if lease.outputs == claim.outputs:

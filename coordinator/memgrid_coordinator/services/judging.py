@@ -19,6 +19,7 @@ from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.lifecycle import HAVE_RESULTS, LeaseState, UnitState
 from memgrid_coordinator.metrics import Metrics
+from memgrid_coordinator.policy import latecomers
 from memgrid_coordinator.policy.life import (
     Changed,
     Confirmed,
@@ -156,9 +157,10 @@ class Judging:
     async def catch_up(self) -> int:
         """Take up what a crash or a lost upload left behind; returns how much there was."""
         now = self._clock.now()
-        undecided, received, overdue, suspended = await self._store.read(
+        undecided, unjudged, received, overdue, suspended = await self._store.read(
             lambda connection: (
                 units.undecided(connection, SWEPT_AT_ONCE),
+                leases.unjudged(connection, SWEPT_AT_ONCE),
                 uploads.received(connection, SWEPT_AT_ONCE),
                 uploads.overdue(connection, now, SWEPT_AT_ONCE),
                 trust_records.suspended(connection),
@@ -167,14 +169,14 @@ class Judging:
         if suspended:
             trust = self._rule.trust
             await self._store.write(lambda connection: trusting.resume_classes(connection, trust, now))
-        self._uncompared.add(undecided)
+        self._uncompared.add([*undecided, *unjudged])
         self._unchecked.add(received)
         if overdue:
             reason = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
             await self._end_uploads(
                 overdue, "refuse", lambda lease: UploadFailed(lease_id=lease.lease_id, reason=reason)
             )
-        return len(undecided) + len(received) + len(overdue) + await self.audit()
+        return len(undecided) + len(unjudged) + len(received) + len(overdue) + await self.audit()
 
     async def audit(self) -> int:
         """Take up the audits that are due; returns how many.
@@ -214,11 +216,7 @@ class Judging:
         of_unit = leases.of_units(connection, unit_ids)
         return [
             check.Comparison(
-                claims=tuple(
-                    claim_of(lease)
-                    for lease in of_unit[unit.unit_id]
-                    if lease.state in (LeaseState.REPORTED, LeaseState.AGREED)
-                ),
+                claims=tuple(claim_of(lease) for lease in of_unit[unit.unit_id] if latecomers.has_a_say(lease)),
                 spec=unit.spec,
                 geometry=self._catalogue.geometry(connection, unit.model),
                 tolerances=self._catalogue.tolerances(connection, unit.model),

@@ -11,7 +11,7 @@ from memgrid.errors import UnknownIdError
 from memgrid.kinds.prefill import past_file
 from memgrid.kinds.refusal import RefusedError
 from memgrid.units import BlobRef, Cancellation, HostId, LeaseId, LeaseOffer, Reason, ReasonCode, VerdictNotice
-from memgrid_coordinator.lifecycle import LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, LeaseState
 from memgrid_coordinator.policy.deadlines import estimate_s
 from memgrid_coordinator.policy.kinds import kind_in
 from memgrid_coordinator.records import Host, Lease, Unit
@@ -90,8 +90,10 @@ def verdict_of(lease_id: LeaseId, settled: leases.Settled | None) -> VerdictNoti
     if settled is None:
         gone = Reason(code=ReasonCode.UNKNOWN_LEASE, text="this grid knows no such lease of yours")
         return VerdictNotice(lease_id=lease_id, verdict="cancelled", reason=gone, credit_flops=0)
-    if settled.state is LeaseState.AGREED and settled.unit_state is UnitState.ACCEPTED:
-        agrees = Reason(code=ReasonCode.AGREES)
+    agrees = Reason(code=ReasonCode.AGREES)
+    # Paid, and let go since because its unit is wanted once more: it agreed all the same.
+    let_go = settled.state is LeaseState.CANCELLED and settled.reason == agrees
+    if let_go or (settled.state is LeaseState.AGREED and settled.unit_state in ENDED_UNITS):
         return VerdictNotice(lease_id=lease_id, verdict="accepted", reason=agrees, credit_flops=settled.flops)
     if settled.state in (LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED):
         return None

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from memgrid.kinds.kind import Difference
 from memgrid.units import HostId, LeaseId, Output, Reason
-from memgrid_coordinator.lifecycle import LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, LeaseState, UnitState
 from memgrid_coordinator.policy import life
 from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed, UploadVerified
 from memgrid_coordinator.policy.quorum import Pair
@@ -90,18 +90,33 @@ def _settle(
     of_unit = leases.of_units(connection, happened)
     failed_uploads = [unit_id for unit_id, event in happened.items() if isinstance(event, UploadFailed)]
     tried = uploads.tried(connection, failed_uploads) if failed_uploads else frozenset()
+    reports = [lease for unit_id in happened for lease in of_unit[unit_id] if lease.state is LeaseState.REPORTED]
+    in_vain = [(lease, found[lease.unit_id].kind) for lease in reports if found[lease.unit_id].state in _IN_VAIN]
+    believed = trusting.believed_alone(connection, in_vain, rule.trust)
     outcomes = {
-        unit_id: life.step(found[unit_id], of_unit[unit_id], event, known, tried=tried)
+        unit_id: life.step(found[unit_id], of_unit[unit_id], event, known, tried=tried, believed=believed)
         for unit_id, event in happened.items()
     }
     carrying = _Carrying(connection, found, of_unit, rule=rule, now=now)
     carrying.carry_out(happened, outcomes)
-    # A unit that went back to collecting may have reports enough already.
-    follows: dict[int, UnitEvent] = {
-        unit_id: life.Changed() for unit_id, one in outcomes.items() if {"reopen", "recall"} & set(one.unit_moves)
-    }
-    carrying.done.merge(settle(connection, follows | carrying.follows, known=known, rule=rule, now=now))
+    # A unit that went back to collecting may have reports enough already; reports on one that ended are judged alone.
+    again = [
+        unit_id
+        for unit_id, one in outcomes.items()
+        if {"reopen", "recall"} & set(one.unit_moves) or _leaves_reports(one, of_unit[unit_id])
+    ]
+    follows = dict.fromkeys(again, life.Changed()) | carrying.follows
+    carrying.done.merge(settle(connection, follows, known=known, rule=rule, now=now))
     return carrying.done
+
+
+def _leaves_reports(outcome: Outcome, of_unit: Sequence[Lease]) -> bool:
+    """Whether a unit ended just now and somebody may have done honest work for it."""
+    has_ended = "fail" in outcome.unit_moves or "cancel" in outcome.unit_moves
+    return has_ended and any(lease.state in (LeaseState.REPORTED, LeaseState.AGREED) for lease in of_unit)
+
+
+_IN_VAIN = (UnitState.FAILED, UnitState.CANCELLED)
 
 
 class _Carrying:
@@ -251,7 +266,7 @@ class _Carrying:
     def _pay_latecomers(self, outcomes: Mapping[int, Outcome]) -> None:
         for unit_id, outcome in outcomes.items():
             unit = self.units[unit_id]
-            if unit.state is UnitState.ACCEPTED:
+            if unit.state in ENDED_UNITS:
                 self._pay(unit, [self.leases[move.lease_id] for move in outcome.lease_moves if move.move == "agree"])
 
     def _pay(self, unit: Unit, earned: list[Lease]) -> None:

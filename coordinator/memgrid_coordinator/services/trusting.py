@@ -12,6 +12,7 @@ from memgrid.kinds.audit import Zone
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode
 from memgrid_coordinator.policy import trust
+from memgrid_coordinator.policy.latecomers import is_believed_alone
 from memgrid_coordinator.policy.life import Confirmed, Recalled, UnitEvent
 from memgrid_coordinator.policy.trust import Check, Judgement, TrustRecord, TrustRule
 from memgrid_coordinator.records import AuditPurpose, Event, Host, Lease, Unit, WantedAudit
@@ -50,6 +51,17 @@ def pass_all(connection: Connection, agreed: Iterable[tuple[Lease, str]], rule: 
         for _ in range(count):
             record, _ = trust.after_audit(record, Zone.PASS, rule)
         trust_records.put(connection, _host(connection, host_id), kind, numerics_class, record, now)
+
+
+def believed_alone(
+    connection: Connection, reported: Iterable[tuple[Lease, str]], rule: TrustRule
+) -> frozenset[LeaseId]:
+    """Of these reports, each with the kind of its unit, those of hosts that are past their probation."""
+    return frozenset(
+        lease.lease_id
+        for lease, kind in reported
+        if is_believed_alone(trust_records.get(connection, lease.host_id, kind, lease.numerics_class), rule)
+    )
 
 
 def after_audit(
@@ -126,7 +138,7 @@ def _is_class_suspended(
         return False
     if trust_records.suspend(connection, kind, numerics_class, found, now):
         log.error("numerics class suspended", kind=kind, numerics_class=numerics_class, failed=found.failed)
-        detail = f"{numerics_class}: {found.failed} of {found.audits} audits of {found.hosts} hosts failed"
+        detail = f"{numerics_class}: {found.failed} of {found.audits} audits failed, of {found.hosts_failed} hosts"
         events.append(connection, [Event(at=now, name="class_suspended", detail=detail)])
     return True
 

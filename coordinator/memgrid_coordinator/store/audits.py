@@ -160,7 +160,8 @@ def class_record(connection: Connection, kind: str, numerics_class: str, since: 
     )
     found = [(row.zone, row.host_id) for row in connection.execute(of_class)]
     failed = [host_id for zone, host_id in found if zone == Zone.FAULT]
-    return ClassRecord(audits=len(found), failed=len(failed), hosts=len(set(failed)))
+    hosts = {host_id for _, host_id in found}
+    return ClassRecord(audits=len(found), failed=len(failed), hosts=len(hosts), hosts_failed=len(set(failed)))
 
 
 # Written out, not bound: a partial index serves only a condition that the planner can see.

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
-from memgrid_coordinator.lifecycle import LEASE_MOVES, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Lease
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import hosts, leases, statements, units
@@ -98,6 +98,18 @@ def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
     return _select(connection, query, limit=limit)
 
 
+def unjudged(connection: Connection, limit: int) -> list[int]:
+    """Units that ended, with a report that nobody has judged: what a crash left between the two."""
+    query = (
+        select(leases.c.unit_id)
+        .join(units, units.c.unit_id == leases.c.unit_id)
+        .where(text("leases.state = 'reported'"), units.c.state.in_(sorted(ENDED_UNITS)))
+        .distinct()
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def count_by_state(connection: Connection) -> dict[str, int]:
     query = select(leases.c.state, func.count()).group_by(leases.c.state)
     return {row[0]: row[1] for row in connection.execute(query)}
@@ -129,7 +141,7 @@ def report(
     statement_id: int,
     now: datetime,
 ) -> None:
-    """Write reports; the leases were seen as leased in this same step."""
+    """Write reports; the leases were seen to be reportable in this step."""
     rows = [
         {
             "reported": one.claim.lease_id,
@@ -199,9 +211,11 @@ _MOVES = {
 }
 _REPORT = (
     update(leases)
-    .where(leases.c.lease_id == bindparam("reported"), leases.c.state == LeaseState.LEASED)
+    .where(leases.c.lease_id == bindparam("reported"), leases.c.state.in_(sorted(LEASE_MOVES["report"][0])))
     .values(
         state=LeaseState.REPORTED,
+        reason_code=None,
+        reason_text="",
         outputs=bindparam("new_outputs"),
         sketch=bindparam("new_sketch"),
         facts=bindparam("new_facts"),

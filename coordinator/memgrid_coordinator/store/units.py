@@ -6,7 +6,20 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, String, bindparam, case, exists, func, insert, literal, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    String,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 
 from memgrid.digest import Digest
 from memgrid.units import LeaseId, Reason, ReasonCode, UnitKey
@@ -91,11 +104,14 @@ def demand_more(connection: Connection, unit_ids: Sequence[int], demand: Demand)
 
 
 def revive(connection: Connection, unit_ids: Sequence[int]) -> None:
-    """Give failed and cancelled units another chance, because somebody wants them again."""
+    """Give failed and cancelled units another chance, because somebody wants them again; who was credited for a
+    report on them may take part again."""
     sources, target = UNIT_MOVES["revive"]
+    lost = units.c.unit_id.in_(list(unit_ids)) & units.c.state.in_(list(sources))
+    _let_go(connection, lost)
     connection.execute(
         update(units)
-        .where(units.c.unit_id.in_(list(unit_ids)), units.c.state.in_(list(sources)))
+        .where(lost)
         .values(state=target, vacancies=0, failures=0, settled_at=None, reason_code=None, reason_text="")
     )
 
@@ -105,11 +121,16 @@ def take_up_again(connection: Connection, unit_ids: Sequence[int]) -> None:
     sources, target = UNIT_MOVES["take_up"]
     these = units.c.unit_id.in_(list(unit_ids))
     lost = these & units.c.state.in_(list(sources)) & units.c.output_digest.is_(None)
+    _let_go(connection, lost)
+    fresh = {"vacancies": 0, "failures": 0, "output_bytes": 0, "accepted_lease_id": None, "settled_at": None}
+    connection.execute(update(units).where(lost).values(state=target, **fresh))
+
+
+def _let_go(connection: Connection, lost: ColumnElement[bool]) -> None:
+    """Leases that agreed stop to count for these units; their reason stays, and with it that they were paid."""
     agreed, ended = LEASE_MOVES["cancel"][0] & {LeaseState.AGREED}, LEASE_MOVES["cancel"][1]
     of_lost = leases.c.unit_id.in_(select(units.c.unit_id).where(lost))
     connection.execute(update(leases).where(of_lost, leases.c.state.in_(list(agreed))).values(state=ended))
-    fresh = {"vacancies": 0, "failures": 0, "output_bytes": 0, "accepted_lease_id": None, "settled_at": None}
-    connection.execute(update(units).where(lost).values(state=target, **fresh))
 
 
 def release(connection: Connection, unit_ids: Sequence[int]) -> None:

@@ -509,7 +509,7 @@ class SyncResponse(_message.Message):
 
     @_builtins.property
     def cancelled(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cancellation]:
-        """held leases that are worth nothing any more"""
+        """held leases that need no more work; finished ones may be reported"""
 
     @_builtins.property
     def idle_reason(self) -> _common_pb2.Reason:
