@@ -1,4 +1,4 @@
-"""Hosts that speak the real protocol and really study, train and score, in the test's own process."""
+"""Hosts that speak the real protocol and really compute what they are asked, in the test's own process."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from memgrid_coordinator.records import Campaign, Document, Lease, Submission, U
 from memgrid_coordinator.store import campaigns, leases, units
 from memgrid_volunteer.kinds.evaluate import Evaluate
 from memgrid_volunteer.kinds.job import SKETCH_FILE, Job
+from memgrid_volunteer.kinds.prefill import Prefill
 from memgrid_volunteer.kinds.study import Study
 from memgrid_volunteer.kinds.train import Train
 from memgrid_volunteer.numerics import find_devices
@@ -124,7 +125,8 @@ class Distiller:
         (unit / "in" / "spec.json").write_bytes(spec.to_bytes())
         device, clock = find_devices()[0], SystemClock()
         runners: dict[str, Any] = {"study": Study, "train": Train, "evaluate": Evaluate}
-        runner = runners[spec.kind](device, clock, lambda progress: None)
+        told = (device, clock, lambda progress: None)
+        runner = Prefill(device, clock) if spec.kind == "prefill" else runners[spec.kind](*told)
         job = Job(kind=spec.kind, unit_dir=unit / "in", model_dir=self.model_folder, out_dir=unit / "out")
         facts = runner.run(job)
         files = {name: (unit / "out" / name).read_bytes() for name in output_names(offer.spec)}

@@ -21,6 +21,7 @@ from memgrid.units import LeaseId, LeaseOffer
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
 from memgrid_coordinator.lifecycle import CampaignState
+from memgrid_coordinator.policy.trust import TrustRule
 from memgrid_coordinator.records import Caller, Campaign, Role, Submission, SubmittedSource
 from memgrid_coordinator.settings import Settings
 
@@ -42,19 +43,38 @@ def shared_replays() -> Engine:
 
 @asynccontextmanager
 async def running_coordinator(
-    data: Path, *, clock: Clock | None = None, replays: Engine | None = None, **changed: Any
+    data: Path,
+    *,
+    clock: Clock | None = None,
+    replays: Engine | None = None,
+    trust: TrustRule | None = None,
+    **changed: Any,
 ) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    """A coordinator on free ports; sweeps run fast and new accounts may hold much, everything else is as in life."""
+    """A coordinator on free ports; sweeps run fast and new accounts may hold much, everything else is as in life.
+
+    `trust` judges strangers otherwise than a grid's owner could ask for: never by chance, say.
+    """
     quick = {
         "sweep_every": timedelta(milliseconds=50),
         "drain_max": timedelta(seconds=5),
         "trust_held_at_first": 64,
     }
-    settings = Settings(data=data, **{"http_port": 0, "grpc_port": 0, **quick, **changed})
+    given = {"http_port": 0, "grpc_port": 0, **quick, **changed}
+    settings = Settings(data=data, **given) if trust is None else _Judging(data=data, rule=trust, **given)
     engines = {"engine": shared_engine(), "replays": replays or shared_replays()}
     async with Coordinator(settings, clock=clock, **engines) as coordinator:
         endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
         yield coordinator, endpoint
+
+
+class _Judging(Settings):
+    """Settings whose rule about strangers is given whole."""
+
+    rule: TrustRule
+
+    @property
+    def trust(self) -> TrustRule:
+        return self.rule
 
 
 async def push_model(coordinator: Coordinator, folder: Path) -> None:

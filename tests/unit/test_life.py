@@ -14,7 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.kind import Difference
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, WorkFacts
-from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState, after
+from memgrid_coordinator.lifecycle import (
+    ENDED_UNITS,
+    HAVE_RESULTS,
+    LEASE_MOVES,
+    UNIT_MOVES,
+    LeaseState,
+    UnitState,
+    after,
+)
 from memgrid_coordinator.policy import latecomers, life
 from memgrid_coordinator.policy.life import Changed, Outcome, UploadFailed, UploadVerified, Withdrawn
 from memgrid_coordinator.policy.quorum import Pair
@@ -298,6 +306,7 @@ class UnitHistory(RuleBasedStateMachine):
         self.paid: list[LeaseId] = []
         self.life = 0
         self.paid_in: set[tuple[AccountId, int]] = set()
+        self.recalls = 0
 
     def _known(self) -> dict[Pair, Difference]:
         return all_differ(self.leases)
@@ -314,12 +323,15 @@ class UnitHistory(RuleBasedStateMachine):
         rejected = sum(1 for move in outcome.lease_moves if move.move == "reject")
         self.unit = replace(self.unit, failures=self.unit.failures + rejected)
         self.leases = list(by_id.values())
-        if isinstance(event, UploadVerified) and "accept" in outcome.unit_moves:
+        if isinstance(event, UploadVerified) and {"accept", "hold"} & set(outcome.unit_moves):
             self.unit = replace(self.unit, accepted_lease_id=event.lease_id)
         self._pay(outcome)
         self.ordered = outcome.order_from if self.unit.state is UnitState.CHECKING else None
         self.vacancies = outcome.vacancies if self.unit.state is UnitState.OPEN else 0
-        if {"reopen", "cancel", "fail"} & set(outcome.unit_moves):
+        beside = {"hold", "accept"} & set(outcome.unit_moves) and any(
+            one.state is LeaseState.REPORTED for one in self.leases
+        )
+        if beside or {"reopen", "recall", "cancel", "fail"} & set(outcome.unit_moves):
             self._apply(Changed())
 
     def _step(self, event: life.UnitEvent) -> Outcome:
@@ -352,6 +364,46 @@ class UnitHistory(RuleBasedStateMachine):
         assert outcome.vacancies == self.vacancies
         if self.unit.state is not UnitState.ACCEPTED:
             assert outcome.lease_moves == ()
+
+    @precondition(lambda self: self.ordered is not None)
+    @rule()
+    def upload_unaudited(self) -> None:
+        """Nobody looked at it: audits of its host decide."""
+        assert self.ordered is not None
+        self._apply(UploadVerified(lease_id=self.ordered, is_final=False))
+        assert self.unit.state is UnitState.PROVISIONAL
+
+    @precondition(lambda self: self.unit.state is UnitState.PROVISIONAL)
+    @rule()
+    def confirm(self) -> None:
+        self._apply(life.Confirmed())
+        assert self.unit.state is UnitState.ACCEPTED
+
+    @precondition(lambda self: self.unit.state in HAVE_RESULTS and self.recalls < 3)
+    @rule(is_wrong=st.booleans())
+    def recall(self, is_wrong: bool) -> None:
+        """An audit found it wrong, or (while provisional) its host at fault elsewhere."""
+        self.recalls += 1
+        is_wrong |= self.unit.state is UnitState.ACCEPTED
+        result, was_paid = self.unit.accepted_lease_id, self.unit.state is UnitState.ACCEPTED
+        self.life += was_paid
+        self._apply(life.Recalled(reason=Reason(code=ReasonCode.REPLAY_DIFFERS), is_wrong=is_wrong))
+        ended = next(one for one in self.leases if one.lease_id == result)
+        assert ended.state is (LeaseState.REJECTED if is_wrong else LeaseState.CANCELLED)
+
+    @precondition(lambda self: self.unit.state not in (UnitState.FAILED, UnitState.CANCELLED) and self.recalls < 3)
+    @rule()
+    def orphan_and_open(self) -> None:
+        """What it continues was recalled, and came again: the unit begins anew, and nobody is to blame."""
+        self.recalls += 1
+        before = {one.lease_id: one.state for one in self.leases}
+        self.life += 1
+        self._apply(life.Orphaned())
+        assert self.unit.state is UnitState.WAITING and not self._leased()
+        newly = [one for one in self.leases if one.state is not before[one.lease_id]]
+        assert all(one.state is LeaseState.CANCELLED for one in newly)
+        self.unit = replace(self.unit, state=after(UNIT_MOVES, self.unit.state, "open"), accepted_lease_id=None)
+        self.vacancies = self.unit.min_replicas
 
     @precondition(lambda self: self.vacancies > 0 and len(self.leases) < 30)
     @rule(is_believed=st.booleans())
@@ -421,7 +473,9 @@ class UnitHistory(RuleBasedStateMachine):
     @rule(wanted=st.integers(0, 9))
     def withdraw(self, wanted: int) -> None:
         if wanted == 0:  # seldom: most histories should go on
+            had_result = self.unit.state in HAVE_RESULTS
             self._apply(Withdrawn())
+            assert had_result or self.unit.state is UnitState.CANCELLED
 
     @invariant()
     def an_open_unit_is_never_stuck(self) -> None:

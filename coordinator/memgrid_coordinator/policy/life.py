@@ -124,10 +124,8 @@ def step(
     """
     if unit.state in _ENDED_IN_VAIN:
         return _judge_in_vain(unit, leases, known, believed)
-    if isinstance(event, Withdrawn):
-        return _end(leases, "cancel", event.reason)
-    if isinstance(event, Impossible):
-        return _end(leases, "fail", event.reason)
+    if isinstance(event, Withdrawn | Impossible) and unit.state not in HAVE_RESULTS:
+        return _end(leases, "cancel" if isinstance(event, Withdrawn) else "fail", event.reason)
     if isinstance(event, Orphaned):
         return _close(unit, leases)
     if unit.state is UnitState.OPEN:
@@ -210,7 +208,11 @@ def _take(leases: Sequence[Lease], *, is_final: bool) -> Outcome:
 
 
 def _recall(unit: Unit, leases: Sequence[Lease], event: Recalled) -> Outcome:
-    """Take a result back. What agreed with a wrong one to the byte is as wrong; other reports count again."""
+    """Take a result back.
+
+    What is the same as a wrong one to the byte is as wrong. Other reports count again, unless they were paid: then they
+    have had their say.
+    """
     result = next(lease for lease in leases if lease.lease_id == unit.accepted_lease_id)
     same = result_digest(result.outputs)
     moves = []
@@ -218,7 +220,7 @@ def _recall(unit: Unit, leases: Sequence[Lease], event: Recalled) -> Outcome:
         if event.is_wrong and result_digest(lease.outputs) == same:
             move = "reject"
         else:
-            move = "cancel" if lease is result else "unagree"
+            move = "cancel" if lease is result or unit.state is UnitState.ACCEPTED else "unagree"
         moves.append(LeaseMove(lease_id=lease.lease_id, move=move, reason=event.reason))
     return Outcome(unit_moves=("recall",), reason=event.reason, lease_moves=tuple(moves))
 

@@ -99,7 +99,7 @@ def _settle(
     }
     carrying = _Carrying(connection, found, of_unit, rule=rule, now=now)
     carrying.carry_out(happened, outcomes)
-    # A unit that went back to collecting may have reports enough already; reports on one that ended are judged alone.
+    # A unit that went back to collecting may have reports enough already; reports beside a settled one are judged too.
     again = [
         unit_id
         for unit_id, one in outcomes.items()
@@ -111,9 +111,13 @@ def _settle(
 
 
 def _leaves_reports(outcome: Outcome, of_unit: Sequence[Lease]) -> bool:
-    """Whether a unit ended just now and somebody may have done honest work for it."""
-    has_ended = "fail" in outcome.unit_moves or "cancel" in outcome.unit_moves
-    return has_ended and any(lease.state in (LeaseState.REPORTED, LeaseState.AGREED) for lease in of_unit)
+    """Whether a unit has its result, or ended without one, and somebody may have done honest work beside it."""
+    moved = set(outcome.unit_moves)
+    if moved & {"hold", "accept"}:
+        return any(lease.state is LeaseState.REPORTED for lease in of_unit)
+    return bool(moved & {"fail", "cancel"}) and any(
+        lease.state in (LeaseState.REPORTED, LeaseState.AGREED) for lease in of_unit
+    )
 
 
 _IN_VAIN = (UnitState.FAILED, UnitState.CANCELLED)
@@ -257,6 +261,10 @@ class _Carrying:
         uploads.end(self.connection, ended, "refuse")
         self.done.recalled += sum(1 for unit_id in lost if "recall" in outcomes[unit_id].unit_moves)
         for unit_id in lost:
+            if self.units[unit_id].state is UnitState.PROVISIONAL and "close" in outcomes[unit_id].unit_moves:
+                # What was right for what was given is paid, though it is worth nothing any more.
+                agreed = [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED]
+                self._pay(self.units[unit_id], agreed)
             if self.units[unit_id].state is UnitState.ACCEPTED:
                 why = outcomes[unit_id].reason
                 told = f"unit {self.units[unit_id].key[:12]}: {why.text if why else ''}"

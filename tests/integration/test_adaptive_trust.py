@@ -1,0 +1,287 @@
+"""One host computes, the grid looks at some of it: what is final when, and what becomes of a cheat's results."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from memgrid.digest import Digest
+from memgrid.errors import UnknownCubeError
+from memgrid.kinds.audit import Zone
+from memgrid.units import LeaseId, ReasonCode
+from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.lifecycle import CampaignState, LeaseState, UnitState
+from memgrid_coordinator.policy.life import Confirmed
+from memgrid_coordinator.policy.trust import TrustRule
+from memgrid_coordinator.records import Campaign, Lease, Submission, Unit
+from memgrid_coordinator.services.settling import settle
+from memgrid_coordinator.store import audits, campaigns, credits, events, leases, units
+from tests.distilling import Distiller, distillers, work_until
+from tests.grids import OPERATOR, campaign_of, eventually, push_model, running_coordinator, submit
+
+TEXT = "The valve opens at three bar and closes at two. "
+ALONE = {"min_replicas": 1}
+INDEPENDENT = {"layout": "independent", "chunk_tokens": 16, "wrap": "plain", "compute_dtype": "float32"}
+CHAINED = {"layout": "chained", "chunk_tokens": 16, "wrap": "plain", "compute_dtype": "float32"}
+STRICT = TrustRule(probation_blind=0.0, blind_share=0.0)
+"""Every result of a newcomer is audited, and nothing is left to chance."""
+BLIND = TrustRule(probation_results=0, epsilon=0.99, bad_share=1e-6, audits_min=0.0, blind_share=0.0)
+"""Nothing is drawn for an audit: what is found wrong is found later."""
+
+
+@dataclass
+class Grid:
+    """A coordinator and its crew; the last of them computes with another model when it cheats."""
+
+    coordinator: Coordinator
+    crew: list[Distiller]
+    model: Path
+    other: Path
+
+    async def submit(self, texts: dict[str, str], request_id: str = "request-1", **asked: Any) -> Submission:
+        given = {"activation": INDEPENDENT, "trust": ALONE, **asked}
+        return await submit(self.coordinator, texts, request_id=request_id, **given)
+
+    async def units(self, submission: Submission, document: int = 0) -> list[Unit]:
+        def query(connection: Connection) -> list[Unit]:
+            found = campaigns.documents_of(connection, submission.campaign.campaign_id)[document]
+            ids = campaigns.units_of(connection, found.document_id)
+            by_id = units.by_id(connection, ids)
+            return [by_id[unit_id] for unit_id in ids]
+
+        return await self.coordinator.store.read(query)
+
+    async def leases(self, unit: Unit) -> list[Lease]:
+        found = await self.coordinator.store.read(lambda connection: leases.of_units(connection, [unit.unit_id]))
+        return found[unit.unit_id]
+
+    async def campaign(self, submission: Submission) -> Campaign:
+        return await campaign_of(self.coordinator, submission)
+
+    async def finish(self, submission: Submission, crew: list[Distiller]) -> Campaign:
+        async def is_over() -> bool:
+            return (await self.campaign(submission)).state is not CampaignState.RUNNING
+
+        await work_until(is_over, crew)
+        return await self.campaign(submission)
+
+    async def events(self, host: Distiller) -> list[str]:
+        found = await self.coordinator.store.read(lambda connection: events.of_host(connection, host.host.host_id))
+        return [event.name for event in found]
+
+    async def credit_of(self, host: Distiller) -> int:
+        def query(connection: Connection) -> int:
+            row = connection.exec_driver_sql("SELECT account_id FROM hosts WHERE host_id = ?", (host.host.host_id,))
+            return credits.total(connection, row.scalar_one())
+
+        return await self.coordinator.store.read(query)
+
+
+@asynccontextmanager
+async def grid_of(
+    tmp_path: Path, model: Path, other: Path, *, hosts: int, trust: TrustRule, **changed: Any
+) -> AsyncIterator[Grid]:
+    async with AsyncExitStack() as stack:
+        coordinator, endpoint = await stack.enter_async_context(
+            running_coordinator(tmp_path / "data", trust=trust, recover_every=timedelta(milliseconds=200), **changed)
+        )
+        await push_model(coordinator, model)
+        crew = await stack.enter_async_context(distillers(coordinator, endpoint, model, tmp_path, hosts))
+        yield Grid(coordinator, crew, model, other)
+
+
+def chunks(count: int, word: str = "") -> str:
+    """A text of about so many chunks of 16 tokens."""
+    return "".join(f"{word}Valve {number} opens at {number * 7 % 11} bar. " for number in range(count))
+
+
+async def test_one_honest_host_is_enough(tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=STRICT) as grid:
+        submission = await grid.submit({"a.txt": chunks(4)})
+        campaign = await grid.finish(submission, grid.crew)
+        assert campaign.state is CampaignState.COMPLETED
+        for unit in await grid.units(submission):
+            (lease,) = await grid.leases(unit)
+            assert lease.state is LeaseState.AGREED
+            done = await grid.coordinator.store.read(
+                lambda connection, lease=lease: audits.of_leases(connection, [lease.lease_id])[lease.lease_id]
+            )
+            assert [audit.zone for audit in done] == [Zone.PASS], "a newcomer's results are all looked at"
+        assert await grid.credit_of(grid.crew[0]) == campaign.produced_flops
+
+
+async def test_a_newcomer_with_another_model_is_found_at_its_first_result(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=STRICT) as grid:
+        honest, cheat = grid.crew
+        cheat.model_folder = other_model_folder
+        submission = await grid.submit({"a.txt": chunks(1)})
+
+        async def is_rejected() -> bool:
+            (unit, *_) = await grid.units(submission)
+            return any(lease.state is LeaseState.REJECTED for lease in await grid.leases(unit))
+
+        await work_until(is_rejected, [cheat])
+        (unit, *_) = await grid.units(submission)
+        (rejected,) = await grid.leases(unit)
+        assert rejected.reason is not None and rejected.reason.code is ReasonCode.REPLAY_DIFFERS
+        assert "allowed" in rejected.reason.text
+        assert "host_at_fault" in await grid.events(cheat)
+        campaign = await grid.finish(submission, [honest])
+        assert campaign.state is CampaignState.COMPLETED
+        assert await grid.credit_of(cheat) == 0
+
+
+async def test_what_nobody_looked_at_is_provisional_until_later_audits_pass(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=BLIND) as grid:
+        submission = await grid.submit({"a.txt": chunks(2), "b.txt": chunks(3, "Second ")})
+        (host,) = grid.crew
+
+        async def is_provisional() -> bool:
+            (unit, *_) = await grid.units(submission)
+            return unit.state is UnitState.PROVISIONAL
+
+        await work_until(is_provisional, [host])
+        assert await grid.credit_of(host) == 0, "credit waits with the result"
+        # When nothing is left to do, no later audit will come: what waits is looked at itself.
+        campaign = await grid.finish(submission, [host])
+        assert campaign.state is CampaignState.COMPLETED
+        assert await grid.credit_of(host) == campaign.produced_flops
+
+
+async def test_a_fault_takes_provisional_results_back(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    """A sleeper: honest at first, then with another model; nothing of it is looked at until the end."""
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
+        honest, sleeper = grid.crew
+        submission = await grid.submit({"a.txt": chunks(6)})
+        total = len(await grid.units(submission))
+
+        def provisional(count: int) -> Any:
+            async def check() -> bool:
+                states = [unit.state for unit in await grid.units(submission)]
+                return states.count(UnitState.PROVISIONAL) >= count
+
+            return check
+
+        await work_until(provisional(2), [sleeper])
+        sleeper.model_folder = other_model_folder
+        await work_until(provisional(total - 1), [sleeper])
+        campaign = await grid.finish(submission, [honest])
+        assert campaign.state is CampaignState.COMPLETED
+        told = await grid.events(sleeper)
+        assert "host_at_fault" in told and "audited" in told
+        for unit in await grid.units(submission):
+            result = next(one for one in await grid.leases(unit) if one.lease_id == unit.accepted_lease_id)
+            assert result.host_id == honest.host.host_id or await is_right(grid, unit)
+        assert await grid.credit_of(sleeper) + await grid.credit_of(honest) == campaign.produced_flops
+
+
+async def is_right(grid: Grid, unit: Unit) -> bool:
+    """Whether a result is what the true model computes: an honest host's bytes, computed once more."""
+    found = await grid.coordinator.store.read(
+        lambda connection: audits.of_leases(connection, [LeaseId(unit.accepted_lease_id or "")])
+    )
+    return any(audit.zone is Zone.PASS for group in found.values() for audit in group)
+
+
+async def test_a_chunk_that_continues_a_recalled_one_is_computed_again(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
+        honest, cheat = grid.crew
+        cheat.model_folder = other_model_folder
+        submission = await grid.submit({"a.txt": chunks(4)}, activation=CHAINED)
+
+        async def first_is_there() -> bool:
+            return (await grid.units(submission))[0].state is UnitState.PROVISIONAL
+
+        await work_until(first_is_there, [cheat])
+        campaign = await grid.finish(submission, [honest])
+        assert campaign.state is CampaignState.COMPLETED
+        wrong = (await grid.leases((await grid.units(submission))[0]))[0]
+        assert wrong.state is LeaseState.REJECTED and wrong.host_id == cheat.host.host_id
+        for unit in await grid.units(submission):
+            result = next(one for one in await grid.leases(unit) if one.lease_id == unit.accepted_lease_id)
+            assert result.host_id == honest.host.host_id
+
+
+async def test_a_published_cube_with_a_wrong_result_is_retracted_and_made_again(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
+        honest, sleeper = grid.crew
+        sleeper.model_folder = other_model_folder
+        # Work that stays open keeps what waits from being looked at before its time.
+        waiting = await grid.submit({"z.txt": chunks(1, "Waiting ")}, request_id="waiting", priority=-100)
+        first = await grid.submit({"a.txt": chunks(1)}, request_id="first", priority=100)
+        ids = [unit.unit_id for unit in await grid.units(first)]
+
+        async def all_provisional() -> bool:
+            return all(unit.state is UnitState.PROVISIONAL for unit in await grid.units(first))
+
+        await work_until(all_provisional, [sleeper])
+
+        def confirm(connection: Connection) -> None:
+            """As if two later audits had passed."""
+            now, rule = grid.coordinator.clock.now(), grid.coordinator.judging.rule
+            audits.spare(connection, [LeaseId(unit.accepted_lease_id or "") for unit in found])
+            settle(connection, dict.fromkeys(ids, Confirmed()), known={}, rule=rule, now=now)
+
+        found = await grid.units(first)
+        await grid.coordinator.store.write(confirm)
+        grid.coordinator.judging.note_progress()
+
+        async def is_over() -> bool:
+            return (await grid.campaign(first)).state is CampaignState.COMPLETED
+
+        await eventually(is_over)
+        document = (await grid.campaign(first)).documents[0]
+        wrong: Digest = document.cube_digest or Digest("")
+        # Its next result is looked at, and with it everything that it ever did.
+        second = await grid.submit({"b.txt": chunks(1, "Later ")}, request_id="second", priority=50)
+
+        async def is_caught() -> bool:
+            return "host_at_fault" in await grid.events(sleeper)
+
+        await work_until(is_caught, [sleeper])
+        campaign = await grid.finish(first, [honest])
+        assert campaign.state is CampaignState.COMPLETED
+        again = campaign.documents[0]
+        assert again.cube == document.cube and again.cube_digest not in (None, wrong)
+        manifest = await grid.coordinator.publishing.resolve(again.cube)
+        assert manifest.digest != wrong
+        story = await grid.coordinator.explaining.explain(wrong)
+        assert "Retracted on" in story.summary and "found to be wrong" in story.summary
+        for submission in (second, waiting):
+            assert (await grid.finish(submission, [honest])).state is CampaignState.COMPLETED
+        story = await grid.coordinator.explaining.explain(again.cube_digest or "")
+        assert "audits" in story.summary and any(line.event.name == "audited" for line in story.lines)
+
+
+async def test_a_retracted_cube_says_why_it_is_gone(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=STRICT) as grid:
+        submission = await grid.submit({"a.txt": chunks(1)})
+        campaign = await grid.finish(submission, grid.crew)
+        from memgrid_coordinator.services.retracting import retract
+
+        ids = [unit.unit_id for unit in await grid.units(submission)]
+        await grid.coordinator.campaigns.cancel(OPERATOR, campaign.campaign_id)
+        now = grid.coordinator.clock.now()
+        await grid.coordinator.store.write(lambda connection: retract(connection, ids, "a test says so", now))
+        with pytest.raises(UnknownCubeError, match=r"retracted on .*: a test says so"):
+            await grid.coordinator.publishing.resolve(campaign.documents[0].cube)
+        assert await grid.coordinator.publishing.search("") == []
