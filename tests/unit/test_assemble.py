@@ -252,7 +252,7 @@ def test_the_cost_is_that_of_computing_once(made: Made) -> None:
     assert manifest.cost.flops == sum(chunk.flops for chunk in made.order.chunks)
     assert manifest.cost.units == len(made.order.chunks)
     assert manifest.validation.min_replicas == 2
-    assert manifest.validation.limits["v_median"] > 0
+    assert manifest.validation.limits["V median"] > 0
 
 
 def test_chunks_that_do_not_follow_one_another_make_no_cube(chained: Made) -> None:

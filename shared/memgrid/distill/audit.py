@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memgrid.errors import InvalidError
 from memgrid.kinds.audit import Audit
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
@@ -55,4 +54,6 @@ def audit(
 
             return audit_evaluate(spec, **given)
         case PrefillSpec():
-            raise InvalidError("prefill units are compared by sketch, not replayed")
+            from memgrid.distill.prefill_replay import audit_prefill
+
+            return audit_prefill(spec, **given)

@@ -5,7 +5,6 @@ Knows what scoring does; which items are drawn follows from a secret that exists
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from memgrid.distill.evaluate import BATCH_ROWS, evaluate
 from memgrid.distill.model import load_model, without_fused_attention
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.kinds.audit import Audit, judge
+from memgrid.kinds.draws import sample
 from memgrid.kinds.evaluate import (
     ADAPTER_FILE,
     SCORES_FILE,
@@ -65,7 +65,7 @@ def audit_evaluate(
 def audited_items(spec: EvaluateSpec, draw: bytes) -> tuple[int, ...]:
     """Which items are scored again: one in sixteen, two at least, as `draw` has it."""
     count = min(spec.items, max(2, -(-spec.items // 16)))
-    return tuple(sorted(random.Random(draw).sample(range(spec.items), count)))
+    return sample(draw, "evaluate item", range(spec.items), count)
 
 
 def _part(scores: Scores, picked: tuple[int, ...]) -> Scores:

@@ -7,7 +7,6 @@ the digest of its text and the log-likelihood of its answer: enough to compare t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from memgrid.errors import InvalidError
+from memgrid.kinds.draws import sample
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
 from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.prefill import ModelGeometry, flops
@@ -186,4 +186,4 @@ def parse_sketch(content: bytes, conversations: int) -> StudySketch:
 def audited(spec: StudySpec, draw: bytes) -> tuple[int, ...]:
     """Which conversations are replayed: one in sixteen, two at least, as `draw` has it."""
     count = min(spec.conversations, max(2, -(-spec.conversations // 16)))
-    return tuple(sorted(random.Random(draw).sample(range(spec.conversations), count)))
+    return sample(draw, "study conversation", range(spec.conversations), count)
