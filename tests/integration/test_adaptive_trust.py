@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -17,12 +16,16 @@ from memgrid.errors import UnknownCubeError
 from memgrid.kinds.audit import Zone
 from memgrid.units import LeaseId, ReasonCode
 from memgrid_coordinator.app import Coordinator
-from memgrid_coordinator.lifecycle import CampaignState, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.policy.life import Confirmed
-from memgrid_coordinator.policy.trust import TrustRule
+from memgrid_coordinator.policy.trust import TrustRecord, TrustRule
 from memgrid_coordinator.records import Campaign, Lease, Submission, Unit
+from memgrid_coordinator.services.explaining import Explaining
+from memgrid_coordinator.services.ordering import JudgingRule
+from memgrid_coordinator.services.retracting import retract
 from memgrid_coordinator.services.settling import settle
-from memgrid_coordinator.store import audits, campaigns, credits, events, leases, units
+from memgrid_coordinator.store import audits, campaigns, credits, events, hosts, leases, trust_records, units
+from memgrid_volunteer.numerics import find_devices
 from tests.distilling import Distiller, distillers, work_until
 from tests.grids import OPERATOR, campaign_of, eventually, push_model, running_coordinator, submit
 
@@ -45,7 +48,24 @@ class Grid:
     model: Path
     other: Path
 
-    async def submit(self, texts: dict[str, str], request_id: str = "request-1", **asked: Any) -> Submission:
+    async def trust(self, host: Distiller) -> None:
+        """As if it had passed many audits."""
+        numerics_class = f"{find_devices()[0].facts.numerics_class} in float32"
+        now = self.coordinator.clock.now()
+
+        def put(connection: Connection) -> None:
+            known = hosts.get_host(connection, host.host.host_id)
+            assert known is not None
+            record = TrustRecord(results=1000, passed=1000)
+            trust_records.put(connection, known, "prefill", numerics_class, record, now)
+
+        await self.coordinator.store.write(put)
+
+    async def keep_busy(self) -> Submission:
+        """Work that stays open, so that nothing is looked at merely because nothing is left to do."""
+        return await self.submit({"z.txt": chunks(1, "Waiting ")}, request_id="waiting", priority=-100)
+
+    async def submit(self, texts: dict[str, str], request_id: str = "request-1", **asked: object) -> Submission:
         given = {"activation": INDEPENDENT, "trust": ALONE, **asked}
         return await submit(self.coordinator, texts, request_id=request_id, **given)
 
@@ -62,6 +82,12 @@ class Grid:
         found = await self.coordinator.store.read(lambda connection: leases.of_units(connection, [unit.unit_id]))
         return found[unit.unit_id]
 
+    def all_are(self, submission: Submission, state: UnitState) -> Callable[[], Awaitable[bool]]:
+        async def check() -> bool:
+            return all(unit.state is state for unit in await self.units(submission))
+
+        return check
+
     async def campaign(self, submission: Submission) -> Campaign:
         return await campaign_of(self.coordinator, submission)
 
@@ -69,7 +95,7 @@ class Grid:
         async def is_over() -> bool:
             return (await self.campaign(submission)).state is not CampaignState.RUNNING
 
-        await work_until(is_over, crew)
+        await work_until(is_over, crew, limit_s=90)
         return await self.campaign(submission)
 
     async def events(self, host: Distiller) -> list[str]:
@@ -86,7 +112,7 @@ class Grid:
 
 @asynccontextmanager
 async def grid_of(
-    tmp_path: Path, model: Path, other: Path, *, hosts: int, trust: TrustRule, **changed: Any
+    tmp_path: Path, model: Path, other: Path, *, hosts: int, trust: TrustRule, **changed: object
 ) -> AsyncIterator[Grid]:
     async with AsyncExitStack() as stack:
         coordinator, endpoint = await stack.enter_async_context(
@@ -144,19 +170,17 @@ async def test_what_nobody_looked_at_is_provisional_until_later_audits_pass(
     tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
 ) -> None:
     async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=BLIND) as grid:
-        submission = await grid.submit({"a.txt": chunks(2), "b.txt": chunks(3, "Second ")})
         (host,) = grid.crew
-
-        async def is_provisional() -> bool:
-            (unit, *_) = await grid.units(submission)
-            return unit.state is UnitState.PROVISIONAL
-
-        await work_until(is_provisional, [host])
+        await grid.trust(host)
+        waiting = await grid.keep_busy()
+        submission = await grid.submit({"a.txt": chunks(2)})
+        await work_until(grid.all_are(submission, UnitState.PROVISIONAL), [host])
         assert await grid.credit_of(host) == 0, "credit waits with the result"
         # When nothing is left to do, no later audit will come: what waits is looked at itself.
         campaign = await grid.finish(submission, [host])
         assert campaign.state is CampaignState.COMPLETED
-        assert await grid.credit_of(host) == campaign.produced_flops
+        last = await grid.finish(waiting, [host])
+        assert await grid.credit_of(host) == campaign.produced_flops + last.produced_flops
 
 
 async def test_a_fault_takes_provisional_results_back(
@@ -165,19 +189,13 @@ async def test_a_fault_takes_provisional_results_back(
     """A sleeper: honest at first, then with another model; nothing of it is looked at until the end."""
     async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
         honest, sleeper = grid.crew
+        await grid.trust(sleeper)
+        waiting = await grid.keep_busy()
         submission = await grid.submit({"a.txt": chunks(6)})
-        total = len(await grid.units(submission))
-
-        def provisional(count: int) -> Any:
-            async def check() -> bool:
-                states = [unit.state for unit in await grid.units(submission)]
-                return states.count(UnitState.PROVISIONAL) >= count
-
-            return check
-
-        await work_until(provisional(2), [sleeper])
+        await sleeper.turn(want=3)
         sleeper.model_folder = other_model_folder
-        await work_until(provisional(total - 1), [sleeper])
+        await work_until(grid.all_are(submission, UnitState.PROVISIONAL), [sleeper])
+        assert (await grid.finish(waiting, [honest, sleeper])).state is CampaignState.COMPLETED
         campaign = await grid.finish(submission, [honest])
         assert campaign.state is CampaignState.COMPLETED
         told = await grid.events(sleeper)
@@ -185,7 +203,8 @@ async def test_a_fault_takes_provisional_results_back(
         for unit in await grid.units(submission):
             result = next(one for one in await grid.leases(unit) if one.lease_id == unit.accepted_lease_id)
             assert result.host_id == honest.host.host_id or await is_right(grid, unit)
-        assert await grid.credit_of(sleeper) + await grid.credit_of(honest) == campaign.produced_flops
+        lasts = (await grid.campaign(waiting)).produced_flops
+        assert await grid.credit_of(sleeper) + await grid.credit_of(honest) == campaign.produced_flops + lasts
 
 
 async def is_right(grid: Grid, unit: Unit) -> bool:
@@ -201,13 +220,22 @@ async def test_a_chunk_that_continues_a_recalled_one_is_computed_again(
 ) -> None:
     async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
         honest, cheat = grid.crew
+        await grid.trust(cheat)
+        await grid.trust(honest)
         cheat.model_folder = other_model_folder
+        waiting = await grid.keep_busy()
         submission = await grid.submit({"a.txt": chunks(4)}, activation=CHAINED)
 
         async def first_is_there() -> bool:
             return (await grid.units(submission))[0].state is UnitState.PROVISIONAL
 
-        await work_until(first_is_there, [cheat])
+        await work_until(first_is_there, [cheat], want=1)
+
+        async def others_continued_it() -> bool:
+            return (await grid.units(submission))[2].state is UnitState.PROVISIONAL
+
+        await work_until(others_continued_it, [honest])
+        assert (await grid.finish(waiting, [honest])).state is CampaignState.COMPLETED
         campaign = await grid.finish(submission, [honest])
         assert campaign.state is CampaignState.COMPLETED
         wrong = (await grid.leases((await grid.units(submission))[0]))[0]
@@ -222,20 +250,18 @@ async def test_a_published_cube_with_a_wrong_result_is_retracted_and_made_again(
 ) -> None:
     async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=2, trust=BLIND) as grid:
         honest, sleeper = grid.crew
+        await grid.trust(sleeper)
         sleeper.model_folder = other_model_folder
-        # Work that stays open keeps what waits from being looked at before its time.
-        waiting = await grid.submit({"z.txt": chunks(1, "Waiting ")}, request_id="waiting", priority=-100)
+        waiting = await grid.keep_busy()
         first = await grid.submit({"a.txt": chunks(1)}, request_id="first", priority=100)
         ids = [unit.unit_id for unit in await grid.units(first)]
 
-        async def all_provisional() -> bool:
-            return all(unit.state is UnitState.PROVISIONAL for unit in await grid.units(first))
-
-        await work_until(all_provisional, [sleeper])
+        await work_until(grid.all_are(first, UnitState.PROVISIONAL), [sleeper])
 
         def confirm(connection: Connection) -> None:
             """As if two later audits had passed."""
-            now, rule = grid.coordinator.clock.now(), grid.coordinator.judging.rule
+            now = grid.coordinator.clock.now()
+            rule = JudgingRule.of(grid.coordinator.settings, grid.coordinator.grid_key)
             audits.spare(connection, [LeaseId(unit.accepted_lease_id or "") for unit in found])
             settle(connection, dict.fromkeys(ids, Confirmed()), known={}, rule=rule, now=now)
 
@@ -249,24 +275,29 @@ async def test_a_published_cube_with_a_wrong_result_is_retracted_and_made_again(
         await eventually(is_over)
         document = (await grid.campaign(first)).documents[0]
         wrong: Digest = document.cube_digest or Digest("")
-        # Its next result is looked at, and with it everything that it ever did.
+        # When nothing is left to do its next results are looked at, and with them everything that it ever did.
         second = await grid.submit({"b.txt": chunks(1, "Later ")}, request_id="second", priority=50)
 
         async def is_caught() -> bool:
             return "host_at_fault" in await grid.events(sleeper)
 
         await work_until(is_caught, [sleeper])
+
+        async def is_retracted() -> bool:
+            return (await grid.campaign(first)).documents[0].state is DocumentState.RUNNING
+
+        await eventually(is_retracted)
         campaign = await grid.finish(first, [honest])
         assert campaign.state is CampaignState.COMPLETED
         again = campaign.documents[0]
         assert again.cube == document.cube and again.cube_digest not in (None, wrong)
         manifest = await grid.coordinator.publishing.resolve(again.cube)
         assert manifest.digest != wrong
-        story = await grid.coordinator.explaining.explain(wrong)
+        story = await Explaining(grid.coordinator.store).explain(wrong)
         assert "Retracted on" in story.summary and "found to be wrong" in story.summary
         for submission in (second, waiting):
             assert (await grid.finish(submission, [honest])).state is CampaignState.COMPLETED
-        story = await grid.coordinator.explaining.explain(again.cube_digest or "")
+        story = await Explaining(grid.coordinator.store).explain(again.cube_digest or "")
         assert "audits" in story.summary and any(line.event.name == "audited" for line in story.lines)
 
 
@@ -276,8 +307,6 @@ async def test_a_retracted_cube_says_why_it_is_gone(
     async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=STRICT) as grid:
         submission = await grid.submit({"a.txt": chunks(1)})
         campaign = await grid.finish(submission, grid.crew)
-        from memgrid_coordinator.services.retracting import retract
-
         ids = [unit.unit_id for unit in await grid.units(submission)]
         await grid.coordinator.campaigns.cancel(OPERATOR, campaign.campaign_id)
         now = grid.coordinator.clock.now()

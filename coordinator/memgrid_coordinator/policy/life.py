@@ -210,8 +210,8 @@ def _take(leases: Sequence[Lease], *, is_final: bool) -> Outcome:
 def _recall(unit: Unit, leases: Sequence[Lease], event: Recalled) -> Outcome:
     """Take a result back.
 
-    What is the same as a wrong one to the byte is as wrong. Other reports count again, unless they were paid: then they
-    have had their say.
+    What is the same as a wrong one to the byte is as wrong. Other reports count again, unless they were paid: then
+    they have had their say.
     """
     result = next(lease for lease in leases if lease.lease_id == unit.accepted_lease_id)
     same = result_digest(result.outputs)

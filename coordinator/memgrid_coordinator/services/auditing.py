@@ -19,7 +19,7 @@ from memgrid_coordinator.policy.looks import next_look, zone_of
 from memgrid_coordinator.records import Look, Replay, WantedAudit
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.catalogue import Catalogue
-from memgrid_coordinator.services.evidence import Evidence, evidence_of, located
+from memgrid_coordinator.services.evidence import Evidence, evidence_of, is_standing, located
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.store import audits
@@ -101,7 +101,8 @@ class Auditing:
         times, _ = self._failures.pop(audit.audit_id, (0, 0.0))
         try:
             evidence, number = await self._store.read(lambda connection: _evidence(connection, audit))
-            await self._conclude(audit, await self._look_at(evidence, number))
+            is_needed = is_standing(evidence.unit, evidence.lease)
+            await self._conclude(audit, await self._look_at(evidence, number) if is_needed else None)
         except Exception:
             # Not the host's fault, as far as one can tell: it waits, and others are replayed meanwhile.
             pause_s = min(_FIRST_PAUSE_S * 2.0**times, _LONGEST_PAUSE_S)

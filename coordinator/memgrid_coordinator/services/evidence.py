@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from memgrid.digest import Digest
 from memgrid.kinds.prefill import past_file
 from memgrid.units import LeaseId, Reason, ReasonCode, WorkFacts
+from memgrid_coordinator.lifecycle import HAVE_RESULTS, LeaseState, UnitState
 from memgrid_coordinator.policy.kinds import is_always_audited, kind_in
 from memgrid_coordinator.records import Lease, Unit
 from memgrid_coordinator.store import leases, units, uploads
@@ -58,6 +59,13 @@ class Evidence:
             if digest not in paths:
                 return Reason(code=ReasonCode.STATE_MISSING, text=f"its input {name}, {digest[7:19]}, is gone")
         return None
+
+
+def is_standing(unit: Unit, lease: Lease) -> bool:
+    """Whether an audit of this lease still says something about its unit."""
+    if unit.state is UnitState.CHECKING:
+        return lease.state is LeaseState.AGREED
+    return unit.state in HAVE_RESULTS and unit.accepted_lease_id == lease.lease_id
 
 
 def located(files: Mapping[str, Digest], paths: Mapping[Digest, Path]) -> dict[str, Path]:

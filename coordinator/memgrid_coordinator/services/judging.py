@@ -17,7 +17,7 @@ from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
 from memgrid_coordinator.heavy.runner import Engine
-from memgrid_coordinator.lifecycle import HAVE_RESULTS, LeaseState, UnitState
+from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy import latecomers
 from memgrid_coordinator.policy.life import (
@@ -37,7 +37,7 @@ from memgrid_coordinator.services.auditing import Auditing, Concluded
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.bell import Bell
 from memgrid_coordinator.services.catalogue import Catalogue
-from memgrid_coordinator.services.evidence import Evidence, evidence_of, located
+from memgrid_coordinator.services.evidence import Evidence, evidence_of, is_standing, located
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
@@ -292,7 +292,14 @@ class Judging:
         wanted = [
             WantedAudit(lease=one.lease, kind=one.unit.kind, purpose=AuditPurpose.DRAWN, due_at=now) for one in good
         ]
-        await self._store.write(lambda connection: audits.want(connection, wanted))
+
+        def step(connection: Connection) -> None:
+            # Whoever looked twice finds it settled by the first audit.
+            found = units.by_id(connection, {audit.lease.unit_id for audit in wanted})
+            now_checked = [one for one in wanted if found[one.lease.unit_id].state is UnitState.CHECKING]
+            audits.want(connection, now_checked)
+
+        await self._store.write(step)
         await self.audit()
 
     def _uploaded(
@@ -383,13 +390,6 @@ class Judging:
                 for lease in theirs.values()
             ],
         )
-
-
-def is_standing(unit: Unit, lease: Lease) -> bool:
-    """Whether an audit of this lease still says something about its unit."""
-    if unit.state is UnitState.CHECKING:
-        return lease.state is LeaseState.AGREED
-    return unit.state in HAVE_RESULTS and unit.accepted_lease_id == lease.lease_id
 
 
 _ENDS = {"verify": "upload_verified", "refuse": "upload_failed"}

@@ -99,7 +99,7 @@ def _settle(
     }
     carrying = _Carrying(connection, found, of_unit, rule=rule, now=now)
     carrying.carry_out(happened, outcomes)
-    # A unit that went back to collecting may have reports enough already; reports beside a settled one are judged too.
+    # A unit that went back to collecting may have reports enough; reports beside a settled one are judged too.
     again = [
         unit_id
         for unit_id, one in outcomes.items()

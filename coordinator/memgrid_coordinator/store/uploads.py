@@ -11,8 +11,8 @@ from sqlalchemy import Connection, bindparam, exists, insert, select, update
 from memgrid.digest import Digest
 from memgrid.units import HostId, LeaseId, Output, UploadOrder
 from memgrid_coordinator.lifecycle import UPLOAD_MOVES, UploadState
-from memgrid_coordinator.records import Lease
-from memgrid_coordinator.store.tables import uploads
+from memgrid_coordinator.records import AuditState, Lease
+from memgrid_coordinator.store.tables import audits, uploads
 
 
 def order(connection: Connection, wanted: Sequence[tuple[Lease, Sequence[Output], datetime]]) -> None:
@@ -70,12 +70,13 @@ def end(connection: Connection, lease_ids: Sequence[LeaseId], verb: str) -> froz
 
 
 def received(connection: Connection, limit: int) -> list[LeaseId]:
-    """Orders that are here whole and have not been checked, the oldest first."""
+    """Orders that are here whole and have not been checked, nor wait for their audit; the oldest first."""
     awaited = uploads.alias()
     missing = exists().where(awaited.c.lease_id == uploads.c.lease_id, awaited.c.state == UploadState.ORDERED)
+    waits = exists().where(audits.c.lease_id == uploads.c.lease_id, audits.c.state == AuditState.WANTED)
     query = (
         select(uploads.c.lease_id)
-        .where(uploads.c.state == UploadState.RECEIVED, ~missing)
+        .where(uploads.c.state == UploadState.RECEIVED, ~missing, ~waits)
         .group_by(uploads.c.lease_id)
         .order_by(uploads.c.lease_id)
         .limit(limit)
