@@ -51,7 +51,7 @@ from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store.blob_places import blobs_of
+from memgrid_coordinator.store.blob_places import blobs_of, folders_of
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.sweeps.schedule import Sweeps
 from memgrid_coordinator.web.bodies import Pace
@@ -116,11 +116,15 @@ class Coordinator:
         if settings.blobs_url is None:  # elsewhere, what is half-written may be another coordinator's
             self.blobs.clear_temporary()
         self._owns_engine = engine is None
-        self.engine: Engine = MeasuredEngine(engine or self._engine(), self.metrics.observe_engine)
+        ours = engine or self._engine()
+        self.engine: Engine = MeasuredEngine(ours, self.metrics.observe_engine)
         # Replays take seconds: a lane of their own, so that nothing quick waits for them.
         self._owns_replays = replays is None and settings.ray is None
-        lane = replays or (InlineEngine(processes=1) if self._owns_replays else self.engine)
+        lane = replays or (InlineEngine(processes=1) if self._owns_replays else ours)
         self.replays: Engine = MeasuredEngine(lane, self.metrics.observe_engine)
+        self.metrics.watch_engine("all" if lane is ours else "quick", lambda: ours.load)
+        if lane is not ours:
+            self.metrics.watch_engine("replays", lambda: lane.load)
         self._build_services()
         self._stopped = asyncio.Event()
 
@@ -129,7 +133,7 @@ class Coordinator:
             return InlineEngine()
         from memgrid_coordinator.heavy.ray_engine import RayEngine  # Ray takes a second to import
 
-        return RayEngine(self.settings.ray)
+        return RayEngine(self.settings.ray, folders=folders_of(self.settings))
 
     def _build_services(self) -> None:
         settings, clock, store, metrics = self.settings, self.clock, self.store, self.metrics

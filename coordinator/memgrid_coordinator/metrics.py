@@ -6,7 +6,7 @@ Counters and histograms are moved by what happens in this process. Gauges are re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from memgrid.cube.manifest import CubeKind
 from memgrid.specs import EvaluateSpec, PrefillSpec, StudySpec, TrainSpec
 from memgrid.units import ReasonCode
+from memgrid_coordinator.heavy.slots import Load
 from memgrid_coordinator.policy.crowd import LaneName
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -111,6 +112,11 @@ class Metrics:
         self.http_s = self._histogram("http_seconds", "HTTP requests.", "route", "method", "status")
         self.engine_s = self._histogram(
             "engine_seconds", "Planning, checking and assembly.", "function", buckets=_STAGES_S
+        )
+        self.engine_running = self._gauge("engine_running", "Calls of the engine that run.", "lane")
+        self.engine_waiting = self._gauge("engine_waiting", "Calls of the engine that wait for a slot.", "lane")
+        self.engine_slots = self._gauge(
+            "engine_slots", "Calls that may run at once: processes of this machine, or processors of Ray's.", "lane"
         )
         self.sweep_s = self._histogram("sweep_seconds", "One run of a sweep.", "sweep")
 
@@ -239,6 +245,12 @@ class Metrics:
         self.engine_s.labels(function).observe(seconds)
         if failed:
             self.engine_failures.labels(function).inc()
+
+    def watch_engine(self, lane: str, load: Callable[[], Load]) -> None:
+        """Show from now on what an engine has in hand, at the time of the asking."""
+        self.engine_running.labels(lane).set_function(lambda: load().running)
+        self.engine_waiting.labels(lane).set_function(lambda: load().waiting)
+        self.engine_slots.labels(lane).set_function(lambda: load().slots)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"memgrid_{name}", about, labels, registry=self.registry)

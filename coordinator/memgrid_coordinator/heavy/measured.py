@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
 from memgrid.errors import MemgridError
-from memgrid_coordinator.heavy.runner import Engine
+from memgrid_coordinator.heavy.runner import Engine, name_of
+from memgrid_coordinator.heavy.slots import Load
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,7 +32,11 @@ class MeasuredEngine:
             failed = True
             raise
         finally:
-            self._observe(function.__name__, time.perf_counter() - started, failed)
+            self._observe(name_of(function), time.perf_counter() - started, failed)
+
+    @property
+    def load(self) -> Load:
+        return self._engine.load
 
     async def close(self, drain: timedelta) -> None:
         await self._engine.close(drain)

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
-from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from memgrid.errors import DrainingError, UnavailableError
-from memgrid_coordinator.heavy import workers
+from memgrid_coordinator.heavy.lane import Lane
+from memgrid_coordinator.heavy.slots import Load, Slots
 
 LIMIT = timedelta(minutes=30)
 """The longest a single computation may take."""
-_ATTEMPTS = 2
+DEATHS_MAX = 2
+"""How many processes may die under one call: functions are repeatable, and one death may have been chance."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """Where heavy functions run. They are plain, repeatable functions over files; arguments are pickled."""
+    """Where heavy functions run. They are plain, repeatable functions over files; arguments are pickled.
+
+    Only so many run at once, first come, first served. What waits is kept as it was given, neither pickled nor sent.
+    """
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The function's result or its own error; UnavailableError when its process died or took too long."""
+        """The function's result or its own error; UnavailableError when its process died or took too long.
+
+        Cancelling this takes the call out of the line, or interrupts it if it runs.
+        """
+
+    @property
+    def load(self) -> Load:
+        """How many calls run and wait."""
 
     async def close(self, drain: timedelta) -> None:
         """Take nothing more, let what runs finish for that long, then end it. Idempotent."""
@@ -41,79 +50,69 @@ class InlineEngine:
     """
 
     def __init__(self, *, processes: int | None = None, limit: timedelta = LIMIT) -> None:
-        self._processes = processes or max(1, (os.cpu_count() or 2) // 2)
-        self._limit_s = limit.total_seconds()
-        self._context = _Children()
-        self._pool: ProcessPoolExecutor | None = None
-        self._futures: set[Future[Any]] = set()
-        self._closing = False
+        count = processes or max(1, (os.cpu_count() or 2) // 2)
+        self._slots = Slots(count)
+        self._lanes = [Lane(limit.total_seconds()) for _ in range(count)]
+        self._idle = list(reversed(self._lanes))
+        self._running: set[asyncio.Future[Any]] = set()
+        self._is_closing = False
+
+    @property
+    def load(self) -> Load:
+        return self._slots.load
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in range(_ATTEMPTS):
-            if self._closing:
-                break
-            pool = self._pool_now()
-            try:
-                return await self._result(pool.submit(workers.call, self._limit_s, function, args, kwargs))
-            except BrokenProcessPool:
-                # A sibling may have died in our place; functions are repeatable, so each gets a second process.
-                self._discard(pool)
-        if self._closing:
-            raise DrainingError(f"{_name(function)}: the coordinator is stopping")
-        raise UnavailableError(f"{_name(function)}: its process died {_ATTEMPTS} times, perhaps for want of memory")
+        self._refuse_when_closing(function)
+        await self._slots.take()
+        lane = self._take_lane()
+        try:
+            return await self._in_lane(lane, function, args, kwargs)
+        finally:
+            self._idle.append(lane)
+            self._slots.give_back()
 
     async def close(self, drain: timedelta) -> None:
-        self._closing = True
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        running = [future for future in list(self._futures) if not future.cancel()]
-        pool.shutdown(wait=False)
-        await asyncio.to_thread(wait, running, drain.total_seconds())
-        self._context.kill_all()
+        self._is_closing = True
+        self._slots.refuse(DrainingError("the coordinator is stopping"))
+        if self._running:
+            await asyncio.wait(self._running, timeout=drain.total_seconds())
+        for lane in self._lanes:
+            lane.kill()
 
-    async def _result(self, future: Future[T]) -> T:
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
+    def _take_lane(self) -> Lane:
+        """The one used last, whose process has loaded what it needs; but none that still winds up."""
+        lane = next((lane for lane in reversed(self._idle) if not lane.is_busy), self._idle[-1])
+        self._idle.remove(lane)
+        return lane
+
+    async def _in_lane(
+        self, lane: Lane, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        ended = asyncio.get_running_loop().create_future()
+        self._running.add(ended)
         try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Not our task was cancelled, but the queued call, by `close`.
-            raise DrainingError("the coordinator is stopping") from None
+            for _ in range(DEATHS_MAX):
+                self._refuse_when_closing(function)
+                try:
+                    return await lane.call(function, args, kwargs)
+                except BrokenProcessPool:
+                    lane.discard()
+            self._refuse_when_closing(function)
+            raise UnavailableError(died(function))
+        finally:
+            self._running.discard(ended)
+            ended.set_result(None)
 
-    def _pool_now(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                max_workers=self._processes, mp_context=self._context, initializer=workers.begin
-            )
-        return self._pool
-
-    def _discard(self, broken: ProcessPoolExecutor) -> None:
-        if self._pool is broken:
-            self._pool = None
-        broken.shutdown(wait=False, cancel_futures=True)
+    def _refuse_when_closing(self, function: Callable[..., Any]) -> None:
+        if self._is_closing:
+            raise DrainingError(f"{name_of(function)}: the coordinator is stopping")
 
 
-class _Children(SpawnContext):
-    """Starts processes and remembers them, because an executor can't end one that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
-
-    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
-        process = SpawnProcess(*args, **kwargs)
-        self._started.add(process)
-        return process
-
-    def kill_all(self) -> None:
-        for process in list(self._started):
-            if process.is_alive():
-                process.kill()
-
-
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called in messages and metrics."""
     return getattr(function, "__name__", repr(function))
+
+
+def died(function: Callable[..., Any]) -> str:
+    """The line about a function under which too many processes died."""
+    return f"{name_of(function)}: its process died {DEATHS_MAX} times, perhaps for want of memory"

@@ -1,4 +1,4 @@
-"""What happens inside a process of the inline engine: it obeys its limit and never outlives its parent."""
+"""What happens inside a process of the inline engine: it obeys its limit and its parent, and never outlives it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ T = TypeVar("T")
 def begin() -> None:
     """Set a fresh process up. Ctrl-C reaches the whole terminal; only the parent decides what it means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Nobody who reads the coordinator's log should have to wonder about advice, or about bars that nobody watches.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    be_quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
 
 
+def be_quiet() -> None:
+    """Nobody who reads a log should have to wonder about advice, or about bars that nobody watches."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def call(limit_s: float, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    """Call a function; raises UnavailableError when it takes longer than its limit."""
+    """Call a function; raises UnavailableError when it takes longer than its limit, or the parent sends an alarm."""
     with _limited(limit_s, getattr(function, "__name__", "function")):
         return function(*args, **kwargs)
 
@@ -44,15 +50,18 @@ def _limited(limit_s: float, name: str) -> Iterator[None]:
 
     def on_alarm(_number: int, _frame: object) -> None:
         # Compiled code may not come back to notice the error: the second alarm ends the process.
+        left_s, _ = signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
-        raise UnavailableError(f"{name}: took longer than {limit_s:g} s")
+        why = "was cancelled" if left_s else f"took longer than {limit_s:g} s"
+        raise UnavailableError(f"{name}: {why}")
 
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:
+        # In this order: an alarm that comes too late must not end a process that waits for its next call.
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

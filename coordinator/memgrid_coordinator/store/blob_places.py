@@ -16,6 +16,12 @@ def blobs_of(settings: Settings) -> BlobStore:
     return open_blobs(place, cache=settings.data / "blob-cache", cache_bytes=settings.blob_cache_bytes)
 
 
+def folders_of(settings: Settings) -> tuple[Path, ...]:
+    """The folders in which all files lie that the engine's functions read and write."""
+    place = parse_place(settings.blobs_url) if settings.blobs_url else None
+    return (settings.data, place) if isinstance(place, Path) else (settings.data,)
+
+
 def open_blobs(place: Path | BucketPlace, *, cache: Path, cache_bytes: int) -> BlobStore:
     """The content store at a place; a bucket keeps what is in use in a bounded folder of this machine.
 
