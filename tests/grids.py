@@ -52,7 +52,8 @@ async def running_coordinator(
 ) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     """A coordinator on free ports; sweeps run fast and new accounts may hold much, everything else is as in life.
 
-    `trust` judges strangers otherwise than a grid's owner could ask for: never by chance, say.
+    `trust` judges strangers otherwise than a grid's owner could ask for: never by chance, say. With `ray` it has an
+    engine of its own, else one that all tests share.
     """
     quick = {
         "sweep_every": timedelta(milliseconds=50),
@@ -61,7 +62,7 @@ async def running_coordinator(
     }
     given = {"http_port": 0, "grpc_port": 0, **quick, **changed}
     settings = Settings(data=data, **given) if trust is None else _Judging(data=data, rule=trust, **given)
-    engines = {"engine": shared_engine(), "replays": replays or shared_replays()}
+    engines = {} if "ray" in changed else {"engine": shared_engine(), "replays": replays or shared_replays()}
     async with Coordinator(settings, clock=clock, **engines) as coordinator:
         endpoint = await asyncio.to_thread(discover, coordinator.address.url, home=data / "client")
         yield coordinator, endpoint

@@ -25,12 +25,14 @@ from memgrid_coordinator.heavy.chunks import PlanParameters
 from memgrid_coordinator.heavy.plan import plan_activation
 from memgrid_coordinator.heavy.ray_engine import RayEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
+from memgrid_coordinator.heavy.slots import Load
 from memgrid_coordinator.heavy.sources import SourceFile, SourceFormat
 from tests.integration import heavy_functions
 
 DRAIN = timedelta(seconds=20)
 NO_DRAIN = timedelta(0)
 PATIENCE_S = 60.0
+FOR_EVER_S = 100_000.0
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,78 @@ async def test_a_function_that_always_dies_is_reported_and_the_engine_goes_on(en
     assert await engine.run(heavy_functions.add, 1, other=1) == 2
 
 
+async def test_a_function_that_dies_twice_is_not_given_a_third_process(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="its process died 2 times"):
+        await engine.run(heavy_functions.note_and_die, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == ".."
+
+
+async def test_a_function_that_fails_is_not_called_again(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match="a server did not answer"):
+        await engine.run(heavy_functions.note_and_fail, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "."
+
+
+async def test_what_waits_is_neither_pickled_nor_sent(engine: Engine, tmp_path: Path) -> None:
+    running = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "running", FOR_EVER_S))
+    await until(tmp_path.joinpath("running").exists)
+    heavy_functions.Packed.times = 0
+    contents = [heavy_functions.Packed(bytes(100_000 + number)) for number in range(50)]
+    calls = [asyncio.create_task(engine.run(heavy_functions.measure, content)) for content in contents]
+    await asyncio.sleep(0)
+    assert (engine.load, heavy_functions.Packed.times) == (Load(running=1, waiting=50, slots=1), 0)
+    running.cancel()
+    assert await asyncio.gather(*calls) == [100_000 + number for number in range(50)]
+    assert engine.load == Load(running=0, waiting=0, slots=1)
+
+
+async def test_who_waits_and_is_cancelled_is_never_begun(engine: Engine, tmp_path: Path) -> None:
+    running = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "running", FOR_EVER_S))
+    await until(tmp_path.joinpath("running").exists)
+    waiting = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "waiting", 0.0))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert waiting.cancelled() and engine.load.waiting == 0
+    running.cancel()
+    assert await engine.run(heavy_functions.add, 1, other=1) == 2
+    assert not (tmp_path / "waiting").exists()
+
+
+async def test_who_runs_and_is_cancelled_is_interrupted(engine: Engine, tmp_path: Path) -> None:
+    call = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "mark", FOR_EVER_S))
+    await until(tmp_path.joinpath("mark").exists)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    # There is room for one call at a time: if the first one went on, no other would ever be done.
+    assert await engine.run(heavy_functions.add, 1, other=1) == 2
+
+
+async def test_an_interrupted_process_keeps_what_it_has_loaded(inline_engine: InlineEngine, tmp_path: Path) -> None:
+    call = asyncio.create_task(inline_engine.run(heavy_functions.mark_and_wait, tmp_path / "pid", FOR_EVER_S))
+    await until(tmp_path.joinpath("pid").exists)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert await inline_engine.run(heavy_functions.pid) == int((tmp_path / "pid").read_text())
+
+
+async def test_a_death_concerns_nobody_else(tmp_path: Path) -> None:
+    engine, gate = InlineEngine(processes=2), tmp_path / "gate"
+    neighbour = asyncio.create_task(engine.run(heavy_functions.mark_and_wait_for, tmp_path, "neighbour", gate))
+
+    def begun() -> int:
+        return len(list(tmp_path.glob("neighbour-*[0-9]")))
+
+    await until(lambda: begun() == 1)
+    with pytest.raises(UnavailableError, match="die: its process died 2 times"):
+        await engine.run(heavy_functions.die)
+    gate.touch()
+    assert await neighbour == "neighbour"
+    assert begun() == 1, "it was begun again"
+    await engine.close(DRAIN)
+
+
 async def test_the_inline_engine_ends_what_takes_too_long(tmp_path: Path) -> None:
     engine = InlineEngine(processes=1, limit=timedelta(seconds=0.3))
     with pytest.raises(UnavailableError, match=r"mark_and_wait: took longer than 0\.3 s"):
@@ -131,14 +205,14 @@ async def test_close_lets_running_work_finish_and_refuses_queued_and_new(tmp_pat
     engine = InlineEngine(processes=1)
     running = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "running", 0.3))
     await until(tmp_path.joinpath("running").exists)
-    # The executor hands one call ahead to its process; only the ones behind that still queue.
     queued = [asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "q", 0.0)) for _ in range(3)]
     await asyncio.sleep(0)
     await engine.close(DRAIN)
     assert await running == "done"
-    with pytest.raises(DrainingError):
-        await queued[-1]
-    await asyncio.gather(*queued, return_exceptions=True)
+    for call in queued:
+        with pytest.raises(DrainingError):
+            await call
+    assert not (tmp_path / "q").exists()
     with pytest.raises(DrainingError):
         await engine.run(heavy_functions.pid)
 
@@ -151,15 +225,6 @@ async def test_close_ends_what_does_not_finish_in_time(tmp_path: Path) -> None:
     with pytest.raises(DrainingError):
         await running
     await until(lambda: not is_running(int((tmp_path / "pid").read_text())))
-
-
-async def test_a_cancelled_caller_is_cancelled_and_the_engine_goes_on(engine: Engine, tmp_path: Path) -> None:
-    call = asyncio.create_task(engine.run(heavy_functions.mark_and_wait, tmp_path / "mark", 0.2))
-    await until(tmp_path.joinpath("mark").exists)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert await engine.run(heavy_functions.add, 1, other=1) == 2
 
 
 def test_processes_do_not_outlive_a_killed_coordinator(tmp_path: Path) -> None:
