@@ -153,6 +153,16 @@ def inside() -> list[Any]:
             width=6,
         ),
         lines(
+            "The engine",
+            "Calls that run and that wait, against how many may run at once: processes of the machine, or processors "
+            "of a Ray cluster. Replays have a lane of their own, except on Ray.",
+            COUNT,
+            Query("sum by (lane) (memgrid_engine_running)", "{{lane}}: running"),
+            Query("sum by (lane) (memgrid_engine_waiting)", "{{lane}}: waiting"),
+            Query("sum by (lane) (memgrid_engine_slots)", "{{lane}}: at once"),
+            width=6,
+        ),
+        lines(
             "Sweeps",
             "How long a run takes, on average.",
             SECONDS,

@@ -14,6 +14,7 @@ from memgrid.errors import UnavailableError
 from memgrid.specs import Spec, TrainSpec, parse_spec
 from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.heavy.replay import replay
+from memgrid_coordinator.heavy.slots import Load
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.store import campaigns, hosts
@@ -35,6 +36,10 @@ class Stumbling:
             if self.replays == 1:
                 raise UnavailableError("replay: its process died, perhaps for want of memory")
         return await shared_replays().run(function, *args, **kwargs)
+
+    @property
+    def load(self) -> Load:
+        return shared_replays().load
 
     async def close(self, drain: timedelta) -> None:
         """It is the tests' own."""

@@ -22,6 +22,7 @@ from memgrid.errors import DigestMismatchError, DrainingError, InvalidError, Una
 from memgrid.kinds.refusal import RefusedError
 from memgrid.units import ComputeDtype, ReasonCode, StoreDtype
 from memgrid_coordinator.heavy.chunks import PlanParameters
+from memgrid_coordinator.heavy.measured import MeasuredEngine
 from memgrid_coordinator.heavy.plan import plan_activation
 from memgrid_coordinator.heavy.ray_engine import RayEngine
 from memgrid_coordinator.heavy.runner import Engine, InlineEngine
@@ -191,6 +192,24 @@ async def test_a_death_concerns_nobody_else(tmp_path: Path) -> None:
     assert await neighbour == "neighbour"
     assert begun() == 1, "it was begun again"
     await engine.close(DRAIN)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_failure"),
+    [
+        (heavy_functions.pid, False),
+        (heavy_functions.raise_mismatch, False),
+        (heavy_functions.raise_bug, True),
+        (heavy_functions.die, True),
+    ],
+)
+async def test_deaths_and_bugs_count_as_failures_of_the_engine(
+    inline_engine: InlineEngine, function: Callable[[], object], is_failure: bool
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    measured = MeasuredEngine(inline_engine, lambda name, _, failed: seen.append((name, failed)))
+    await asyncio.gather(measured.run(function), return_exceptions=True)
+    assert seen == [(function.__name__, is_failure)]
 
 
 async def test_the_inline_engine_ends_what_takes_too_long(tmp_path: Path) -> None:

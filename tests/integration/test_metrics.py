@@ -31,6 +31,8 @@ UNTOUCHED_HERE = {
 OVER = {
     "memgrid_calls_waiting",
     "memgrid_calls_working",
+    "memgrid_engine_running",
+    "memgrid_engine_waiting",
     "memgrid_hosts_busy",
     "memgrid_leases",
     "memgrid_queue_age_seconds",

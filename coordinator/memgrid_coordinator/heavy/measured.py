@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
-from memgrid.errors import MemgridError
+from memgrid.errors import MemgridError, UnavailableError
 from memgrid_coordinator.heavy.runner import Engine, name_of
 from memgrid_coordinator.heavy.slots import Load
 
@@ -26,6 +26,9 @@ class MeasuredEngine:
         started, failed = time.perf_counter(), False
         try:
             return await self._engine.run(function, *args, **kwargs)
+        except UnavailableError:
+            failed = True  # its process died, or took too long
+            raise
         except MemgridError:
             raise  # what it was given is wrong: finding that out is its work
         except Exception:
