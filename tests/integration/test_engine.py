@@ -37,13 +37,11 @@ FOR_EVER_S = 100_000.0
 
 
 @pytest.fixture(scope="module")
-def ray_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
-    """A real Ray with one CPU; it writes into its home directory, so it gets one of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        engine = RayEngine("local", cpus=1)
-        yield engine
-        asyncio.run(engine.close(DRAIN))
+def ray_engine(ray_surroundings: Path) -> Iterator[RayEngine]:
+    """A real Ray with one CPU."""
+    engine = RayEngine("local", cpus=1)
+    yield engine
+    asyncio.run(engine.close(DRAIN))
 
 
 @pytest.fixture(scope="module")

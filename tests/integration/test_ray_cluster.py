@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -42,7 +44,6 @@ NOTICES_SOON = {
     "health_check_failure_threshold": 3,
 }
 """What is gone refuses to be asked; what is only slow has the usual ten seconds to answer."""
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {f"manual-{number}.txt": f"Manual {number}. " + "The valve opens at three bar. " * 6 for number in range(3)}
 
 
@@ -88,14 +89,10 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes into it
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Nodes()
-        yield started
-        started.cluster.shutdown()
+def nodes(ray_surroundings: Path) -> Iterator[Nodes]:
+    started = Nodes()
+    yield started
+    started.cluster.shutdown()
 
 
 @contextlib.asynccontextmanager
@@ -250,6 +247,23 @@ async def test_close_ends_what_runs_and_refuses_what_waits(nodes: Nodes, tmp_pat
             await call
     with pytest.raises(DrainingError):
         await engine.run(heavy_functions.pid)
+
+
+def test_the_command_finds_a_cluster_by_its_address_and_this_machines_token(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # as in life, where a file in the home folder has it
+        monkeypatch.delenv(name)
+    memgrid = Path(sys.executable).with_name("memgrid")
+    words = [memgrid, "coordinator", "serve", "--data", tmp_path, "--http-port", "0", "--grpc-port", "0"]
+    with subprocess.Popen([*words, "--ray", nodes.address], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert "memgrid volunteer join" in process.stdout.readline()
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def spoil_marks(folder: Path) -> None:

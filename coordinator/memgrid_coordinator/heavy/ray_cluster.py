@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memgrid.errors import InvalidError, UnavailableError
@@ -22,6 +23,7 @@ _CONNECT_S = 5.0
 _PROBE_S = 60.0
 """How long a node may take to say whether it is fit; the first process there has to load Python and Ray."""
 _ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^\[\]/\s]+?)\]?:(?P<port>\d{1,5})")
+_OWN = ("auto", "local")
 _LINE_MAX = 300
 
 
@@ -141,6 +143,9 @@ def _connected(address: str, cpus: int | None) -> Any:
     _check_address(address)
     # No program of ours reports to third parties.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address not in _OWN and _has_token():
+        # `ray start` does so by itself, and would turn away who comes without; Ray reads this while it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -158,13 +163,14 @@ def _connected(address: str, cpus: int | None) -> Any:
         except ValueError as error:
             raise InvalidError(f"ray: {address}: {line_of(error)}") from None
         except (ConnectionError, OSError, RuntimeError) as error:
-            raise UnavailableError(f"ray: {address}: {line_of(error)}") from None
+            advice = "does this machine have the cluster's versions of Python and Ray, and its token?"
+            raise UnavailableError(f"ray: {address}: {line_of(error)}; {advice}") from None
     return ray
 
 
 def _check_address(address: str) -> None:
     """Whether somebody listens there; Ray itself would try for minutes."""
-    if address in ("auto", "local"):
+    if address in _OWN:
         return
     if not (found := _ADDRESS.fullmatch(address)):
         raise InvalidError(f"ray: expected auto, local or HOST:PORT, found {address[:80]!r}")
@@ -172,6 +178,12 @@ def _check_address(address: str) -> None:
         socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise UnavailableError(f"ray: {address}: nobody answers: {line_of(error)}") from None
+
+
+def _has_token() -> bool:
+    """Whether this machine has what Ray lets in; see `ray get-auth-token`."""
+    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 @contextmanager
