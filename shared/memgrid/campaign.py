@@ -185,7 +185,7 @@ class CampaignFile(Part):
         """The campaign in some YAML; `where` begins every line of an error."""
         try:
             value = yaml.safe_load(content)
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise InvalidError(f"{where}: expected YAML, found: {_on_one_line(error)}") from None
         return _validated(value, where)
 
@@ -196,7 +196,7 @@ class CampaignFile(Part):
             raise InvalidError(f"campaign: expected at most {CAMPAIGN_BYTES_MAX} bytes, found {len(content)}")
         try:
             value = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidError(f"campaign: expected JSON, found: {_on_one_line(error)}") from None
         return _validated(value, "campaign")
 

@@ -33,10 +33,12 @@ def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    place, expected, known = _located(detail["loc"], model)
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(place, known)
+        # The key is whatever somebody wrote, be it called like a type.
+        around, _, known = _located(detail["loc"][:-1], model)
+        return _unknown_key((*around, detail["loc"][-1]), known)
+    place, expected, known = _located(detail["loc"], model)
     if kind == CONTRADICTION:
         return f"{_path((*place, detail['ctx']['key']))}: {detail['msg']}"
     return f"{_path(place)}: expected {expected or detail['msg']}, found {_found(detail)}"

@@ -93,7 +93,7 @@ def discover(url: str, *, home: Path | None = None, insecure: bool = False) -> G
     known = trust.find(wanted.base)
     certificate = _certificate_for(wanted, known)
     description = _describe(wanted, certificate)
-    endpoint = _endpoint_of(wanted, certificate, description)
+    endpoint = endpoint_of(wanted, certificate, description)
     if known is not None and wanted.pin is None and known.grid_key != endpoint.grid_key:
         raise UntrustedGridError(
             f"{wanted.base}: the grid's key has changed since the last visit; if that is meant to be, remove"
@@ -207,7 +207,7 @@ def _is_certificate_error(error: BaseException | None) -> bool:
     return False
 
 
-def _endpoint_of(wanted: GridUrl, certificate: str | None, description: bytes) -> GridEndpoint:
+def endpoint_of(wanted: GridUrl, certificate: str | None, description: bytes) -> GridEndpoint:
     try:
         value = json.loads(description)
         key = bytes.fromhex(value["grid_key"])
@@ -224,7 +224,7 @@ def _endpoint_of(wanted: GridUrl, certificate: str | None, description: bytes) -
             max_blob_bytes=int(value["max_blob_bytes"]),
             certificate_pem=certificate,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidError(f"{wanted.base} is no grid: /v1/grid: {type(error).__name__}: {error}") from None
 
 

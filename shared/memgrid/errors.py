@@ -36,10 +36,14 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
+_MESSAGE_CHARACTERS_MAX = 4000
+
+
 class MemgridError(Exception):
     """An error a person or another process can act on.
 
-    `str(error)` is the line shown to people: what happened, to which id, what to do.
+    `str(error)` is the line shown to people: what happened, to which id, what to do. Whatever a stranger's words in it
+    were, it can be sent, stored and shown: no half characters, no NUL, nothing that moves a terminal's cursor.
 
     >>> raise InvalidError("campaign.yaml: activation.layout: expected chained or independent, found 'chain'")
     Traceback (most recent call last):
@@ -49,6 +53,9 @@ class MemgridError(Exception):
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
     by_code: ClassVar[dict[ErrorCode, type[MemgridError]]] = {}
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_presentable(message))
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -63,6 +70,18 @@ class MemgridError(Exception):
         except ValueError:
             return InternalError(message)
         return MemgridError.by_code.get(known, InternalError)(message)
+
+
+def _presentable(message: str) -> str:
+    r"""The same message as text that every other part can take.
+
+    >>> _presentable("tensor \ud800\0 is missing")
+    'tensor \\ud800\\x00 is missing'
+    """
+    shown = message[: _MESSAGE_CHARACTERS_MAX + 1]
+    if not shown.isprintable():
+        shown = "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in shown)
+    return shown if len(shown) <= _MESSAGE_CHARACTERS_MAX else shown[: _MESSAGE_CHARACTERS_MAX - 1] + "…"
 
 
 class InvalidError(MemgridError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -247,7 +248,7 @@ def _read(kind: type[Any], value: Any, where: str) -> Any:
     for name, reader in readers.items():
         try:
             found[name] = reader(value[name])
-        except (ValueError, TypeError, InvalidError) as error:
+        except (ValueError, TypeError, OverflowError, InvalidError) as error:
             raise InvalidError(f"{where}: {name}: {error}"[:300]) from None
     return kind(**found)
 
@@ -260,7 +261,7 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or not math.isfinite(value):
         raise InvalidError(f"expected a number, found {str(value)[:40]}")
     return float(value)
 

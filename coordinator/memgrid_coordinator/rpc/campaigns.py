@@ -24,14 +24,14 @@ class CampaignsServicer(pb_grpc.CampaignsServicer):
         self._campaigns = campaigns
 
     async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.Submission:  # noqa: N802
-        sources = tuple(_source(source) for source in request.sources)
+        sources = tuple(source_from_message(source) for source in request.sources)
         submission = await self._campaigns.submit(
             caller(), request_id=request.request_id, campaign=request.campaign, sources=sources
         )
         return pb.Submission(campaign=_campaign(submission.campaign), units_reused=submission.units_reused)
 
     async def Plan(self, request: pb.SubmitRequest, context: Any) -> pb.CampaignPlan:  # noqa: N802
-        sources = tuple(_source(source) for source in request.sources)
+        sources = tuple(source_from_message(source) for source in request.sources)
         return _plan(await self._campaigns.plan(caller(), campaign=request.campaign, sources=sources))
 
     async def Get(self, request: pb.GetCampaignRequest, context: Any) -> pb.Campaign:  # noqa: N802
@@ -63,7 +63,7 @@ class CampaignsServicer(pb_grpc.CampaignsServicer):
         )
 
 
-def _source(source: pb.Source) -> SubmittedSource:
+def source_from_message(source: pb.Source) -> SubmittedSource:
     return SubmittedSource(
         uri=source.uri,
         digest=parse_digest(source.digest),

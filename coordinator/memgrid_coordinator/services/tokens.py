@@ -41,6 +41,8 @@ class Tokens:
         """Who a token stands for; nobody in particular without one. Raises when it is false or too old."""
         if not token:
             return ANONYMOUS
+        if not token.isascii():
+            raise TokenRequiredError("this token is not this grid's; log in")
         if token.startswith("operator."):
             if hmac.compare_digest(token.encode(), self.operator_token.encode()):
                 return Caller(role=Role.OWNER, name=BOOTSTRAP)

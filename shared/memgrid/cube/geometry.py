@@ -60,7 +60,10 @@ def rope_of(config: Mapping[str, Any], head_dim: int) -> dict[str, dict[str, Any
     if not isinstance(given, Mapping):
         if "rope_theta" not in config and not config.get("rope_scaling"):
             return {}
-        given = {"rope_theta": config.get("rope_theta", _DEFAULT_THETA), **(config.get("rope_scaling") or {})}
+        scaling = config.get("rope_scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise InvalidError(f"config.json: rope_scaling: expected a mapping, found {scaling!r}"[:200])
+        given = {"rope_theta": config.get("rope_theta", _DEFAULT_THETA), **scaling}
     layered = {key: value for key, value in given.items() if isinstance(value, Mapping)}
     groups = layered or {"all": given}
     return {name: _rope(group, config, head_dim) for name, group in sorted(groups.items())}
@@ -81,7 +84,15 @@ def _rope(group: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) ->
     rest.pop("type", None)
     theta = rest.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_THETA
     share = rest.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
-    return {"type": str(kind), "theta": float(theta), "rotary_dim": int(head_dim * share), **rest}
+    numbers = {"theta": _number("rope_theta", theta), "rotary_dim": int(head_dim * _number("rotary factor", share))}
+    return {"type": str(kind), **numbers, **rest}
+
+
+def _number(key: str, value: Any) -> float:
+    # No angle and no share of a head is anywhere near.
+    if type(value) not in (int, float) or not abs(value) < 1e12:
+        raise InvalidError(f"config.json: {key}: expected a number, found {value!r}"[:200])
+    return float(value)
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -75,9 +75,19 @@ class ModelIdentity:
             for name in ("weights", "tokenizer", "chat_template"):
                 if given[name] is not None:
                     _check_digest(name, given[name])
-            return ModelIdentity(geometry=ModelGeometry(**sizes), **given)
-        except (TypeError, KeyError, ValueError) as error:
+            identity = ModelIdentity(geometry=ModelGeometry(**sizes), **given)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidError(f"model identity: {type(error).__name__}: {error}") from None
+        return _with_a_digest(identity)
+
+
+def _with_a_digest(identity: ModelIdentity) -> ModelIdentity:
+    """Raises InvalidError for what canonical JSON can't hold: it would have no digest."""
+    try:
+        canonical_json(identity.to_json())
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"model identity: {type(error).__name__}: {error}") from None
+    return identity
 
 
 def _check_digest(name: str, value: str) -> None:
@@ -116,7 +126,9 @@ def identity_of_folder(folder: Path, name: str | None = None) -> ModelIdentity:
     stored_dtype, exceptions = _stored_dtypes(leaves)
     geometry = geometry_of(config, parameters=sum(leaf.parameters for leaf in leaves), tied=tied)
     architectures = raw_config.get("architectures") or ["unknown"]
-    return ModelIdentity(
+    if not isinstance(architectures, list):
+        raise InvalidError(f"config.json: architectures: expected a list, found {architectures!r}"[:200])
+    identity = ModelIdentity(
         name=name or folder.resolve().name,
         architecture=str(architectures[0]),
         weights=tree_digest(leaves),
@@ -129,6 +141,7 @@ def identity_of_folder(folder: Path, name: str | None = None) -> ModelIdentity:
         sliding_window=sliding_window_of(config),
         config={key: value for key, value in config.items() if key not in VOLATILE_KEYS},
     )
+    return _with_a_digest(identity)
 
 
 def model_files(folder: Path) -> list[Path]:

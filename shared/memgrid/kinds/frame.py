@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memgrid.digest import Digest, canonical_json
+from memgrid.digest import Digest, canonical_json, parse_digest
 from memgrid.errors import InvalidError
 from memgrid.kinds.asks import ASK, LEAD, every_opening
 
@@ -58,7 +58,7 @@ class ChatFrame:
             if value.pop("format") != "memgrid.frame.v1":
                 raise InvalidError(f"{FRAME_FILE}: expected format memgrid.frame.v1")
             asks, openings = (tuple(_ids(ids) for ids in value.pop(name)) for name in ("asks", "openings"))
-            tokenizer, vocab = Digest(value.pop("tokenizer")), int(value.pop("vocab"))
+            tokenizer, vocab = parse_digest(str(value.pop("tokenizer"))), int(value.pop("vocab"))
             frame = ChatFrame(
                 tokenizer=tokenizer,
                 vocab=vocab,
@@ -66,7 +66,7 @@ class ChatFrame:
                 openings=openings,
                 **{name: _ids(ids) for name, ids in value.items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidError(f"{FRAME_FILE}: {type(error).__name__}: {error}"[:300]) from None
         every = [*asks, *openings, frame.teacher_before, frame.teacher_after, frame.student_before]
         every += [frame.student_after, frame.stops, frame.question_stops]

@@ -17,7 +17,7 @@ class RefusedError(InvalidError):
 
     def __init__(self, reason_code: ReasonCode, text: str) -> None:
         super().__init__(text)
-        self.reason = Reason(code=reason_code, text=text)
+        self.reason = Reason(code=reason_code, text=str(self))
 
     def __reduce__(self) -> tuple[type[RefusedError], tuple[ReasonCode, str]]:
         # Checks run in other processes: the reason has to survive the way back.

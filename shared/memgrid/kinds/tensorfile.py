@@ -24,6 +24,8 @@ HEADER_BYTES_MAX = 16 << 20
 """More than any real model needs; the library itself allows 100 MB."""
 _PREFIX_BYTES = 8
 _DIMENSIONS_MAX = 8
+_ELEMENTS_MAX = 1 << 48
+"""Far more than fits anywhere; a tensor of no elements could else claim sizes that numpy can't count."""
 _BITS: dict[str, npt.DTypeLike] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -144,9 +146,11 @@ def _tensor_infos(entries: dict[str, Any], what: str) -> Iterator[TensorInfo]:
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise InvalidError(f"{what}: {name}: expected dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in _BITS:
+        if not name.isprintable():
+            raise InvalidError(f"{what}: a tensor's name is not plain text: {name[:80]!a}")
+        if not isinstance(dtype, str) or dtype not in _BITS:
             raise InvalidError(f"{what}: {name}: unknown dtype {str(dtype)[:20]!r}")
-        if not _are_sizes(shape) or len(shape) > _DIMENSIONS_MAX:
+        if not _are_sizes(shape) or len(shape) > _DIMENSIONS_MAX or _extent(shape) > _ELEMENTS_MAX:
             raise InvalidError(f"{what}: {name}: bad shape")
         if not _are_sizes(offsets) or len(offsets) != 2:
             raise InvalidError(f"{what}: {name}: bad data_offsets")
@@ -158,3 +162,8 @@ def _tensor_infos(entries: dict[str, Any], what: str) -> Iterator[TensorInfo]:
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _extent(shape: list[int]) -> int:
+    """The elements of a shape, its empty dimensions left out."""
+    return math.prod(size or 1 for size in shape)

@@ -51,7 +51,7 @@ def listings_from_json(content: bytes) -> list[Listing]:
     """The answer of `GET /v1/cubes`; fields this version does not know are left out."""
     try:
         return [_listing(entry) for entry in json.loads(content)["cubes"]]
-    except (ValueError, KeyError, TypeError, InvalidError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, InvalidError) as error:
         raise InternalError(f"search: the grid's answer can't be read: {type(error).__name__}: {error}") from None
 
 

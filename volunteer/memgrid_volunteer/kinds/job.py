@@ -49,7 +49,7 @@ class Hello:
     def from_line(line: bytes) -> Hello:
         try:
             return Hello(devices=tuple(DeviceFacts(**device) for device in json.loads(line)["devices"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidError(f"worker: not a greeting: {error}") from None
 
 
@@ -73,7 +73,7 @@ class Progress:
         try:
             value = json.loads(line)["progress"]
             done, text = float(value["done"]), str(value["text"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
         return Progress(done=min(max(done, 0.0), 1.0), text=text[:200]) if done == done else None
 
@@ -97,7 +97,7 @@ class Outcome:
                 facts=facts_from_json(facts) if facts else None,
                 failure=Reason(code=ReasonCode(failure["code"]), text=failure["text"]) if failure else None,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidError(f"worker: not an outcome: {error}") from None
 
 
