@@ -1,0 +1,1 @@
+"""Feed every parser of strangers' bytes what strangers may send, by the thousand."""

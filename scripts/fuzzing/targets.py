@@ -1,0 +1,16 @@
+"""Every target by name."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from fuzzing import documents, messages, tensors
+from fuzzing.driver import Target
+
+
+@cache
+def every() -> dict[str, Target]:
+    targets = (*messages.targets(), *documents.targets(), *tensors.targets())
+    found = {target.name: target for target in targets}
+    assert len(found) == len(targets), "two targets have one name"
+    return found

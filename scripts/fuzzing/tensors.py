@@ -1,0 +1,157 @@
+"""Files of tensors and sketches: what hosts upload and report, and what consumers pull."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuzzing import samples
+from fuzzing.driver import Target
+from fuzzing.files import fresh_file, kept_file
+from fuzzing.mutation import spoil_tensors
+from memgrid.digest import token_bytes
+from memgrid.kinds import delta_sketch, sketch, study
+from memgrid.kinds.evaluate import parse_scores, score_differences
+from memgrid.kinds.frame import FRAME_FILE
+from memgrid.kinds.prefill import check_kv_file, read_kv
+from memgrid.kinds.prefill_kind import PrefillKind
+from memgrid.kinds.shard import conversation_digests, distinct, read_shard
+from memgrid.kinds.state_file import check_state
+from memgrid.kinds.study import StudyKind, sketch_shard
+from memgrid.kinds.tensorfile import TensorFile
+from memgrid.kinds.trace import TRACE_FILE
+from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name
+from memgrid.units import StoreDtype
+
+GEOMETRY = samples.GEOMETRY
+
+
+def targets() -> tuple[Target, ...]:
+    return (
+        _of("tensor_file", "any file of tensors", lambda: [_kv(dtype) for dtype in StoreDtype], _tensor_file),
+        _of("prefill_sketch", "a report's sketch of a KV cache", lambda: [_work(StoreDtype.FLOAT32).sketch], _sketch),
+        _of("study_sketch", "a report's sketch of conversations", lambda: [sketch_shard(samples.shard())], _study),
+        _of("delta_sketch", "a report's sketch of a training", lambda: [samples.delta_sketch()], _delta),
+        _of("scores", "a report's scores, which are their own sketch", lambda: [samples.scores()], _scores),
+        _of("kv_upload", "an uploaded KV cache", lambda: [_kv(StoreDtype.BFLOAT16)], _kv_upload),
+        _of("kv_pulled", "the KV cache of a pulled cube", lambda: [_kv(dtype) for dtype in StoreDtype], _kv_pulled),
+        _of("shard_upload", "uploaded conversations", lambda: [samples.shard_file()], _shard_upload, 50_000),
+        _of("shard", "conversations that training reads", lambda: [samples.shard_file()], _shard),
+        _of("state_upload", "an uploaded training, its state spoilt", lambda: [samples.state_file()], _state, 50_000),
+        _of("state_lora", "an uploaded state of LoRA", lambda: [samples.state_file(4, samples.LORA)], _lora, 50_000),
+    )
+
+
+def _of(
+    name: str, about: str, seeds: Callable[[], Sequence[bytes]], run: Callable[[bytes], object], count: int = 100_000
+) -> Target:
+    return Target(name=name, about=about, seeds=seeds, run=run, mutators=(spoil_tensors,) * 4, executions=count)
+
+
+def _tensor_file(content: bytes) -> object:
+    file = TensorFile.of_bytes(content)
+    for name, info in file.tensors.items():
+        assert file.bits(name).nbytes == info.end - info.start, "a tensor of another size than its bytes"
+        if info.dtype in ("F32", "F16", "BF16"):
+            file.float32(name)
+            file.is_finite(name)
+    return file
+
+
+def _sketch(content: bytes) -> object:
+    parsed = sketch.parse_sketch(content, GEOMETRY.layers, len(samples.TOKENS))
+    _all_finite(parsed.k, parsed.v)
+    with np.errstate(all="ignore"):
+        return sketch.distances(parsed, parsed)
+
+
+def _study(content: bytes) -> object:
+    return study.parse_sketch(content, 4).likelihood.sum()
+
+
+def _delta(content: bytes) -> object:
+    parsed = delta_sketch.parse_delta_sketch(content, 4)
+    _all_finite(parsed.parts)
+    with np.errstate(all="ignore"):
+        return delta_sketch.differences(parsed, parsed)
+
+
+def _scores(content: bytes) -> object:
+    parsed = parse_scores(content, samples.evaluate_spec())
+    return score_differences(parsed, parsed)
+
+
+def _kv_upload(content: bytes) -> object:
+    spec, path = samples.prefill_spec(), fresh_file(content)
+    check_kv_file(path, spec, samples.TOKENS, GEOMETRY)
+    files, inputs = {"kv.safetensors": path}, {"tokens.bin": kept_file("tokens.bin", token_bytes(samples.TOKENS))}
+    with np.errstate(all="ignore"):
+        return PrefillKind().check_files(spec, files, inputs, _work(StoreDtype.BFLOAT16).sketch, GEOMETRY)
+
+
+def _kv_pulled(content: bytes) -> object:
+    found = read_kv(fresh_file(content))
+    return [array.shape for array in (*found.k, *found.v, found.tokens)]
+
+
+def _shard_upload(content: bytes) -> object:
+    inputs = {FRAME_FILE: kept_file(FRAME_FILE, samples.FRAME.to_bytes())}
+    sketched = sketch_shard(samples.shard())
+    files = {"conversations.safetensors": fresh_file(content)}
+    return StudyKind().check_files(samples.study_spec(), files, inputs, sketched, GEOMETRY)
+
+
+def _shard(content: bytes) -> object:
+    shard = read_shard(fresh_file(content))
+    lengths = [len(shard.question(index)) for index in range(len(shard))]
+    assert sum(lengths) == len(shard.question_ids), "conversations overlap, or leave something out"
+    rows = [shard.rows(index) for index in range(len(shard))]
+    assert sum(row.stop - row.start for row in rows) == len(shard.answer_ids), "answers overlap"
+    conversation_digests(shard)
+    return distinct([shard, shard])
+
+
+def _state(content: bytes) -> object:
+    others, inputs, sketched = _rest_of_a_training()
+    with np.errstate(all="ignore"):
+        return TrainKind().check_files(
+            samples.train_spec(), {STATE_FILE: fresh_file(content), **others}, inputs, sketched, GEOMETRY
+        )
+
+
+def _lora(content: bytes) -> object:
+    return check_state(fresh_file(content), samples.LORA, _lora_start(), step=4, moments=True, geometry=GEOMETRY)
+
+
+def _all_finite(*arrays: Any) -> None:
+    assert all(np.isfinite(array).all() for array in arrays), "NaN came through"
+
+
+@cache
+def _work(dtype: StoreDtype) -> Any:
+    return samples.prefill_work(dtype)
+
+
+def _kv(dtype: StoreDtype) -> bytes:
+    content: bytes = _work(dtype).content
+    return content
+
+
+@cache
+def _rest_of_a_training() -> tuple[dict[str, Path], dict[str, Path], bytes]:
+    others = {
+        TRACE_FILE: kept_file(TRACE_FILE, samples.trace()),
+        committed_name(1): kept_file(committed_name(1), samples.state_file(2)),
+    }
+    return others, {STATE_FILE: kept_file("start", samples.state_file(0))}, samples.delta_sketch()
+
+
+@cache
+def _lora_start() -> Path:
+    return kept_file("lora", samples.state_file(0, samples.LORA))
+
+
