@@ -19,25 +19,41 @@ from fuzzing.mutation import spoil_json, spoil_text
 from memgrid.campaign import CampaignFile
 from memgrid.cube.identity import ModelIdentity, identity_of_folder
 from memgrid.cube.manifest import CubeManifest
-from memgrid.cube.oci import CUBE_CONFIG_TYPE, FILE_TYPE, MODEL_ARTIFACT_TYPE, OCI_MANIFEST_TYPE, Descriptor, OciManifest
+from memgrid.cube.oci import (
+    CUBE_CONFIG_TYPE,
+    FILE_TYPE,
+    MODEL_ARTIFACT_TYPE,
+    OCI_MANIFEST_TYPE,
+    Descriptor,
+    OciManifest,
+)
 from memgrid.cube.provenance import check_provenance, sign_cube
 from memgrid.digest import canonical_json, digest_of
 from memgrid.endpoint import GridUrl, endpoint_of
 from memgrid.kinds.frame import ChatFrame
+from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.kinds.trace import read_trace
 from memgrid.pool.offers import listings_from_json
 from memgrid.pool.reference import Reference
 from memgrid.serving.openai_requests import parse_request
 from memgrid.signing import SigningKey
 from memgrid.specs import parse_spec
-from memgrid.units import AccountId, ComputeDtype, DeviceFacts, HostId, Reason, ReasonCode, SessionId, UnitKey, WorkFacts
+from memgrid.units import (
+    AccountId,
+    ComputeDtype,
+    DeviceFacts,
+    HostId,
+    Reason,
+    ReasonCode,
+    SessionId,
+    UnitKey,
+    WorkFacts,
+)
 from memgrid_coordinator.policy.manifests import model_files, parse_manifest
 from memgrid_coordinator.policy.repositories import parse_repository, parse_tag
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.web.requests import OciError, requested_range
 from memgrid_volunteer.kinds.job import Hello, Outcome, Progress
-
-
 
 KEY = SigningKey.generate()
 
@@ -59,7 +75,10 @@ def targets() -> tuple[Target, ...]:
         _json("listings", "a pool's answer to a search", lambda: [canonical_json({"cubes": [LISTING]})], _listings),
         _json("chat_request", "a request to memgrid serve", lambda: [canonical_json(CHAT)], _chat, 50_000),
         _json("worker_words", "a line of a worker", _worker_lines, _worker),
-        _text("reference", "a cube's name", lambda: [b"peps/pep-0008:1.0.0@" + samples.digest().encode()], _reference),
+        _json("tolerances", "a calibration that was stored", lambda: [BUILT_IN.to_bytes()], _tolerances, 30_000),
+        _text(
+            "reference", "a cube's name", lambda: [b"peps/pep-0008:1.0.0@" + samples.digest().encode()], _reference
+        ),
         _text("repository", "a repository or tag", lambda: [b"docs/quick-start:1.0.0"], _repository),
         _text("grid_url", "a grid's address", lambda: [b"https://grid.example:7070/#sha256=" + b"ab" * 32], _url),
         _text("range", "a Range header", lambda: [b"bytes=0-99", b"bytes=-3", b"bytes=5-"], _range),
@@ -74,9 +93,7 @@ def _json(name: str, about: str, seeds: Callable[[], Sequence[bytes]], run: Any,
 
 def _text(name: str, about: str, seeds: Callable[[], Sequence[bytes]], run: Any, count: int = 100_000) -> Target:
     mutators, allowed = (spoil_text,) * 3, (OciError,)
-    return Target(
-        name=name, about=about, seeds=seeds, run=run, mutators=mutators, allowed=allowed, executions=count
-    )
+    return Target(name=name, about=about, seeds=seeds, run=run, mutators=mutators, allowed=allowed, executions=count)
 
 
 def _specs() -> list[bytes]:
@@ -231,6 +248,10 @@ CHAT = {
     "stream_options": {"include_usage": True},
     "seed": 3,
 }
+
+
+def _tolerances(content: bytes) -> object:
+    return Tolerances.from_bytes(content).over(BUILT_IN).to_bytes()
 
 
 def _description(content: bytes) -> object:

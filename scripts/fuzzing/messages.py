@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fuzzing import samples
 from fuzzing.driver import Target
-from fuzzing.mutation import spoil_bytes, spoil_message
+from fuzzing.mutation import spoil_message
 from memgrid import wire
 from memgrid.digest import digest_of
 from memgrid.enrolment import Challenge, EnrolAsk, Enrolment, LogInAsk, Session
@@ -54,15 +54,15 @@ def targets() -> tuple[Target, ...]:
         _body("log_in", "a signed log-in's body", pb.LogInRequest, wire.log_in_from_body, _log_in_body()),
         _body("reports", "a signed batch of reports", pb.ReportBatch, wire.reports_from_body, _reports_body()),
         _of("challenge", "a grid's challenge", pb.Challenge, wire.challenge_from_message, [_challenge()]),
-        _of("enrolment", "a grid's answer to an enrolment", pb.Enrolment, wire.enrolment_from_message, [_enrolment()]),
+        _of(
+            "enrolment", "a grid's answer to an enrolment", pb.Enrolment, wire.enrolment_from_message, [_enrolment()]
+        ),
         _of("session", "a grid's answer to a log-in", pb.Session, wire.session_from_message, [_session()]),
         _of("submission", "a submitted campaign's sources", campaigns_pb2.SubmitRequest, _submit, [_submission()]),
     )
 
 
-def _of(
-    name: str, about: str, kind: type[Message], run: Callable[[Any], object], seeds: list[Message]
-) -> Target:
+def _of(name: str, about: str, kind: type[Message], run: Callable[[Any], object], seeds: list[Message]) -> Target:
     contents = [seed.SerializeToString() for seed in seeds]
 
     def parse(content: bytes) -> object:

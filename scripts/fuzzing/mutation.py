@@ -19,7 +19,22 @@ CONTENT_BYTES_MAX = 1 << 16
 _NUMBERS = (0, 1, -1, 2, 16, 255, 256, 2**31 - 1, 2**31, 2**32, 2**53, 2**60, 2**63 - 1, 2**63, 2**64, 10**400)
 _FRACTIONS = (0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf"))
 _TEXTS = (
-    *("", "\0", "\ud800", "é", "a" * 300, "../../etc/passwd", "/", "%2e%2e", "NaN", "-1", "1e999", "９", "\n", "\x1b[2J"),
+    *(
+        "",
+        "\0",
+        "\ud800",
+        "é",
+        "a" * 300,
+        "../../etc/passwd",
+        "/",
+        "%2e%2e",
+        "NaN",
+        "-1",
+        "1e999",
+        "９",
+        "\n",
+        "\x1b[2J",
+    ),
     *("sha256:" + "0" * 64, "__metadata__", "F32", "BF16", "I64", "BOOL", "bfloat16"),
 )
 _BITS = (b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\1\0\0\0", b"\xff\xff\x7f\x7f", b"\xff\xff\xff\xff")
@@ -57,7 +72,7 @@ def spoil_text(rng: random.Random, content: bytes) -> bytes:
 
 
 def spoil_json(rng: random.Random, content: bytes) -> bytes:
-    """Change one value, key or list inside a JSON document; canonical where that is possible, for some insist on it."""
+    """Change one value, key or list inside a JSON document; canonical where it can be, for some insist on it."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -153,5 +153,3 @@ def _rest_of_a_training() -> tuple[dict[str, Path], dict[str, Path], bytes]:
 @cache
 def _lora_start() -> Path:
     return kept_file("lora", samples.state_file(0, samples.LORA))
-
-

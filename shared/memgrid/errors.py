@@ -42,8 +42,8 @@ _MESSAGE_CHARACTERS_MAX = 4000
 class MemgridError(Exception):
     """An error a person or another process can act on.
 
-    `str(error)` is the line shown to people: what happened, to which id, what to do. Whatever a stranger's words in it
-    were, it can be sent, stored and shown: no half characters, no NUL, nothing that moves a terminal's cursor.
+    `str(error)` is the line shown to people: what happened, to which id, what to do. Whatever a stranger's words in
+    it were, it can be sent, stored and shown: no half characters, no NUL, nothing that moves a terminal's cursor.
 
     >>> raise InvalidError("campaign.yaml: activation.layout: expected chained or independent, found 'chain'")
     Traceback (most recent call last):

@@ -14,7 +14,8 @@ from memgrid.channel import STATUS_BY_CODE, trailing_of
 from memgrid.errors import InternalError, MemgridError
 from memgrid.log import get_logger
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.records import ANONYMOUS, Caller
+from memgrid_coordinator.records import ANONYMOUS, Caller, Role
+from memgrid_coordinator.rpc.receiving import MessageLimits, Receiver
 
 log = get_logger(__name__)
 _CALLER: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
@@ -33,9 +34,12 @@ def caller() -> Caller:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: who calls, how long it took, and what went wrong in words the other side knows."""
 
-    def __init__(self, identify: Callable[[str | None], Awaitable[Caller]], metrics: Metrics) -> None:
+    def __init__(
+        self, identify: Callable[[str | None], Awaitable[Caller]], metrics: Metrics, limits: MessageLimits
+    ) -> None:
         self._identify = identify
         self._metrics = metrics
+        self._receiver = Receiver(limits)
 
     async def intercept_service(
         self,
@@ -46,32 +50,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return handler
         method = handler_call_details.method
+        # As calls whose request is a stream: gRPC would read the message of any other before it asked us.
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(method, handler.unary_stream, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+        return grpc.stream_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary, handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
-    def _unary(self, method: str, behaviour: Any) -> Any:
-        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _unary(self, method: str, behaviour: Any, parse: Any) -> Any:
+        async def serve(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             async with _Served(self, method, context):
-                return await behaviour(request, context)
+                return await behaviour(await self._message(method, context, parse), context)
 
         return serve
 
-    def _streaming(self, method: str, behaviour: Any) -> Any:
-        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    def _streaming(self, method: str, behaviour: Any, parse: Any) -> Any:
+        async def serve(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with _Served(self, method, context):
-                async for message in behaviour(request, context):
+                async for message in behaviour(await self._message(method, context, parse), context):
                     yield message
 
         return serve
+
+    async def _message(self, method: str, context: grpc.aio.ServicerContext[Any, Any], parse: Any) -> Any:
+        is_open = method in _OPEN_TO_ALL or caller().role is Role.ANONYMOUS
+        return await self._receiver.receive(context, parse, is_open=is_open)
 
 
 class _Served:

@@ -45,6 +45,7 @@ from memgrid.wire.reports import (
     work_facts_from_message,
     work_facts_to_message,
 )
+from memgrid.wire.shape import check_field_count
 from memgrid.wire.sync import (
     LEASES_MAX,
     SYNC_BYTES_MAX,
@@ -71,6 +72,7 @@ __all__ = [
     "blob_to_message",
     "challenge_from_message",
     "challenge_to_message",
+    "check_field_count",
     "duration_from_message",
     "duration_to_message",
     "enrol_from_body",
