@@ -109,7 +109,7 @@ class Pool:
         """
         wanted = Reference.parse(reference)
         manifest_digest, oci = self._manifest(wanted)
-        manifest = self._puller(_unwatched).signed_manifest(wanted.repository, oci)
+        manifest = self._puller(_unwatched).signed_manifest(wanted, oci)
         blobs = (oci.config, *oci.layers)
         return Offer(
             reference=str(wanted),
@@ -193,7 +193,7 @@ class Pool:
             if self._find_cached(wanted) is None:
                 raise
             return self._from_cache(wanted)
-        return self._puller(progress).pull(wanted.repository, manifest_digest, oci, self._full_name(wanted))
+        return self._puller(progress).pull(wanted, manifest_digest, oci, self._full_name(wanted))
 
     def _puller(self, progress: Progress) -> Puller:
         line = self._connect()

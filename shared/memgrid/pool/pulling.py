@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from memgrid.cube.cube import MemCube
@@ -11,7 +12,10 @@ from memgrid.cube.provenance import PROVENANCE_BYTES_MAX, check_provenance
 from memgrid.digest import Digest
 from memgrid.errors import InvalidError, NotVerifiedError, TooLargeError
 from memgrid.pool.cache import CubeCache
+from memgrid.pool.reference import Reference
 from memgrid.pool.registry import Progress, Registry
+
+_VERSION = re.compile(r"v?[0-9]")
 
 
 class Puller:
@@ -25,25 +29,26 @@ class Puller:
         self._trusted_keys = trusted_keys
         self._progress = progress
 
-    def pull(self, repository: str, manifest_digest: Digest, oci: OciManifest, name: str) -> MemCube:
+    def pull(self, wanted: Reference, manifest_digest: Digest, oci: OciManifest, name: str) -> MemCube:
         """The cube of an OCI manifest, verified, in the cache; `name` is remembered with it.
 
         Raises NotVerifiedError before the payload is fetched when the signature does not hold, TooLargeError when
         the cache or the disk has no room, UnavailableError when the line stays cut; what came stays for the next try.
         """
-        if (cube := self.cached(manifest_digest, name)) is not None:
+        if (cube := self.cached(wanted, manifest_digest, name)) is not None:
             self._progress(oci.total_bytes)
             return cube
-        manifest = self.signed_manifest(repository, oci)
+        manifest = self.signed_manifest(wanted, oci)
+        self._check_not_older(wanted, manifest, name)
         descriptors = (oci.config, *oci.layers)
         missing_bytes = sum(each.size_bytes for each in descriptors if not self._has(each))
         self._cache.make_room(missing_bytes, keep=frozenset(each.digest for each in descriptors))
         with self._cache.pulling():
             for descriptor in descriptors:
-                self._fetch(repository, descriptor)
+                self._fetch(wanted.repository, descriptor)
             return self._put(manifest_digest, manifest, oci, name)
 
-    def cached(self, manifest_digest: Digest, name: str) -> MemCube | None:
+    def cached(self, wanted: Reference, manifest_digest: Digest, name: str) -> MemCube | None:
         """A cube that is here already, verified again; a damaged one is dropped."""
         found = self._cache.find(manifest_digest)
         if found is None:
@@ -54,14 +59,17 @@ class Puller:
         except (NotVerifiedError, InvalidError):
             self._cache.remove(manifest_digest)
             return None
+        check_name(cube.manifest, wanted)
+        self._check_not_older(wanted, cube.manifest, name)
         self._cache.touch(manifest_digest, name)
         return cube
 
-    def signed_manifest(self, repository: str, oci: OciManifest) -> CubeManifest:
+    def signed_manifest(self, wanted: Reference, oci: OciManifest) -> CubeManifest:
         """memcube.json, once a trusted key vouches for it and the OCI manifest lists what it lists.
 
         Raises NotVerifiedError, TooLargeError; costs a few kilobytes.
         """
+        repository = wanted.repository
         provenance = next((layer for layer in oci.layers if layer.title == PROVENANCE_FILE), None)
         if provenance is None:
             raise NotVerifiedError(f"{repository}: no {PROVENANCE_FILE}: nobody has signed this cube")
@@ -73,12 +81,28 @@ class Puller:
         signed = self._registry.read_blob(repository, provenance.digest, PROVENANCE_BYTES_MAX)
         check_provenance(signed, content, self._trusted_keys)
         manifest = CubeManifest.from_bytes(content)
+        check_name(manifest, wanted)
         wanted = {layer.title: (layer.digest, layer.size_bytes) for layer in manifest.oci_layers(signed)}
         offered = {layer.title: (layer.digest, layer.size_bytes) for layer in oci.layers}
         for title in sorted(set(wanted) | set(offered), key=str):
             if wanted.get(title) != offered.get(title):
                 raise NotVerifiedError(f"{repository}: {title}: the OCI manifest and the signed one do not agree")
         return manifest
+
+    def _check_not_older(self, wanted: Reference, manifest: CubeManifest, name: str) -> None:
+        """Raises NotVerifiedError when a moving tag such as `latest` leads back behind what it led to before.
+
+        Whoever may push tags, or stands between, has yesterday's cubes with their true signatures.
+        """
+        known = self._cache.find_name(name)
+        if known is None or wanted.digest is not None:
+            return
+        before = MemCube.open(known.folder).manifest.version
+        if _numbers(manifest.version) < _numbers(before):
+            raise NotVerifiedError(
+                f"{wanted}: the pool offers version {manifest.version}, and {before} is here already;"
+                " to go back on purpose, name the version"
+            )
 
     def _fetch(self, repository: str, descriptor: Descriptor) -> None:
         with self._cache.fetching(descriptor.digest) as partial:
@@ -111,6 +135,24 @@ class Puller:
 
     def _has(self, descriptor: Descriptor) -> bool:
         return self._cache.has(descriptor.digest, descriptor.size_bytes)
+
+
+def check_name(manifest: CubeManifest, wanted: Reference) -> None:
+    """Raises NotVerifiedError for a cube that was signed under another name or version than it stands under.
+
+    A tag that does not begin like a version, such as `latest`, may lead to any of them; a digest says it all.
+    """
+    if wanted.digest is not None:
+        return
+    if manifest.name != wanted.repository:
+        raise NotVerifiedError(f"{wanted}: what stands there was signed as {manifest.name}")
+    if _VERSION.match(wanted.tag) and manifest.version != wanted.tag:
+        raise NotVerifiedError(f"{wanted}: what stands there was signed as version {manifest.version}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """What versions are ordered by: 1.10.0 comes after 1.9."""
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,18}", version))
 
 
 def cube_manifest(content: bytes, name: str) -> OciManifest:
