@@ -1,0 +1,84 @@
+"""The ways in which hosts compute a cache, honestly or not: names and knobs, without the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from memgrid.units import ComputeDtype
+
+_F32, _F16, _B16 = ComputeDtype.FLOAT32, ComputeDtype.FLOAT16, ComputeDtype.BFLOAT16
+FINER_FIRST = (_F32, _F16, _B16)
+
+
+class Products(StrEnum):
+    """How matrices of half precision are multiplied."""
+
+    NATIVE = "native"
+    """As this machine's library does it: on processors without such instructions five to ten times slower."""
+    SUMMED_IN_FLOAT32 = "summed in float32"
+    """Exact products summed in float32, the result rounded: what tensor cores do."""
+    TF32 = "tf32"
+    """Factors cut to ten bits of mantissa, sums in float32: what it is to call this float32 is a lie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to compute the same caches; `compute_dtype` is what an honest host would report."""
+
+    name: str
+    compute_dtype: ComputeDtype
+    attention: str = "sdpa"
+    products: Products = Products.NATIVE
+    piece_tokens: int = 0
+    """A cache is filled in pieces of so many tokens; 0: in one."""
+    rows: int = 1
+    """So many chunks side by side."""
+    padding_tokens: int = 0
+    """So many tokens of padding before the text, masked."""
+    threads: int = 1
+    is_capped: bool = False
+    """With the oldest instructions that the libraries can do with, in a process of its own."""
+    share: float = 1.0
+    """Of the chunks: dear ways show on few that they are like the others."""
+
+    @property
+    def is_dear(self) -> bool:
+        return self.share < 1
+
+
+_SUMMED = Products.SUMMED_IN_FLOAT32
+HONEST: tuple[Way, ...] = (
+    Way(name="float32", compute_dtype=_F32),
+    Way(name="float32, two threads", compute_dtype=_F32, threads=2, share=0.5),
+    Way(name="float32, plain attention", compute_dtype=_F32, attention="eager"),
+    Way(name="float32, in pieces of 64", compute_dtype=_F32, piece_tokens=64),
+    Way(name="float32, four side by side", compute_dtype=_F32, rows=4),
+    Way(name="float32, padded", compute_dtype=_F32, padding_tokens=7),
+    Way(name="float32, oldest instructions", compute_dtype=_F32, is_capped=True),
+    Way(name="float16", compute_dtype=_F16, products=_SUMMED),
+    Way(name="float16, plain attention", compute_dtype=_F16, products=_SUMMED, attention="eager"),
+    Way(name="float16, in pieces of 64", compute_dtype=_F16, products=_SUMMED, piece_tokens=64),
+    Way(name="float16, this machine's kernels", compute_dtype=_F16, share=1 / 8),
+    Way(name="bfloat16", compute_dtype=_B16, products=_SUMMED),
+    Way(name="bfloat16, plain attention", compute_dtype=_B16, products=_SUMMED, attention="eager"),
+    Way(name="bfloat16, in pieces of 64", compute_dtype=_B16, products=_SUMMED, piece_tokens=64),
+    Way(name="bfloat16, four side by side", compute_dtype=_B16, products=_SUMMED, rows=4),
+    Way(name="bfloat16, padded", compute_dtype=_B16, products=_SUMMED, padding_tokens=7),
+    Way(name="bfloat16, oldest instructions", compute_dtype=_B16, products=_SUMMED, is_capped=True),
+    Way(name="bfloat16, this machine's kernels", compute_dtype=_B16, share=1 / 8),
+)
+BASE = HONEST[0]
+CHEATS_COMPUTE = (BASE, next(way for way in HONEST if way.name == "bfloat16"))
+"""What cheats are computed in. Whoever wants to hide computes finely and claims the coarser dtype."""
+TF32 = Way(name="tf32", compute_dtype=_F32, products=Products.TF32)
+SAYS_FINER = "a coarser dtype than it says"
+
+
+def claims_of(computed: ComputeDtype) -> tuple[ComputeDtype, ...]:
+    """What a cheat that computes in this dtype may claim: the same, or one that is allowed more.
+
+    >>> [str(dtype) for dtype in claims_of(ComputeDtype.FLOAT16)]
+    ['float16', 'bfloat16']
+    """
+    return FINER_FIRST[FINER_FIRST.index(computed) :]
