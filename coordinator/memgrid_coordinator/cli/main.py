@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memgrid_coordinator.cli import backups, doctor, serving, tokens, upkeep, volunteers
+from memgrid_coordinator.cli import backups, calibrating, doctor, serving, tokens, upkeep, volunteers
 
 app = typer.Typer(
     name="coordinator", help="Host a grid: hand out work, check it, publish cubes.", no_args_is_help=True
@@ -19,5 +19,6 @@ app.command()(backups.backup)
 app.command()(backups.restore)
 app.command()(backups.migrate)
 app.command()(doctor.doctor)
+app.command()(calibrating.calibrate)
 app.command()(upkeep.gc)
 app.command()(upkeep.scrub)

@@ -12,17 +12,17 @@ from memgrid.cube.parts import Quality
 
 _SIZE_INCHES = (6.4, 3.2)
 # Mid-tones on a transparent ground: each has a contrast of at least 3 to 1 against white and against near-black.
-_GREY, _BLUE, _GREEN = "#7d8590", "#2f81f7", "#2da44e"
+GREY, BLUE, GREEN = "#7d8590", "#2f81f7", "#2da44e"
 _STYLE = {
     "svg.hashsalt": "memgrid",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": _GREY,
-    "axes.labelcolor": _GREY,
-    "axes.edgecolor": _GREY,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -46,23 +46,23 @@ def loss_plot(trace: Sequence[LossPoint]) -> bytes:
     """Loss over steps, with the tokens trained on along the top; a point a step and a line through their mean."""
     points = sorted(trace, key=lambda point: (point.step, point.tokens))
     steps, losses = [point.step for point in points], [point.loss for point in points]
-    with _figure() as (figure, axes):
-        axes.scatter(steps, losses, s=8, color=_BLUE, alpha=0.35, linewidths=0, gid="steps")
-        axes.plot(*_smoothed(points), color=_BLUE, linewidth=2, gid="mean")
+    with drawing() as (figure, axes):
+        axes.scatter(steps, losses, s=8, color=BLUE, alpha=0.35, linewidths=0, gid="steps")
+        axes.plot(*_smoothed(points), color=BLUE, linewidth=2, gid="mean")
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per answer token")
         axes.set_ylim(bottom=0 if min(losses, default=0) >= 0 else None)
         if points and points[-1].step > 0 and points[-1].tokens > 0:
             _tokens_axis(axes, points[-1].tokens / points[-1].step)
-        return _svg(figure, f"Loss while training, over {len(points)} steps")
+        return svg_of(figure, f"Loss while training, over {len(points)} steps")
 
 
 def quality_plot(quality: Quality) -> bytes:
     """NLL of held-out answers as three bars: without the text, with the cube, with the text in context."""
     names = ["without the text", "with this cube", "with the text in context"]
     values = [quality.nll_none, quality.nll_cube, quality.nll_text]
-    with _figure() as (figure, axes):
-        bars = axes.barh(names, values, color=[_GREY, _BLUE, _GREEN], height=0.6)
+    with drawing() as (figure, axes):
+        bars = axes.barh(names, values, color=[GREY, BLUE, GREEN], height=0.6)
         axes.bar_label(bars, labels=[f" {value:.3f}" for value in values])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.15 * max(*values, 1e-9))
@@ -71,7 +71,7 @@ def quality_plot(quality: Quality) -> bytes:
             f"{quality.gap_closed:.0%} of the gap closed; {quality.items} conversations, {quality.tokens:,} tokens",
             fontsize=10,
         )
-        return _svg(figure, "Quality of the cube between the model without the text and the model that read it")
+        return svg_of(figure, "Quality of the cube between the model without the text and the model that read it")
 
 
 def _tokens_axis(axes: Any, tokens_per_step: float) -> None:
@@ -107,20 +107,27 @@ def _smoothed(points: Sequence[LossPoint]) -> tuple[list[int], list[float]]:
 
 
 @contextmanager
-def _figure() -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in our style; matplotlib's global state is as before when it closes."""
+def drawing(
+    rows: int = 1, columns: int = 1, *, size_inches: tuple[float, float] = _SIZE_INCHES
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes (an array of them when there are several) in our style.
+
+    Matplotlib's global state is as before when it closes.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE_INCHES, layout="tight")
+        figure = Figure(figsize=size_inches, layout="tight")
         figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
+        axes = figure.subplots(rows, columns)
+        for each in figure.axes:
+            each.patch.set_alpha(0)
         yield figure, axes
 
 
-def _svg(figure: Any, title: str) -> bytes:
+def svg_of(figure: Any, title: str) -> bytes:
+    """The file; `title` is what a screen reader says."""
     written = BytesIO()
     # No date, no version: what is drawn decides the bytes.
     figure.savefig(written, format="svg", metadata={"Title": title, "Date": None, "Creator": None})

@@ -17,6 +17,7 @@ HONEST = ""
 FAULT_FROM = 2.0
 """Times the limit: from there on a difference is a fault by itself (`memgrid.kinds.audit`)."""
 _EULER = 0.5772156649015329
+_RAISED_MAX = 100.0
 _SEEN_BY_ITSELF = 0.99
 
 Doubles = npt.NDArray[np.float64]
@@ -143,21 +144,24 @@ def fit(
     *,
     fit_pieces: int,
     may_miss: Callable[[str, str], bool],
-    floors: Callable[[str], Row],
+    floors: Callable[[str, Mapping[str, Row]], Row],
     settle: Settle = lambda row, limits: limits,
     rule: FitRule = FitRule(),
 ) -> dict[str, FittedRow]:
     """Every row that there are honest samples of, fitted to the first `fit_pieces` texts and tried on the others.
 
     `may_miss` says of a row and a cheat whether it may pass; `floors` gives limits that a row never goes below, for
-    differences that one machine happens not to show.
+    differences that one machine happens not to show: it is told the rows that are fitted already, those of a replay
+    in float32 first.
     """
-    fitted = {}
-    for key in sorted({each.row for each in samples if each.cheat == HONEST}):
+    fitted: dict[str, FittedRow] = {}
+    keys = {each.row for each in samples if each.cheat == HONEST}
+    for key in sorted(keys, key=lambda key: ("+float32" not in key, key)):
         here = [each for each in samples if each.row == key]
         known = [each.of(lambda pieces: pieces < fit_pieces) for each in here]
         new = [each.of(lambda pieces: pieces >= fit_pieces) for each in here]
-        fitted[key] = _fit_row(key, known, new, may_miss, floors(key), settle, rule)
+        least = floors(key, {name: row.limits for name, row in fitted.items()})
+        fitted[key] = _fit_row(key, known, new, may_miss, least, settle, rule)
     return fitted
 
 
@@ -176,8 +180,9 @@ def _fit_row(
     extreme = np.array([extreme_value(honest, place, rule.exceedance) for place in range(len(names))])
     least = np.array([floors.get(name, 0.0) for name in names])
     limits = np.maximum(np.maximum(rule.margin * largest, extreme), least)
-    spoilt = [each for each in known if each.cheat != HONEST and not may_miss(key, each.cheat)]
-    raised = room([float(shares(each.values, limits).min()) for each in spoilt if len(each.values)], rule)
+    nearest = {cheat: float(shares(cases.values, limits).min()) for cheat, cases in _by_cheat(known).items()}
+    # A cheat that may be missed but is seen is not lost to the room that others leave.
+    raised = room([share for cheat, share in nearest.items() if share > 1 or not may_miss(key, cheat)], rule)
     settled = settle(key, dict(zip(names, (raised * limits).tolist(), strict=True)))
     limits = np.array([settled[name] for name in names])
     tried = _joined(each for each in new if each.cheat == HONEST)
@@ -220,7 +225,7 @@ def room(smallest: Sequence[float], rule: FitRule) -> float:
     nearest = min(smallest, default=1.0)
     if not nearest > 1:
         return 1.0
-    return max(1.0, min(math.sqrt(nearest), nearest / rule.clear))
+    return max(1.0, min(math.sqrt(nearest), nearest / rule.clear, _RAISED_MAX))
 
 
 def shares(values: Doubles, limits: Doubles) -> Doubles:

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, 
 from memgrid.digest import Digest
 from memgrid_coordinator.lifecycle import ENDED_UNITS, HAVE_RESULTS, DocumentState, LeaseState, UnitState
 from memgrid_coordinator.store.tables import (
+    calibrations,
     campaigns,
     document_blobs,
     document_units,
@@ -97,6 +98,12 @@ def in_models(connection: Connection, after: Any, failed_since: datetime) -> Pag
     return Page(texts=_texts(connection.execute(select(models.c.files).where(living)), keys=0))
 
 
+def in_calibrations(connection: Connection, after: Any, failed_since: datetime) -> Page:
+    """What was measured of models: of every time, for verdicts were given by it; they are few."""
+    query = select(calibrations.c.digest, calibrations.c.evidence)
+    return Page(texts=_texts(connection.execute(query), keys=0))
+
+
 def in_campaigns(connection: Connection, after: Any, failed_since: datetime) -> Page:
     """The files of campaigns that run."""
     living = exists().where(documents.c.campaign_id == campaigns.c.campaign_id, _is_living(failed_since))
@@ -125,7 +132,9 @@ def in_units(connection: Connection, after: Any, failed_since: datetime) -> Page
     return Page(texts=tuple(texts), results=results, next_key=(last,) if last < newest else None)
 
 
-WALKS: tuple[Walk, ...] = (in_manifests, in_campaigns, in_documents, in_makings, in_models, in_units)
+WALKS: tuple[Walk, ...] = (
+    in_manifests, in_campaigns, in_documents, in_makings, in_models, in_calibrations, in_units,
+)  # fmt: skip
 
 
 def let_results_go(connection: Connection, unit_ids: Sequence[int], failed_since: datetime) -> set[Digest]:

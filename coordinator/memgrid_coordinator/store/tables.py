@@ -109,6 +109,18 @@ class ModelRow(SQLModel, table=True):
     files: str
 
 
+class CalibrationRow(SQLModel, table=True):
+    """The tolerances of a model as its grid measured them, and the evidence, both by digest; the last one counts."""
+
+    __tablename__ = "calibrations"
+
+    calibration_id: int | None = Field(default=None, primary_key=True)
+    model: str = Field(index=True)
+    digest: str
+    evidence: str
+    made_at: datetime = Field(sa_column=_time(nullable=False))
+
+
 class CampaignRow(SQLModel, table=True):
     __tablename__ = "campaigns"
 
@@ -507,6 +519,7 @@ tokens = _table("tokens")
 audit_log = _table("audit_log")
 hosts = _table("hosts")
 models = _table("models")
+calibrations = _table("calibrations")
 campaigns = _table("campaigns")
 documents = _table("documents")
 units = _table("units")

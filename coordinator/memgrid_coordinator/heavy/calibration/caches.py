@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,11 @@ from transformers import DynamicCache
 
 from memgrid.distill.model import TORCH_DTYPE, CausalLM
 from memgrid_coordinator.heavy import workers
-from memgrid_coordinator.heavy.calibration.spoiling import CACHE_CHEATS, TOKEN_CHEATS, Cache
-from memgrid_coordinator.heavy.calibration.kept_sketches import Chunk, keep_sketches
+from memgrid_coordinator.heavy.calibration.kept_sketches import keep_sketches
+from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CachesMade
+from memgrid_coordinator.heavy.calibration.spoiling import OTHER_IDS, SPOILT, Cache
 from memgrid_coordinator.heavy.calibration.ways import BASE, Way
-from memgrid_coordinator.heavy.calibration.weights import WEIGHT_CHEATS, load_afresh, with_products
-from memgrid.units import StoreDtype
+from memgrid_coordinator.heavy.calibration.weights import CHANGES, load_afresh, with_products
 
 _CAPS = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -32,29 +31,6 @@ _CAPS = {
     "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
 }
 """Each of torch's libraries reads its own, once, when its process begins."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheOrder:
-    """Some chunks to compute in one way; `cheat` names what is done wrong, and is empty when nothing is."""
-
-    model_folder: Path
-    way: Way
-    cheat: str
-    chunks: tuple[Chunk, ...]
-    texts: tuple[tuple[int, ...], ...]
-    """What a cheat trains on."""
-    stores: tuple[StoreDtype, ...]
-    folder: Path
-    """Sketches go here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachesMade:
-    """Files of sketches by cheat ("" for the honest), and by how much a cheat's weights differ from the model's."""
-
-    files: dict[str, Path]
-    moved: float
 
 
 def make_caches(order: CacheOrder) -> CachesMade:
@@ -66,17 +42,17 @@ def make_caches(order: CacheOrder) -> CachesMade:
         return _in_capped_process(order)
     model = load_afresh(order.model_folder, TORCH_DTYPE[order.way.compute_dtype])
     moved = 1.0
-    if order.cheat in WEIGHT_CHEATS:
-        moved = WEIGHT_CHEATS[order.cheat](model, order.texts)
+    if order.cheat in CHANGES:
+        moved = CHANGES[order.cheat](model, order.texts)
     with_products(model, order.way.products)
     model.set_attn_implementation(order.way.attention)
-    spoil = TOKEN_CHEATS.get(order.cheat, lambda ids: ids)
+    spoil = OTHER_IDS.get(order.cheat, lambda ids: ids)
     spoilt = [spoil(chunk.ids) for chunk in order.chunks]
     with _threads(order.way.threads), torch.inference_mode():
         caches = list(_caches(model.base_model, order.way, spoilt, order.cheat))
     files = {order.cheat: keep_sketches(order.folder, order.way, order.cheat, order.chunks, caches, order.stores)}
     if order.way == BASE and not order.cheat:
-        for name, change in CACHE_CHEATS.items():
+        for name, change in SPOILT.items():
             changed = [change(caches, place, chunk.index) for place, chunk in enumerate(order.chunks)]
             files[name] = keep_sketches(order.folder, order.way, name, order.chunks, changed, order.stores)
     return CachesMade(files=files, moved=moved)
@@ -122,7 +98,7 @@ def _forward(
     positions = (torch.arange(ids.shape[1]) - padding).clamp(min=0) + first
     seen = torch.ones_like(ids)
     seen[:, :padding] = 0
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     step = piece or ids.shape[1]
     for start in range(0, ids.shape[1], step):
         part = slice(start, min(start + step, ids.shape[1]))
@@ -136,7 +112,7 @@ def _forward(
     return [_cache_of(cache, base.config.num_hidden_layers, row, padding) for row in range(len(rows))]
 
 
-def _cache_of(cache: DynamicCache, layers: int, row: int, padding: int) -> Cache:
+def _cache_of(cache: Any, layers: int, row: int, padding: int) -> Cache:
     """What one row left; a layer that was skipped gets its neighbour's."""
     filled = {number: layer for number, layer in enumerate(cache.layers) if layer.keys is not None}
     pairs: Cache = []

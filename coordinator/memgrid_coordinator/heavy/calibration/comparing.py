@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -14,29 +13,12 @@ from memgrid.kinds.prefill_limits import sketch_limits
 from memgrid.kinds.sketch import Sketch, distances
 from memgrid.kinds.tolerances import row_key
 from memgrid.units import ComputeDtype, StoreDtype
-from memgrid_coordinator.heavy.calibration.kept_sketches import Chunk, kept_sketch
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
+from memgrid_coordinator.heavy.calibration.kept_sketches import kept_sketch
+from memgrid_coordinator.heavy.calibration.orders import CompareOrder
 from memgrid_coordinator.heavy.calibration.probing import UNIT_LIMITS
-from memgrid_coordinator.heavy.calibration.ways import FINER_FIRST, SAYS_FINER, TF32, Way, claims_of
+from memgrid_coordinator.heavy.calibration.ways import FINER_FIRST, SAYS_FINER, TF32, claims_of
 from memgrid_coordinator.policy.calibrating import HONEST, Samples
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A file of sketches, how they came about and what was wrong; `cheat` is empty when nothing was."""
-
-    file: Path
-    way: Way
-    cheat: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareOrder:
-    """Sketches of some chunks in all ways."""
-
-    kept: tuple[Kept, ...]
-    chunks: tuple[Chunk, ...]
-    stores: tuple[StoreDtype, ...]
-    layers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +31,7 @@ class _Reported:
     cheat: str
 
 
-def compare_sketches(order: CompareOrder) -> list[Samples]:
+def compare(order: CompareOrder) -> list[Samples]:
     """All statistics of all pairs; pairs of one row and the same ways are together."""
     found: dict[tuple[str, str, str], list[tuple[int, tuple[float, ...]]]] = {}
     for chunk in order.chunks:
@@ -77,6 +59,8 @@ def compare_sketches(order: CompareOrder) -> list[Samples]:
 
 def _reported(order: CompareOrder, chunk: Chunk, store: StoreDtype) -> Iterator[_Reported]:
     for kept in order.kept:
+        if chunk.index not in kept.indices:
+            continue
         sketch = kept_sketch(kept.file, chunk, store, order.layers)
         if sketch is None:
             continue

@@ -5,42 +5,18 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_torch
 
-from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
 from memgrid.kinds.sketch import Sketch, parse_sketch, sketch_file
-from memgrid.specs import PrefillSpec
-from memgrid.units import ComputeDtype, StoreDtype
+from memgrid.units import StoreDtype
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.spoiling import Cache
 from memgrid_coordinator.heavy.calibration.ways import Way
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Tokens to compute a cache of; `model` is whose."""
-
-    index: int
-    ids: tuple[int, ...]
-    model: Digest
-
-    def spec(self, store: StoreDtype) -> PrefillSpec:
-        return PrefillSpec(
-            model=self.model,
-            tokens=digest_of(token_bytes(list(self.ids))),
-            token_count=len(self.ids),
-            start=0,
-            parent=None,
-            compute_dtype=ComputeDtype.AUTO,
-            store_dtype=store,
-        )
 
 
 def keep_sketches(
@@ -65,13 +41,16 @@ def kept_sketch(file: Path, chunk: Chunk, store: StoreDtype, layers: int) -> Ske
     """A sketch that was kept; None where that way left this chunk out."""
     with safe_open(file, framework="np") as opened:
         name = _name(chunk.index, store)
-        if name not in opened.keys():  # noqa: SIM118: a mapping it is not
+        if name not in opened.keys():  # noqa: SIM118 - it is no mapping
             return None
         return parse_sketch(opened.get_tensor(name).tobytes(), layers, len(chunk.ids))
 
 
 def write_cache(path: Path, ids: Sequence[int], cache: Cache, store: StoreDtype) -> None:
     """A `kv.safetensors` as hosts write it."""
+    import torch  # only whoever makes caches needs it: comparing their sketches does not
+    from safetensors.torch import save_file as save_torch
+
     tensors = {"tokens": torch.tensor(list(ids), dtype=torch.int32)}
     for layer, halves in enumerate(cache):
         for half, values in zip("kv", halves, strict=True):

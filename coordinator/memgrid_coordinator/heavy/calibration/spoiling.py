@@ -57,7 +57,8 @@ def _random(caches: Sequence[Cache], place: int, seed: int) -> Cache:
 
     def like(values: Floats) -> Floats:
         size = np.sqrt((values.astype(np.float64) ** 2).mean(axis=(1, 2), keepdims=True))
-        return (draw.normal(size=values.shape) * size).astype(np.float32)
+        made: Floats = (draw.normal(size=values.shape) * size).astype(np.float32)
+        return made
 
     return [(like(k), like(v)) for k, v in caches[place]]
 
@@ -72,7 +73,7 @@ def _last_quarter_made_up(caches: Sequence[Cache], place: int, seed: int) -> Cac
     return [(repeated(k), repeated(v)) for k, v in caches[place]]
 
 
-TOKEN_CHEATS: dict[str, Callable[[Ids], Ids]] = {
+OTHER_IDS: dict[str, Callable[[Ids], Ids]] = {
     "one token changed": _tokens_changed(0.0),
     "1 % of tokens changed": _tokens_changed(0.01),
     "5 % of tokens changed": _tokens_changed(0.05),
@@ -81,7 +82,7 @@ TOKEN_CHEATS: dict[str, Callable[[Ids], Ids]] = {
     "RoPE off by one": lambda ids: ids,
 }
 """What is read instead of the text; of the last two the positions or the past are wrong (`caches`)."""
-CACHE_CHEATS: dict[str, Callable[[Sequence[Cache], int, int], Cache]] = {
+SPOILT: dict[str, Callable[[Sequence[Cache], int, int], Cache]] = {
     "noise of 0.3 %": _noisy(0.003),
     "noise of 1 %": _noisy(0.01),
     "another chunk's cache": _copied,

@@ -8,7 +8,7 @@ from typing import Any
 
 from memgrid.digest import Digest
 from memgrid.errors import InvalidError
-from memgrid_coordinator.heavy.calibration.kept_sketches import Chunk
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
 
 SAMPLE = Path(__file__).with_name("sample.txt")
 _PASSAGES_MIN = 8

@@ -73,6 +73,22 @@ CHEATS_COMPUTE = (BASE, next(way for way in HONEST if way.name == "bfloat16"))
 """What cheats are computed in. Whoever wants to hide computes finely and claims the coarser dtype."""
 TF32 = Way(name="tf32", compute_dtype=_F32, products=Products.TF32)
 SAYS_FINER = "a coarser dtype than it says"
+WEIGHT_CHEATS = (
+    "int8 weights", "int8 weights and inputs", "fp8 weights", "int6 weights", "int4 weights", "nf4 weights",
+    "fine-tuned by 2.5e-4", "fine-tuned by 1.2e-5",
+    "first layer skipped", "middle layer skipped", "last layer skipped", "angles of RoPE rounded",
+)  # fmt: skip
+"""Models that are not the model; `weights.CHANGES` makes them."""
+TOKEN_CHEATS = (
+    "one token changed", "1 % of tokens changed", "5 % of tokens changed", "last token changed",
+    "context cut in half", "RoPE off by one",
+)  # fmt: skip
+"""The right model that reads something else; `spoiling.OTHER_IDS` and `caches` make them."""
+CACHE_CHEATS = (
+    "noise of 0.3 %", "noise of 1 %", "another chunk's cache", "random numbers", "last quarter made up",
+)  # fmt: skip
+"""What is made of finished caches by `spoiling.SPOILT`."""
+CHEATS = (*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, SAYS_FINER)
 
 
 def claims_of(computed: ComputeDtype) -> tuple[ComputeDtype, ...]:

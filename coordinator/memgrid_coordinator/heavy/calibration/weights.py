@@ -42,9 +42,9 @@ def load_afresh(folder: Path, dtype: torch.dtype) -> CausalLM:
 
 
 def quantised(folder: Path, rounding: str = "int8 weights") -> CausalLM:
-    """The model in float32 with the matrices of its layers rounded so, as `WEIGHT_CHEATS` names it."""
+    """The model in float32 with the matrices of its layers rounded so, as `ways.WEIGHT_CHEATS` names it."""
     model = load_afresh(folder, torch.float32)
-    WEIGHT_CHEATS[rounding](model, ())
+    CHANGES[rounding](model, ())
     return model
 
 
@@ -151,7 +151,7 @@ def _rounded_angles(model: CausalLM, texts: Sequence[Sequence[int]]) -> float:
 
 def _whole_inputs(model: CausalLM, texts: Sequence[Sequence[int]]) -> float:
     """8-bit weights and, token by token, 8-bit inputs."""
-    moved = WEIGHT_CHEATS["int8 weights"](model, texts)
+    moved = CHANGES["int8 weights"](model, texts)
     for module in matrices(model):
         module.register_forward_pre_hook(_round_input)
     return moved
@@ -163,7 +163,7 @@ def _round_input(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[to
     return (((values / scale).round() * scale).to(given[0].dtype), *given[1:])
 
 
-WEIGHT_CHEATS: dict[str, Callable[[CausalLM, Sequence[Sequence[int]]], float]] = {
+CHANGES: dict[str, Callable[[CausalLM, Sequence[Sequence[int]]], float]] = {
     "int8 weights": _rounded(_whole(127)),
     "int8 weights and inputs": _whole_inputs,
     "fp8 weights": _rounded(_fp8),

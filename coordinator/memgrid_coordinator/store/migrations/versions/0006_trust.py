@@ -1,4 +1,4 @@
-"""audits, what they showed of hosts, retracted cubes, and what dispatching needs to know of networks."""
+"""audits, what they showed of hosts, limits measured for models, retracted cubes, networks of hosts."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ def upgrade() -> None:
     )
     op.create_index("ix_trust_records_account_id", "trust_records", ["account_id"])
     op.create_table(
+        "calibrations",
+        sa.Column("calibration_id", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("evidence", sa.String(), nullable=False),
+        sa.Column("made_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("calibration_id"),
+    )
+    op.create_index("ix_calibrations_model", "calibrations", ["model"])
+    op.create_table(
         "class_suspensions",
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("numerics_class", sa.String(), nullable=False),
@@ -89,6 +99,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("retractions")
     op.drop_table("class_suspensions")
+    op.drop_table("calibrations")
     op.drop_table("trust_records")
     op.drop_table("audits")
     for table, column in (

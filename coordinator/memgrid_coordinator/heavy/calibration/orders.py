@@ -1,0 +1,54 @@
+"""What the engine is asked to do for a calibration: plain values, whose large parts are files in one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memgrid.units import StoreDtype
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
+from memgrid_coordinator.heavy.calibration.ways import Way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOrder:
+    """Some chunks to compute in one way; `cheat` names what is done wrong, and is empty when nothing is."""
+
+    model_folder: Path
+    way: Way
+    cheat: str
+    chunks: tuple[Chunk, ...]
+    texts: tuple[tuple[int, ...], ...]
+    """What a cheat trains on."""
+    stores: tuple[StoreDtype, ...]
+    folder: Path
+    """Sketches go here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachesMade:
+    """Files of sketches by cheat ("" for the honest), and by how much a cheat's weights differ from the model's."""
+
+    files: dict[str, Path]
+    moved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A file of sketches, how they came about and what was wrong; `cheat` is empty when nothing was."""
+
+    file: Path
+    way: Way
+    cheat: str
+    indices: frozenset[int]
+    """The chunks in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOrder:
+    """Sketches of some chunks in all ways."""
+
+    kept: tuple[Kept, ...]
+    chunks: tuple[Chunk, ...]
+    stores: tuple[StoreDtype, ...]
+    layers: int

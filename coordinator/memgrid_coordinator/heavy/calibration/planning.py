@@ -1,0 +1,90 @@
+"""What a calibration computes: which chunks, in which ways, with which cheats, in tasks of a few chunks each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memgrid.cube.identity import ModelIdentity, identity_of_folder
+from memgrid.errors import InvalidError
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
+from memgrid_coordinator.heavy.calibration.texts import make_chunks, passages
+from memgrid_coordinator.heavy.calibration.ways import CHEATS_COMPUTE, HONEST, TF32, TOKEN_CHEATS, WEIGHT_CHEATS, Way
+from memgrid_coordinator.heavy.plan import load_tokenizer, longest_context
+
+SLICE_CHUNKS = 8
+"""So many chunks a task: their caches are in memory at once."""
+TRAINED_ON = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is computed. `cheat_stride`: every so many-th chunk is also computed in all wrong ways."""
+
+    chunks: int = 24
+    tokens: int = 256
+    cheat_stride: int = 3
+    conversations: int = 16
+    text_tokens: int = 192
+    train_row_tokens: int = 128
+
+    @property
+    def fit_chunks(self) -> int:
+        """Limits are fitted to the first half, and tried on the others."""
+        return self.chunks // 2
+
+
+QUICK = Sizes(chunks=8, tokens=128, cheat_stride=2, conversations=8, text_tokens=96, train_row_tokens=96)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A model that can be calibrated, and the chunks it will read."""
+
+    model: ModelIdentity
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheTask:
+    """One way, honest or not, over some chunks."""
+
+    way: Way
+    cheat: str
+    chunks: tuple[Chunk, ...]
+
+
+def read_model(folder: Path, text: Path | None, sizes: Sizes, seed: int) -> Begun:
+    """Read the model's identity and the text; raises InvalidError for what can't be calibrated."""
+    model = identity_of_folder(folder)
+    longest = longest_context(model)
+    if longest is not None and sizes.tokens > longest:
+        raise InvalidError(f"--tokens: {sizes.tokens}, but {folder} reads at most {longest}")
+    tokenizer = load_tokenizer(folder)
+    lines = passages(text)
+    chunks = make_chunks(tokenizer, lines, model=model.digest, count=sizes.chunks, tokens=sizes.tokens, seed=seed)
+    return Begun(model=model, chunks=chunks)
+
+
+def cache_tasks(chunks: Sequence[Chunk], sizes: Sizes) -> Iterator[CacheTask]:
+    """Every task; those of one way stand together, for a process reads a model once for them."""
+    for way in (*HONEST, TF32):
+        stride = sizes.cheat_stride if way == TF32 else round(1 / way.share)
+        for chosen in _slices(chunks, stride):
+            yield CacheTask(way=way, cheat="", chunks=chosen)
+    for way in CHEATS_COMPUTE:
+        for cheat in (*WEIGHT_CHEATS, *TOKEN_CHEATS):
+            for chosen in _slices(chunks, sizes.cheat_stride):
+                yield CacheTask(way=way, cheat=cheat, chunks=chosen)
+
+
+def trained_on(chunks: Sequence[Chunk]) -> tuple[tuple[int, ...], ...]:
+    """What a cheat's fine-tuning reads."""
+    return tuple(chunk.ids for chunk in chunks[:TRAINED_ON])
+
+
+def _slices(chunks: Sequence[Chunk], stride: int) -> Iterator[tuple[Chunk, ...]]:
+    chosen = chunks[::stride]
+    for start in range(0, len(chosen), SLICE_CHUNKS):
+        yield tuple(chosen[start : start + SLICE_CHUNKS])

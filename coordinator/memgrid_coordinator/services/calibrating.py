@@ -1,0 +1,254 @@
+"""Calibrate a model: honest answers and cheats from the engine, limits fitted, and what they can't tell apart."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memgrid.cube.identity import ModelIdentity
+from memgrid.kinds.tolerances import BUILT_IN, Tolerances
+from memgrid.units import StoreDtype
+from memgrid_coordinator.heavy.calibrate import begin, compare_sketches, compute_caches
+from memgrid_coordinator.heavy.calibration.chunks import Chunk
+from memgrid_coordinator.heavy.calibration.evidence import evidence, tolerances_of
+from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CompareOrder, Kept
+from memgrid_coordinator.heavy.calibration.planning import SLICE_CHUNKS, CacheTask, Sizes, cache_tasks, trained_on
+from memgrid_coordinator.heavy.calibration.probing import in_effect
+from memgrid_coordinator.heavy.calibration.report import ReportOrder, sights_together
+from memgrid_coordinator.heavy.runner import Engine
+from memgrid_coordinator.policy.calibrating import FittedRow, Samples, Sight, fit
+from memgrid_coordinator.policy.known_cheats import coarser_of, floors, may_miss
+
+LOSSLESS = 1e-6
+"""A cheat that moves the weights by less is none: such weights stand on its grid already."""
+
+Progress = Callable[[int, int, str], None]
+"""Parts done, parts in all, and which was done last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationAsked:
+    """What to calibrate and how thoroughly."""
+
+    model_folder: Path
+    work_folder: Path
+    """Sketches are kept here meanwhile: on Ray, a folder that all machines see."""
+    sizes: Sizes = field(default_factory=Sizes)
+    text: Path | None = None
+    seed: int = 1
+    may_miss: frozenset[str] = frozenset()
+    """Cheats that the owner gives up to see."""
+    stores: tuple[StoreDtype, ...] = tuple(StoreDtype)
+    at_once: int = 1
+    """So many parts are given to the engine at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What came of it; `samples` are all comparisons, `lossless` the cheats that change nothing in this model."""
+
+    asked: CalibrationAsked
+    model: ModelIdentity
+    rows: dict[str, FittedRow]
+    samples: Sequence[Samples] = field(repr=False)
+    lossless: tuple[str, ...]
+
+    @property
+    def overlaps(self) -> dict[str, tuple[str, ...]]:
+        """The rows that can't see a cheat which they have to see, by cheat."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows.values():
+            for sight in row.overlaps:
+                found.setdefault(sight.cheat, []).append(row.row)
+        return {cheat: tuple(rows) for cheat, rows in sorted(found.items())}
+
+    @property
+    def rejecting(self) -> tuple[str, ...]:
+        """The rows that turned honest answers down, on texts that they were not fitted to."""
+        return tuple(row.row for row in self.rows.values() if row.rejected)
+
+    @property
+    def is_refused(self) -> bool:
+        return bool(self.overlaps or self.rejecting)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was calibrated, with what, and how thoroughly."""
+        return {
+            "model": self.model.digest,
+            "name": self.model.name,
+            "text": "bundled" if self.asked.text is None else self.asked.text.name,
+            "seed": self.asked.seed,
+            "may_be_missed": sorted(self.asked.may_miss),
+            "sizes": asdict(self.asked.sizes),
+            "refused": self.is_refused,
+        }
+
+    def refusal(self) -> tuple[str, ...]:
+        """Why this model can't be used with these limits, a line each; none when it can."""
+        blind = (
+            f"{cheat} can't be told from honest answers in {', '.join(rows)}" for cheat, rows in self.overlaps.items()
+        )
+        unsure = (
+            f"{row}: {self.rows[row].rejected} of {self.rows[row].tried_on} honest comparisons of new texts are "
+            f"beyond its limits, the furthest {self.rows[row].furthest:.2f} times; calibrate with more chunks"
+            for row in self.rejecting
+        )
+        return (*blind, *unsure)
+
+    @property
+    def honest_cases(self) -> int:
+        """Comparisons of honest answers, of texts that limits were not fitted to."""
+        return sum(row.tried_on for row in self.rows.values())
+
+    @property
+    def rejected(self) -> int:
+        return sum(row.rejected for row in self.rows.values())
+
+    @property
+    def cheat_cases(self) -> int:
+        """Comparisons with cheats that have to be seen, or are seen without having to, of such texts."""
+        return sum(sight.cases for row in self.rows.values() for sight in row.sights if _is_claimed(sight))
+
+    @property
+    def accepted(self) -> int:
+        return sum(sight.unseen for row in self.rows.values() for sight in row.sights if _is_claimed(sight))
+
+    def unseen_in_words(self) -> list[str]:
+        """What may be missed and is, a line a cheat."""
+        return [
+            f"{cheat}, in {', '.join(sorted({coarser_of(key) for key, _ in missed}))}"
+            for cheat, sights in sights_together(self.rows).items()
+            if (missed := [(key, sight) for key, sight in sights if not _is_claimed(sight)])
+        ]
+
+    def tolerances(self, now: datetime) -> Tolerances:
+        return tolerances_of(self.rows, BUILT_IN, f"calibrated {now:%Y-%m-%d} on {self.model.digest}")
+
+
+class Calibrating:
+    """Gives the parts to an engine, a few at a time; to cancel the task that runs it leaves nothing behind."""
+
+    def __init__(self, engine: Engine, progress: Progress = lambda done, parts, what: None) -> None:
+        self._engine = engine
+        self._progress = progress
+
+    async def run(self, asked: CalibrationAsked) -> Calibrated:
+        """Raises InvalidError when the model or the text can't be calibrated."""
+        begun = await self._engine.run(begin, asked.model_folder, asked.text, asked.sizes, asked.seed)
+        with tempfile.TemporaryDirectory(
+            dir=asked.work_folder, prefix="calibrate-", ignore_cleanup_errors=True
+        ) as folder:
+            kept, lossless = await self._caches(asked, begun.chunks, Path(folder))
+            samples = await self._compared(asked, begun.chunks, kept, begun.model.geometry.layers)
+        rows = await asyncio.to_thread(_fitted, samples, asked)
+        return Calibrated(asked=asked, model=begun.model, rows=rows, samples=samples, lossless=lossless)
+
+    async def _caches(
+        self, asked: CalibrationAsked, chunks: Sequence[Chunk], folder: Path
+    ) -> tuple[list[Kept], tuple[str, ...]]:
+        kept: list[Kept] = []
+        lossless: set[str] = set()
+
+        async def make(task: CacheTask) -> None:
+            order = CacheOrder(
+                model_folder=asked.model_folder,
+                way=task.way,
+                cheat=task.cheat,
+                chunks=task.chunks,
+                texts=trained_on(chunks),
+                stores=asked.stores,
+                folder=folder,
+            )
+            made = await self._engine.run(compute_caches, order)
+            if made.moved < LOSSLESS:
+                lossless.add(task.cheat)
+                return
+            indices = frozenset(chunk.index for chunk in task.chunks)
+            for cheat, file in made.files.items():
+                kept.append(Kept(file=file, way=task.way, cheat=cheat, indices=indices))
+
+        tasks = list(cache_tasks(chunks, asked.sizes))
+        parts = [(f"{task.way.name}{': ' * bool(task.cheat)}{task.cheat}", partial(make, task)) for task in tasks]
+        await self._all(parts, asked.at_once)
+        return kept, tuple(sorted(lossless))
+
+    async def _compared(
+        self, asked: CalibrationAsked, chunks: Sequence[Chunk], kept: Sequence[Kept], layers: int
+    ) -> list[Samples]:
+        samples: list[Samples] = []
+
+        async def compare(some: tuple[Chunk, ...]) -> None:
+            indices = {chunk.index for chunk in some}
+            near = tuple(each for each in kept if each.indices & indices)
+            order = CompareOrder(kept=near, chunks=some, stores=asked.stores, layers=layers)
+            samples.extend(await self._engine.run(compare_sketches, order))
+
+        slices = [tuple(chunks[start : start + SLICE_CHUNKS]) for start in range(0, len(chunks), SLICE_CHUNKS)]
+        await self._all([("compare sketches", partial(compare, some)) for some in slices], asked.at_once)
+        return samples
+
+    async def _all(self, parts: Iterable[tuple[str, Callable[[], Awaitable[None]]]], at_once: int) -> None:
+        """Every part, so many at a time; the first that fails ends the others."""
+        listed = list(parts)
+        room = asyncio.Semaphore(at_once)
+        done = 0
+
+        async def one(name: str, part: Callable[[], Awaitable[None]]) -> None:
+            nonlocal done
+            async with room:
+                await part()
+            done += 1
+            self._progress(done, len(listed), name)
+
+        tasks = [asyncio.ensure_future(one(name, part)) for name, part in listed]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _is_claimed(sight: Sight) -> bool:
+    """Whether the table says that it sees this cheat in this row."""
+    return sight.is_seen or not sight.may_be_missed
+
+
+def report_order(found: Calibrated, folder: Path, now: datetime) -> ReportOrder:
+    """What the report of a calibration is to say."""
+    asked = found.asked
+    facts = {
+        "model": f"{found.model.name}, {found.model.digest}",
+        "made": f"{now:%Y-%m-%d %H:%M} UTC",
+        "texts": f"{asked.sizes.chunks} of {asked.sizes.tokens} tokens, seed {asked.seed}; fitted to the first "
+        f"{asked.sizes.fit_chunks}, tried on the others",
+        "honest comparisons": f"{found.honest_cases}, rejected {found.rejected}",
+        "comparisons with cheats": f"{found.cheat_cases}, passed {found.accepted}",
+    }
+    return ReportOrder(
+        folder=folder,
+        title=f"Calibration of {found.model.name}",
+        facts=facts,
+        refusal=found.refusal(),
+        rows=found.rows,
+        samples=found.samples,
+        lossless=found.lossless,
+        tolerances=found.tolerances(now),
+        evidence=evidence(facts=found.facts, rows=found.rows, samples=found.samples, lossless=found.lossless),
+    )
+
+
+def _fitted(samples: Sequence[Samples], asked: CalibrationAsked) -> dict[str, FittedRow]:
+    return fit(
+        samples,
+        fit_pieces=asked.sizes.fit_chunks,
+        may_miss=partial(may_miss, also=asked.may_miss),
+        floors=floors,
+        settle=lambda row, limits: in_effect(row, limits, asked.sizes.tokens),
+    )
