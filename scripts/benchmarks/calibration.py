@@ -1,7 +1,7 @@
 """What a calibration sees: honest answers turned down, cheats let pass, on texts that limits were not fitted to.
 
-A case is a comparison of two sketches of one chunk: two honest ways to compute it, or a cheat and an honest way. Every
-pair of ways, of each dtype that caches are stored in, counts once a chunk.
+A case is a comparison of two sketches of one chunk: two honest ways to compute it, or a cheat and an honest way.
+Every pair of ways, of each dtype that caches are stored in, counts once a chunk.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from memgrid_coordinator.heavy.calibration.report import write_report
 from memgrid_coordinator.heavy.runner import InlineEngine
 from memgrid_coordinator.services.calibrating import Calibrated, Calibrating, CalibrationAsked, report_order
 
-REAL = Sizes(chunks=52, tokens=256, cheat_stride=5)
-TINY = Sizes(chunks=52, tokens=256, cheat_stride=5)
+SIZES = Sizes(chunks=52, tokens=256, cheat_stride=5, fit_share=0.4)
 MODEL_VARIABLE, REPORT_VARIABLE, ONLY_VARIABLE = "MEMGRID_BENCH_MODEL", "MEMGRID_BENCH_REPORT", "MEMGRID_BENCH_ONLY"
 """Another model than SmolLM2; a folder for the whole reports; one of the two models, `real` or `tiny`."""
 
@@ -38,10 +37,10 @@ def run(console: Console, quick: bool) -> Report:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tiny = make_tiny_model(Path(folder) / "tiny", layers=4)
-        models = {"real": (Path(os.environ.get(MODEL_VARIABLE, MODEL)), REAL), "tiny": (tiny, TINY)}
-        for name, (model, sizes) in models.items():
+        models = {"real": Path(os.environ.get(MODEL_VARIABLE, MODEL)), "tiny": tiny}
+        for name, model in models.items():
             if only in ("", name):
-                rows.append(_measure(console, name, model, QUICK if quick else sizes, Path(folder)))
+                rows.append(_measure(console, name, model, QUICK if quick else SIZES, Path(folder)))
     return Report(
         name="calibration",
         title="Honest variation rejected, cheats accepted, by limits fitted to other texts",
@@ -83,9 +82,7 @@ async def _calibrated(asked: CalibrationAsked, progress: Any) -> Calibrated:
 
 
 def _figures(found: Calibrated) -> Row:
-    claimed = [
-        (sight.smallest, sight.cheat) for row in found.rows.values() for sight in row.sights if sight.is_seen
-    ]
+    claimed = [(sight.smallest, sight.cheat) for row in found.rows.values() for sight in row.sights if sight.is_seen]
     nearest, cheat = min(claimed)
     return {
         "honest_cases": found.honest_cases,

@@ -10,7 +10,16 @@ from memgrid.cube.identity import ModelIdentity, identity_of_folder
 from memgrid.errors import InvalidError
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.texts import make_chunks, passages
-from memgrid_coordinator.heavy.calibration.ways import CHEATS_COMPUTE, HONEST, TF32, TOKEN_CHEATS, WEIGHT_CHEATS, Way
+from memgrid_coordinator.heavy.calibration.ways import (
+    ALSO_IN_HALF,
+    BASE,
+    HALF,
+    HONEST,
+    TF32,
+    TOKEN_CHEATS,
+    WEIGHT_CHEATS,
+    Way,
+)
 from memgrid_coordinator.heavy.plan import load_tokenizer, longest_context
 
 SLICE_CHUNKS = 8
@@ -25,14 +34,15 @@ class Sizes:
     chunks: int = 24
     tokens: int = 256
     cheat_stride: int = 3
+    fit_share: float = 0.5
+    """Of the chunks, the first, which limits are fitted to; they are tried on the others."""
     conversations: int = 16
     text_tokens: int = 192
     train_row_tokens: int = 128
 
     @property
     def fit_chunks(self) -> int:
-        """Limits are fitted to the first half, and tried on the others."""
-        return self.chunks // 2
+        return round(self.fit_share * self.chunks)
 
 
 QUICK = Sizes(chunks=8, tokens=128, cheat_stride=2, conversations=8, text_tokens=96, train_row_tokens=96)
@@ -73,10 +83,10 @@ def cache_tasks(chunks: Sequence[Chunk], sizes: Sizes) -> Iterator[CacheTask]:
         stride = sizes.cheat_stride if way == TF32 else round(1 / way.share)
         for chosen in _slices(chunks, stride):
             yield CacheTask(way=way, cheat="", chunks=chosen)
-    for way in CHEATS_COMPUTE:
-        for cheat in (*WEIGHT_CHEATS, *TOKEN_CHEATS):
-            for chosen in _slices(chunks, sizes.cheat_stride):
-                yield CacheTask(way=way, cheat=cheat, chunks=chosen)
+    wrong = [(BASE, cheat) for cheat in (*WEIGHT_CHEATS, *TOKEN_CHEATS)]
+    for way, cheat in [*wrong, *((HALF, cheat) for cheat in ALSO_IN_HALF)]:
+        for chosen in _slices(chunks, sizes.cheat_stride):
+            yield CacheTask(way=way, cheat=cheat, chunks=chosen)
 
 
 def trained_on(chunks: Sequence[Chunk]) -> tuple[tuple[int, ...], ...]:

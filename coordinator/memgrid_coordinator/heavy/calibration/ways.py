@@ -69,8 +69,7 @@ HONEST: tuple[Way, ...] = (
     Way(name="bfloat16, this machine's kernels", compute_dtype=_B16, share=1 / 8),
 )
 BASE = HONEST[0]
-CHEATS_COMPUTE = (BASE, next(way for way in HONEST if way.name == "bfloat16"))
-"""What cheats are computed in. Whoever wants to hide computes finely and claims the coarser dtype."""
+HALF = next(way for way in HONEST if way.name == "bfloat16")
 TF32 = Way(name="tf32", compute_dtype=_F32, products=Products.TF32)
 SAYS_FINER = "a coarser dtype than it says"
 WEIGHT_CHEATS = (
@@ -88,6 +87,11 @@ CACHE_CHEATS = (
     "noise of 0.3 %", "noise of 1 %", "another chunk's cache", "random numbers", "last quarter made up",
 )  # fmt: skip
 """What is made of finished caches by `spoiling.SPOILT`."""
+ALSO_IN_HALF = (
+    "int8 weights", "int8 weights and inputs", "fp8 weights", "angles of RoPE rounded",
+    "one token changed", "last token changed",
+)  # fmt: skip
+"""Cheats that are computed in bfloat16 too. All are in float32: who wants to hide computes finely and claims less."""
 CHEATS = (*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, SAYS_FINER)
 
 
