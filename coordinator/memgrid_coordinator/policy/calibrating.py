@@ -57,13 +57,14 @@ class Samples:
 class FitRule:
     """How limits are fitted.
 
-    A limit is the largest honest value times `margin`, or what an extreme-value fit over texts says is exceeded by
-    one text in 1/`exceedance`, whichever is more. Where cheats lie far above that, the room between belongs to
-    honest machines that were not here: limits are raised together, to the geometric middle at most, and so that
-    every cheat still lies `clear` times above them.
+    A limit is the largest honest value times `margin`, and more by as much as one over the texts it was found in,
+    for the next of n texts is the largest yet with a chance of one in n + 1; or what an extreme-value fit over texts
+    says is exceeded by one text in 1/`exceedance`, whichever is more. Where cheats lie far above that, the room
+    between belongs to honest machines that were not here: limits are raised together, to the geometric middle at
+    most, and so that every cheat still lies `clear` times above them.
     """
 
-    margin: float = 1.25
+    margin: float = 1.2
     exceedance: float = 1e-3
     clear: float = 3.0
 
@@ -179,7 +180,8 @@ def _fit_row(
     largest = honest.values.max(axis=0)
     extreme = np.array([extreme_value(honest, place, rule.exceedance) for place in range(len(names))])
     least = np.array([floors.get(name, 0.0) for name in names])
-    limits = np.maximum(np.maximum(rule.margin * largest, extreme), least)
+    margin = rule.margin + 1 / len(np.unique(honest.pieces))
+    limits = np.maximum(np.maximum(margin * largest, extreme), least)
     nearest = {cheat: float(shares(cases.values, limits).min()) for cheat, cases in _by_cheat(known).items()}
     # A cheat that may be missed but is seen is not lost to the room that others leave.
     raised = room([share for cheat, share in nearest.items() if share > 1 or not may_miss(key, cheat)], rule)

@@ -21,6 +21,7 @@ from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CompareOrde
 from memgrid_coordinator.heavy.calibration.planning import SLICE_CHUNKS, CacheTask, Sizes, cache_tasks, trained_on
 from memgrid_coordinator.heavy.calibration.probing import in_effect
 from memgrid_coordinator.heavy.calibration.report import ReportOrder, sights_together
+from memgrid_coordinator.heavy.calibration.ways import CHEATS, HONEST, Way
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.policy.calibrating import FittedRow, Samples, Sight, fit
 from memgrid_coordinator.policy.known_cheats import coarser_of, floors, may_miss
@@ -45,6 +46,9 @@ class CalibrationAsked:
     may_miss: frozenset[str] = frozenset()
     """Cheats that the owner gives up to see."""
     stores: tuple[StoreDtype, ...] = tuple(StoreDtype)
+    ways: tuple[Way, ...] = HONEST
+    """Honest ones; the first has to be the plain one."""
+    cheats: tuple[str, ...] = CHEATS
     at_once: int = 1
     """So many parts are given to the engine at a time."""
 
@@ -169,15 +173,14 @@ class Calibrating:
             made = await self._engine.run(compute_caches, order)
             if made.moved < LOSSLESS:
                 lossless.add(task.cheat)
-                return
             indices = frozenset(chunk.index for chunk in task.chunks)
             for cheat, file in made.files.items():
                 kept.append(Kept(file=file, way=task.way, cheat=cheat, indices=indices))
 
-        tasks = list(cache_tasks(chunks, asked.sizes))
+        tasks = list(cache_tasks(chunks, asked.sizes, asked.ways, asked.cheats))
         parts = [(f"{task.way.name}{': ' * bool(task.cheat)}{task.cheat}", partial(make, task)) for task in tasks]
         await self._all(parts, asked.at_once)
-        return kept, tuple(sorted(lossless))
+        return [each for each in kept if each.cheat not in lossless], tuple(sorted(lossless))
 
     async def _compared(
         self, asked: CalibrationAsked, chunks: Sequence[Chunk], kept: Sequence[Kept], layers: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from memgrid_coordinator.heavy.calibration.texts import make_chunks, passages
 from memgrid_coordinator.heavy.calibration.ways import (
     ALSO_IN_HALF,
     BASE,
+    CHEATS,
     HALF,
     HONEST,
     TF32,
@@ -45,7 +46,7 @@ class Sizes:
         return round(self.fit_share * self.chunks)
 
 
-QUICK = Sizes(chunks=8, tokens=128, cheat_stride=2, conversations=8, text_tokens=96, train_row_tokens=96)
+QUICK = Sizes(chunks=16, tokens=128, cheat_stride=4, conversations=8, text_tokens=96, train_row_tokens=96)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +78,19 @@ def read_model(folder: Path, text: Path | None, sizes: Sizes, seed: int) -> Begu
     return Begun(model=model, chunks=chunks)
 
 
-def cache_tasks(chunks: Sequence[Chunk], sizes: Sizes) -> Iterator[CacheTask]:
-    """Every task; those of one way stand together, for a process reads a model once for them."""
-    for way in (*HONEST, TF32):
+def cache_tasks(
+    chunks: Sequence[Chunk], sizes: Sizes, ways: Sequence[Way] = HONEST, cheats: Collection[str] = CHEATS
+) -> Iterator[CacheTask]:
+    """Every task, or those of some ways and cheats; what is made of finished caches comes with the plain way."""
+    for way in (*ways, TF32):
         stride = sizes.cheat_stride if way == TF32 else round(1 / way.share)
         for chosen in _slices(chunks, stride):
             yield CacheTask(way=way, cheat="", chunks=chosen)
     wrong = [(BASE, cheat) for cheat in (*WEIGHT_CHEATS, *TOKEN_CHEATS)]
     for way, cheat in [*wrong, *((HALF, cheat) for cheat in ALSO_IN_HALF)]:
-        for chosen in _slices(chunks, sizes.cheat_stride):
-            yield CacheTask(way=way, cheat=cheat, chunks=chosen)
+        if cheat in cheats:
+            for chosen in _slices(chunks, sizes.cheat_stride):
+                yield CacheTask(way=way, cheat=cheat, chunks=chosen)
 
 
 def trained_on(chunks: Sequence[Chunk]) -> tuple[tuple[int, ...], ...]:

@@ -108,4 +108,5 @@ def _histogram(cell: Any, values: Doubles, colour: str) -> None:
     if not len(positive):
         return
     bins = np.geomspace(float(positive.min()) * 0.98, float(positive.max()) * 1.02, 24)
-    cell.hist(positive, bins=bins, color=colour, alpha=0.6, weights=np.full(len(positive), 1 / len(positive)))
+    counts, edges = np.histogram(positive, bins=bins)
+    cell.stairs(counts / len(positive), edges, fill=True, color=colour, alpha=0.6)
