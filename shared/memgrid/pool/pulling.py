@@ -82,10 +82,10 @@ class Puller:
         check_provenance(signed, content, self._trusted_keys)
         manifest = CubeManifest.from_bytes(content)
         check_name(manifest, wanted)
-        wanted = {layer.title: (layer.digest, layer.size_bytes) for layer in manifest.oci_layers(signed)}
+        listed = {layer.title: (layer.digest, layer.size_bytes) for layer in manifest.oci_layers(signed)}
         offered = {layer.title: (layer.digest, layer.size_bytes) for layer in oci.layers}
-        for title in sorted(set(wanted) | set(offered), key=str):
-            if wanted.get(title) != offered.get(title):
+        for title in sorted(set(listed) | set(offered), key=str):
+            if listed.get(title) != offered.get(title):
                 raise NotVerifiedError(f"{repository}: {title}: the OCI manifest and the signed one do not agree")
         return manifest
 
