@@ -151,3 +151,15 @@ async def test_after_its_deadline_a_lease_is_over(
             (ack,) = (await host.sync(work=[work])).acks
             assert not ack.accepted
             assert ack.reason is not None and ack.reason.code is ReasonCode.LEASE_ENDED
+
+
+async def test_a_batch_of_late_reports_is_taken_at_once(grid: Grid, geometry: ModelGeometry) -> None:
+    coordinator, endpoint = grid
+    texts = {"one.txt": TEXT, "other.txt": "It closes at two."}
+    submission = await submit(coordinator, texts)
+    async with simulated_hosts(endpoint, 1) as (host,):
+        offers = (await host.sync(want=2)).leases
+        assert len(offers) == 2
+        work = [await work_on(coordinator, SimulatedGpu(geometry), offer) for offer in offers]
+        await coordinator.campaigns.cancel(OPERATOR, submission.campaign.campaign_id)
+        assert [ack.accepted for ack in (await host.sync(work=work)).acks] == [True, True]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, text, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
@@ -211,7 +211,10 @@ _MOVES = {
 }
 _REPORT = (
     update(leases)
-    .where(leases.c.lease_id == bindparam("reported"), leases.c.state.in_(sorted(LEASE_MOVES["report"][0])))
+    .where(
+        leases.c.lease_id == bindparam("reported"),
+        or_(*(leases.c.state == source for source in sorted(LEASE_MOVES["report"][0]))),
+    )
     .values(
         state=LeaseState.REPORTED,
         reason_code=None,
