@@ -47,6 +47,7 @@ from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.pulls import Pulls
 from memgrid_coordinator.services.scrubbing import EVERY as SCRUB_EVERY
 from memgrid_coordinator.services.scrubbing import Scrubbing
+from memgrid_coordinator.services.teams import Teams
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
@@ -142,6 +143,7 @@ class Coordinator:
         self.enrolment = EnrolmentService(
             store=store, settings=settings, clock=clock, tokens=self.tokens, door=door, new_id=new_id
         )
+        self.teams = Teams(store=store, clock=clock, door=door, answer=self.enrolment.answer, new_id=new_id)
         bell, catalogue = Bell(), Catalogue()
         self.bell = bell
         rule = JudgingRule.of(settings, self.grid_key)
@@ -288,6 +290,8 @@ class Coordinator:
             leasing=self.leasing,
             campaigns=self.campaigns,
             explaining=Explaining(self.store),
+            overview=self.overview,
+            teams=self.teams,
         )
         limits = RpcLimits(
             connections_max=settings.grpc_connections_max,

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from memgrid.cube.info import CubeInfo
-from memgrid.units import AccountId, Reason
+from memgrid.units import Reason
 from memgrid_coordinator.lifecycle import CampaignState, DocumentState
 from memgrid_coordinator.records import CampaignId, PoolCube
 
@@ -244,26 +244,9 @@ class CubeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolunteerLine:
-    """A volunteer as the leaderboard shows it: what it gave, nothing about where it is."""
+class BoardSums:
+    """Everybody on a leaderboard, together."""
 
-    rank: int
-    account_id: AccountId
-    flops: float
-    results: int
-    machines: int
-    is_computing: bool
-    joined_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolunteersView:
-    """The leaderboard; `span` None is all time."""
-
-    at: datetime
-    span: Span | None
-    lines: tuple[VolunteerLine, ...]
-    credited: int
-    """Volunteers with credit in the span; those beyond the list are counted only."""
+    total: int
     flops: float
     results: int

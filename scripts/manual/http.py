@@ -40,7 +40,8 @@ _MEANS = {
     "GET /campaigns/{campaign_id}": "One campaign, for people.",
     "GET /cubes": "Cubes and their search, for people.",
     "GET /cubes/{reference}": "One cube, for people.",
-    "GET /volunteers": "Who has computed how much, for people.",
+    "GET /leaderboard": "Who has computed how much, volunteers or teams, for people.",
+    "GET /volunteers": "Where the leaderboard was; leads there.",
     "GET /join": "How to join, for people.",
     "GET /static/{name}": "Style and script of the pages; the hash in a name changes with the content.",
     "GET /favicon.ico": "The pages' icon.",
@@ -48,7 +49,7 @@ _MEANS = {
     "GET /v1/campaigns": "Campaigns.",
     "GET /v1/campaigns/{campaign_id}": "One campaign.",
     "GET /v1/cubes/{reference}": "One cube: manifest, quality, price tag.",
-    "GET /v1/volunteers": "Who has computed how much.",
+    "GET /v1/leaderboard": "Who has computed how much, page by page.",
     "GET /v2/": "That this is a registry; a refusal here tells clients how to bring a token.",
     "GET /v2/token": "The caller's own token, once it was checked, or nobody's.",
 }

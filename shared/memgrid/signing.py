@@ -14,6 +14,7 @@ from memgrid.errors import BadSignatureError
 ENROL_TYPE = "application/vnd.memgrid.enrol.v1"
 LOGIN_TYPE = "application/vnd.memgrid.login.v1"
 REPORTS_TYPE = "application/vnd.memgrid.reports.v1"
+TEAM_TYPE = "application/vnd.memgrid.team.v1"
 
 
 def pre_authentication_encoding(body_type: str, body: bytes) -> bytes:

@@ -39,7 +39,7 @@ FLAGS = [
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 TRAINED = "tests/valves:1.0.0"
 COMPUTED = "handbook/manual:1.0.0"
-LISTS = ("/", "/campaigns", "/cubes", "/volunteers")
+LISTS = ("/", "/campaigns", "/cubes", "/leaderboard", "/leaderboard?by=teams")
 PAGES = (*LISTS, "CAMPAIGN", f"/cubes/{COMPUTED}", f"/cubes/{TRAINED}", "/join", "/none")
 
 pytestmark = [
@@ -161,8 +161,12 @@ async def test_one_walks_from_the_grid_to_a_campaign_to_a_cube_and_back(site: Si
         await page.goto(f"/cubes/{TRAINED}")
         await expect(page.get_by_role("region", name="Quality", exact=True)).to_contain_text("86%")
         await page.go_back()
-        await page.get_by_role("link", name="Volunteers").click()
+        await page.get_by_role("link", name="Leaderboard").click()
         await expect(page.get_by_role("row")).to_have_count(3)
+        await page.get_by_role("link", name="7 days").click()
+        await page.get_by_role("link", name="teams", exact=True).click()
+        await expect(page.get_by_text("No team yet in this time.")).to_be_visible()
+        await expect(page.get_by_role("link", name="7 days")).to_have_attribute("aria-current", "true")
 
 
 async def test_a_search_answers_while_one_types_and_without_scripts_when_asked(site: Site) -> None:

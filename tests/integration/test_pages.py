@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -15,17 +17,19 @@ from memgrid.cube.identity import identity_of_folder
 from memgrid.cube.oci import OCI_MANIFEST_TYPE
 from memgrid.endpoint import GridEndpoint, async_http_client
 from memgrid.nickname import nickname
+from memgrid.teams import likeness
 from memgrid.testing import SimulatedGpu
 from memgrid.units import AccountId
 from memgrid_coordinator.app import Coordinator
-from memgrid_coordinator.store import credits
+from memgrid_coordinator.store import credits, teams
 from memgrid_coordinator.store.tables import accounts
 from tests.grids import push_model, run_until_ended, running_coordinator, simulated_hosts, submit
 from tests.integration.data_plane import DataPlane, manifest_of, running
 from tests.integration.test_pool import FACTS
+from tests.ledgers import NOW, add_accounts, add_lease, add_unit
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
-PAGES = ("/", "/campaigns", "/cubes", "/volunteers", "/join")
+PAGES = ("/", "/campaigns", "/cubes", "/leaderboard", "/leaderboard?by=teams&period=week", "/join")
 
 
 @pytest.fixture
@@ -111,7 +115,16 @@ async def test_people_get_errors_as_pages_and_machines_as_json(browser: httpx.As
 
 @pytest.mark.parametrize(
     "path",
-    ["/?span=2d", "/campaigns?page=0", "/campaigns?page=x", "/campaigns?page=99999999999", "/campaigns?state=x"],
+    [
+        "/?span=2d",
+        "/leaderboard?by=hosts",
+        "/leaderboard?period=hour",
+        "/leaderboard?cursor=-1",
+        "/campaigns?page=0",
+        "/campaigns?page=x",
+        "/campaigns?page=99999999999",
+        "/campaigns?state=x",
+    ],
 )
 async def test_an_address_that_means_nothing_is_refused(browser: httpx.AsyncClient, path: str) -> None:
     assert (await browser.get(path)).status_code == 400
@@ -178,18 +191,48 @@ async def test_pages_tell_what_a_grid_did(grid: Worked) -> None:
 
 
 async def test_the_leaderboard_is_the_ledger_and_tells_nobodys_address(grid: Worked) -> None:
-    page = (await grid.http.get("/volunteers")).text
-    board = (await grid.http.get("/v1/volunteers")).json()
+    page = (await grid.http.get("/leaderboard")).text
+    board = (await grid.http.get("/v1/leaderboard")).json()
     ledger = await grid.coordinator.store.read(
         lambda connection: {account: credits.total(connection, account) for account in hosts_of(connection)}
     )
-    given = {line["account_id"]: line["flops"] for line in board["lines"]}
-    assert given == {account: flops for account, flops in ledger.items() if flops}
+    given = {line["name"]: line["flops"] for line in board["lines"]}
+    assert given == {nickname(account): flops for account, flops in ledger.items() if flops}
     assert [line["rank"] for line in board["lines"]] == [1, 2]
-    for line in board["lines"]:
-        assert nickname(line["account_id"]) in page
-    assert not any(label in page for label in grid.labels)
-    assert (await grid.http.get("/v1/volunteers?span=1h")).json()["flops"] == board["flops"] == sum(ledger.values())
+    for name in given:
+        assert name in page
+    secrets = [*ledger, *grid.labels, "127.0.0.1"]
+    assert not any(secret in page or secret in json.dumps(board) for secret in secrets)
+    today = (await grid.http.get("/v1/leaderboard?period=day")).json()
+    assert today["flops"] == board["flops"] == sum(ledger.values())
+    old = await grid.http.get("/volunteers")
+    assert (old.status_code, old.headers["Location"]) == (301, "/leaderboard")
+
+
+async def test_a_board_goes_on_page_by_page_and_shows_teams(grid: Worked) -> None:
+    name = "R&D of <Early> Birds"
+    flops = await grid.coordinator.store.write(lambda connection: earn(connection, name))
+    first = (await grid.http.get("/v1/leaderboard?lines=1")).json()
+    assert (first["total"], len(first["lines"]), first["cursor"]) == (3, 1, "1")
+    second = (await grid.http.get(f"/v1/leaderboard?lines=2&cursor={first['cursor']}")).json()
+    assert [line["rank"] for line in second["lines"]] == [2, 3] and second["cursor"] == ""
+    teams = (await grid.http.get("/v1/leaderboard?by=teams")).json()
+    assert [(line["name"], line["flops"], line["members"]) for line in teams["lines"]] == [(name, flops, 1)]
+    page = (await grid.http.get("/leaderboard?by=teams&period=month")).text
+    assert "R&amp;D of &lt;Early&gt; Birds" in page and 'aria-current="true">30 days</a>' in page
+
+
+def earn(connection: Connection, team: str) -> int:
+    """A hundred times what anybody gave so far, by a new account in a new team."""
+    flops = 100 * max(credits.total(connection, account) for account in hosts_of(connection))
+    account = AccountId("e" * 32)
+    add_accounts(connection, [account])
+    named = {"name": team, "likeness": likeness(team), "code_digest": "", "founded_by": account}
+    teams.add(connection, teams.Team(team_id="t", founded_at=NOW, **named))
+    assert teams.move(connection, account, "t", NOW, moves_max=1)
+    lease = add_lease(connection, "l", account, add_unit(connection, 99999, flops=flops))
+    credits.grant(connection, [(lease, flops)], datetime.now(UTC))
+    return flops
 
 
 def hosts_of(connection: Connection) -> list[AccountId]:

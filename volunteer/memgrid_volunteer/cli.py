@@ -13,7 +13,7 @@ import typer
 from memgrid.errors import InvalidError
 from memgrid.log import configure_logging
 from memgrid.nickname import nickname
-from memgrid_volunteer import running
+from memgrid_volunteer import running, team_cli
 from memgrid_volunteer.home import Home, default_home
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.sandbox import WORKER_MODULE
@@ -89,11 +89,34 @@ def run(
 
 
 @app.command()
-def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def status(
+    home: HomeOption = None,
+    is_local: Annotated[bool, typer.Option("--local", help="Only what this machine knows; ask nobody.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show how this volunteer stands, and what it has achieved."""
     place = _home(home)
-    facts = _status(place)
-    _print(facts, _in_words(facts), as_json)
+    facts, words = _status(place), []
+    if not is_local:
+        facts["standing"], reason = team_cli.standing_of(place, place.membership())
+        words = team_cli.standing_in_words(facts["standing"], reason)
+    _print(facts, "\n".join([_in_words(facts), *words]), as_json)
+
+
+@app.command()
+def team(
+    name: Annotated[
+        str | None, typer.Argument(help="The team to found, or to join with its code; without: show.")
+    ] = None,
+    code: Annotated[str, typer.Option(help="What its members have: lets this account into a team.")] = "",
+    is_leaving: Annotated[bool, typer.Option("--leave", help="Leave the team; what it was given stays.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Found a team, join one, leave it, or show it; credit counts for the team one is in when it is earned."""
+    configure_logging(level="WARNING")
+    facts = team_cli.change_team(_home(home), name, code=code, is_leaving=is_leaving)
+    _print(facts, team_cli.team_in_words(facts, is_leaving=is_leaving), as_json)
 
 
 @app.command()

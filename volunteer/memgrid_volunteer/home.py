@@ -70,6 +70,15 @@ class Home:
         (self.folder / "grid.json").unlink(missing_ok=True)
         (self.folder / "status.json").unlink(missing_ok=True)
 
+    def join_code(self, url: str, team: str) -> str:
+        """The code that lets others into a team of a grid; empty when this home never had it."""
+        kept = self._read("team.json") or {}
+        return str(kept.get("code", "")) if (kept.get("url"), kept.get("team")) == (url, team) else ""
+
+    def keep_join_code(self, url: str, team: str, code: str) -> None:
+        """Nobody else can tell it again: the grid has only its digest."""
+        write_whole(self.folder / "team.json", {"url": url, "team": team, "code": code})
+
     @property
     def is_paused(self) -> bool:
         return bool((self._read("control.json") or {}).get("paused", False))

@@ -76,7 +76,7 @@ async def enrol(
     channel = open_channel(endpoint, lambda: None)
     try:
         stub = pb_grpc.VolunteersStub(channel)
-        challenge = await _challenge(stub, ticket)
+        challenge = await get_challenge(stub, ticket)
         ask = EnrolAsk(nonce=challenge.nonce, host_label=label, facts=facts, invite_code=invite_code)
         signed = key.sign(ENROL_TYPE, enrol_to_body(ask))
         message = await stub.Enrol(signed_to_message(signed), timeout=CALL_LIMIT_S)
@@ -183,7 +183,7 @@ class CoordinatorSession:
 
     async def _log_in(self) -> None:
         stub = await self._stub()
-        challenge = await _challenge(stub, self._ticket)
+        challenge = await get_challenge(stub, self._ticket)
         ask = LogInAsk(nonce=challenge.nonce, host_id=self._host_id, facts=self._facts)
         signed = self._key.sign(LOGIN_TYPE, log_in_to_body(ask))
         message = await stub.LogIn(signed_to_message(signed), timeout=CALL_LIMIT_S)
@@ -202,7 +202,8 @@ class CoordinatorSession:
         return stub
 
 
-async def _challenge(stub: pb_grpc.VolunteersAsyncStub, ticket: str) -> Challenge:
+async def get_challenge(stub: pb_grpc.VolunteersAsyncStub, ticket: str) -> Challenge:
+    """A nonce to sign; raises BusyError while a crowd is before the door."""
     metadata = ((TICKET_KEY, ticket),) if ticket else None
     message = await stub.GetChallenge(pb.GetChallengeRequest(), timeout=CALL_LIMIT_S, metadata=metadata)
     return challenge_from_message(message)

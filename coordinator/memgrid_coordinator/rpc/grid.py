@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memgrid.leaderboard import board_ask, leaderboard_to_message
 from memgrid.v1 import grid_pb2 as pb
 from memgrid.v1 import grid_pb2_grpc as pb_grpc
 from memgrid.wire import reason_to_message, timestamp_to_message
@@ -11,11 +12,13 @@ from memgrid_coordinator.policy import roles
 from memgrid_coordinator.records import Role
 from memgrid_coordinator.rpc.interceptor import caller
 from memgrid_coordinator.services.explaining import Explaining, Line
+from memgrid_coordinator.services.overview import Overview
 
 
 class GridServicer(pb_grpc.GridServicer):
-    def __init__(self, explaining: Explaining) -> None:
+    def __init__(self, explaining: Explaining, overview: Overview) -> None:
         self._explaining = explaining
+        self._overview = overview
 
     async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.Story:  # noqa: N802
         roles.check(caller(), Role.READER, "explaining")
@@ -23,6 +26,10 @@ class GridServicer(pb_grpc.GridServicer):
         return pb.Story(
             kind=story.kind, id=story.id, summary=story.summary, events=[_event(line) for line in story.lines]
         )
+
+    async def GetLeaderboard(self, request: pb.LeaderboardRequest, context: Any) -> pb.Leaderboard:  # noqa: N802
+        ask = board_ask(by=request.by, period=request.period, cursor=request.cursor, lines_max=request.lines_max)
+        return leaderboard_to_message(await self._overview.leaderboard(ask))
 
 
 def _event(line: Line) -> pb.Event:

@@ -20,8 +20,8 @@ from memgrid_coordinator.rpc.receiving import MessageLimits, Receiver
 log = get_logger(__name__)
 _CALLER: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
 _OPEN_TO_ALL = frozenset(
-    {f"/memgrid.v1.Volunteers/{method}" for method in ("GetChallenge", "Enrol", "LogIn")}
-    | {"/grpc.health.v1.Health/Check"}
+    {f"/memgrid.v1.Volunteers/{method}" for method in ("GetChallenge", "Enrol", "LogIn", "AskStanding")}
+    | {"/memgrid.v1.Grid/GetLeaderboard", "/grpc.health.v1.Health/Check"}
 )
 """Calls that ignore tokens: an expired one must not keep its owner from logging in again."""
 

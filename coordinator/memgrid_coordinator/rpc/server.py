@@ -21,6 +21,8 @@ from memgrid_coordinator.services.campaigns import Campaigns
 from memgrid_coordinator.services.enrolment import EnrolmentService
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.services.leasing import Leasing
+from memgrid_coordinator.services.overview import Overview
+from memgrid_coordinator.services.teams import Teams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class RpcServices:
     leasing: Leasing
     campaigns: Campaigns
     explaining: Explaining
+    overview: Overview
+    teams: Teams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +73,10 @@ class RpcServer:
         self._server = grpc.aio.server(interceptors=[interceptor], options=[*SERVER_OPTIONS, *limits.to_options()])
         self._health = health.aio.HealthServicer()
         volunteers_pb2_grpc.add_VolunteersServicer_to_server(
-            VolunteersServicer(services.enrolment, services.leasing), self._server
+            VolunteersServicer(services.enrolment, services.leasing, services.teams), self._server
         )
         campaigns_pb2_grpc.add_CampaignsServicer_to_server(CampaignsServicer(services.campaigns), self._server)
-        grid_pb2_grpc.add_GridServicer_to_server(GridServicer(services.explaining), self._server)
+        grid_pb2_grpc.add_GridServicer_to_server(GridServicer(services.explaining, services.overview), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self, address: str, *, key_pem: bytes, chain_pem: bytes) -> int:

@@ -14,12 +14,14 @@ from memgrid_coordinator.policy.diversity import network_of
 from memgrid_coordinator.rpc.interceptor import caller
 from memgrid_coordinator.services.enrolment import EnrolmentService
 from memgrid_coordinator.services.leasing import Leasing
+from memgrid_coordinator.services.teams import Teams
 
 
 class VolunteersServicer(pb_grpc.VolunteersServicer):
-    def __init__(self, enrolment: EnrolmentService, leasing: Leasing) -> None:
+    def __init__(self, enrolment: EnrolmentService, leasing: Leasing, teams: Teams) -> None:
         self._enrolment = enrolment
         self._leasing = leasing
+        self._teams = teams
 
     async def GetChallenge(self, request: pb.GetChallengeRequest, context: Any) -> pb.Challenge:  # noqa: N802
         return wire.challenge_to_message(self._enrolment.get_challenge(_ticket(context.invocation_metadata())))
@@ -35,6 +37,9 @@ class VolunteersServicer(pb_grpc.VolunteersServicer):
     async def Sync(self, request: pb.SyncRequest, context: Any) -> pb.SyncResponse:  # noqa: N802
         ask, signed = wire.sync_ask_from_message(request)
         return wire.sync_answer_to_message(await self._leasing.sync(caller(), ask, signed))
+
+    async def AskStanding(self, request: common.Signed, context: Any) -> pb.Standing:  # noqa: N802
+        return wire.standing_to_message(await self._teams.ask(wire.signed_from_message(request)))
 
     async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:  # noqa: N802
         await self._leasing.leave(caller())

@@ -75,7 +75,7 @@ class EnrolmentService:
         async with self._door.place(LaneName.DOOR):
             signed.verify(ENROL_TYPE)
             ask = enrol_from_body(signed.body)
-            self._answer(ask.nonce)
+            self.answer(ask.nonce)
             now = self._clock.now()
             return await self._store.write(lambda connection: self._enrol(connection, signed.public_key, ask, now))
 
@@ -87,7 +87,7 @@ class EnrolmentService:
     async def _log_in(self, signed: SignedBody, network: str) -> Session:
         signed.verify(LOGIN_TYPE)
         ask = log_in_from_body(signed.body)
-        self._answer(ask.nonce)
+        self.answer(ask.nonce)
         now = self._clock.now()
         session_id = SessionId(self._new_id())
 
@@ -97,7 +97,7 @@ class EnrolmentService:
                 raise UnknownHostError(f"host {ask.host_id} is not enrolled here; join first")
             if host.public_key != signed.public_key:
                 raise BadSignatureError(f"host {ask.host_id} belongs to another key")
-            _refuse_banned(connection, host.account_id)
+            refuse_banned(connection, host.account_id)
             hosts.begin_session(connection, ask.host_id, session_id, ask.facts, network, now)
             return host.account_id
 
@@ -106,7 +106,8 @@ class EnrolmentService:
         token = self._tokens.issue(ask.host_id, account_id, session_id, expires_at)
         return Session(session_id=session_id, token=token, expires_at=expires_at)
 
-    def _answer(self, nonce: bytes) -> None:
+    def answer(self, nonce: bytes) -> None:
+        """Use a challenge up; raises BadChallengeError when it is none of ours, or was used, or is too old."""
         expires_at = self._challenges.pop(nonce, None)
         if expires_at is None or expires_at <= self._clock.now():
             raise BadChallengeError("the challenge is unknown, used or too old; ask for a new one")
@@ -114,7 +115,7 @@ class EnrolmentService:
     def _enrol(self, connection: Connection, public_key: bytes, ask: EnrolAsk, now: datetime) -> Enrolment:
         account_id = hosts.account_of(connection, public_key)
         if account_id is not None:
-            _refuse_banned(connection, account_id)
+            refuse_banned(connection, account_id)
         else:
             if self._settings.invite_only and not hosts.use_invite(connection, invite_digest(ask.invite_code)):
                 raise InviteRequiredError("this grid takes volunteers by invitation; join with --invite CODE")
@@ -140,6 +141,7 @@ class EnrolmentService:
         return Enrolment(account_id=account_id, host_id=host_id)
 
 
-def _refuse_banned(connection: Connection, account_id: AccountId) -> None:
+def refuse_banned(connection: Connection, account_id: AccountId) -> None:
+    """Raises NotAllowedError for an account that was shut out."""
     if (reason := bans.reason_of(connection, account_id)) is not None:
         raise NotAllowedError(f"this account was banned by the grid's owner: {reason}")

@@ -15,13 +15,23 @@ from memgrid.clock import Clock
 from memgrid.cube.info import CubeInfo
 from memgrid.cube.manifest import CubeManifest
 from memgrid.errors import UnknownCampaignError, UnknownCubeError
+from memgrid.leaderboard import RANK_MAX, BoardAsk, Leaderboard, Ranked
 from memgrid_coordinator.lifecycle import CampaignState, LeaseState
 from memgrid_coordinator.metrics import UNIT_KINDS
 from memgrid_coordinator.records import CampaignId, PoolCube
 from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.keeping import Keeping
 from memgrid_coordinator.services.publishing import Publishing
-from memgrid_coordinator.store import campaigns, gauges, hosts, overview, overview_campaigns, overview_cubes, pulls
+from memgrid_coordinator.store import (
+    campaigns,
+    gauges,
+    hosts,
+    leaderboard,
+    overview,
+    overview_campaigns,
+    overview_cubes,
+    pulls,
+)
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.views import (
@@ -35,14 +45,12 @@ from memgrid_coordinator.views import (
     ListedCube,
     PoolTotals,
     Span,
-    VolunteersView,
 )
 
 KEEP_S = 5.0
 CAMPAIGNS_PAGE = 20
 DOCUMENTS_PAGE = 50
 CUBES_PAGE = 24
-LEADERS = 100
 _VERSIONS_MAX = 50
 _WORDS_MAX = 16
 _PROGRESS_COLUMNS = 60
@@ -82,9 +90,9 @@ class Overview:
         find = partial(_campaign, campaign_id, page)
         return await self._kept.get(("campaign", campaign_id, page), lambda: self._read(find))
 
-    async def volunteers(self, span: Span | None) -> VolunteersView:
-        """Who gave most in a span, or ever."""
-        return await self._kept.get(("volunteers", span), lambda: self._read(partial(_volunteers, span)))
+    async def leaderboard(self, ask: BoardAsk) -> Leaderboard:
+        """Who gave most, accounts or teams: one page."""
+        return await self._kept.get(("leaderboard", ask), lambda: self._read(partial(_leaderboard, ask)))
 
     async def cubes(self, text: str, *, base: str = "", kind: str = "", page: int = 1) -> CubesView:
         """A page of the cubes that have every word of `text`, newest first."""
@@ -203,11 +211,28 @@ def _progress(
     return overview_campaigns.progress(connection, campaign_id, line.created_at, width, _PROGRESS_COLUMNS)
 
 
-def _volunteers(span: Span | None, connection: Connection, now: datetime) -> VolunteersView:
-    since = None if span is None else now - span.length
-    lines, total = overview.leaders(connection, since=since, alive_since=now - ALIVE, limit=LEADERS)
-    results, flops = overview.credited(connection, since)
-    return VolunteersView(at=now, span=span, lines=lines, credited=total, flops=flops, results=results)
+def _leaderboard(ask: BoardAsk, connection: Connection, now: datetime) -> Leaderboard:
+    first_day, skip, limit = ask.period.first_day(now), ask.skip, min(ask.lines_max, RANK_MAX - ask.skip)
+    if ask.ranked is Ranked.TEAMS:
+        sums = leaderboard.sums_of_teams(connection, first_day)
+        lines = leaderboard.of_teams(connection, first_day=first_day, skip=skip, limit=limit)
+    else:
+        sums = leaderboard.sums_of_accounts(connection, first_day)
+        alive_since = now - ALIVE
+        lines = leaderboard.of_accounts(
+            connection, first_day=first_day, alive_since=alive_since, skip=skip, limit=limit
+        )
+    end = skip + len(lines)
+    return Leaderboard(
+        at=now,
+        ranked=ask.ranked,
+        period=ask.period,
+        lines=lines,
+        total=sums.total,
+        flops=sums.flops,
+        results=sums.results,
+        cursor=str(end) if lines and end < min(sums.total, RANK_MAX) else "",
+    )
 
 
 def _cubes(words: list[str], base: str, kind: str, page: int, connection: Connection) -> CubesView:

@@ -142,6 +142,7 @@ class _Carrying:
         self.rule = rule
         self.now = now
         self.done = Settlement()
+        self.earned: list[tuple[Lease, int]] = []
         self.log: list[Event] = []
         self.follows: dict[int, UnitEvent] = {}
         """What happens to other units because of this."""
@@ -158,6 +159,7 @@ class _Carrying:
         )
         self._recall(outcomes)
         self._pay_latecomers(outcomes)
+        credits.grant(self.connection, self.earned, self.now)
         self._order(outcomes)
         self._set_vacancies(outcomes)
         self.done.compare = {unit_id: one.compare for unit_id, one in outcomes.items() if one.compare}
@@ -266,6 +268,8 @@ class _Carrying:
                 agreed = [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED]
                 self._pay(self.units[unit_id], agreed)
             if self.units[unit_id].state is UnitState.ACCEPTED:
+                wrong = [move.lease_id for move in outcomes[unit_id].lease_moves if move.move == "reject"]
+                credits.reverse(self.connection, wrong, self.now)
                 why = outcomes[unit_id].reason
                 told = f"unit {self.units[unit_id].key[:12]}: {why.text if why else ''}"
                 self.done.retracted += retract(self.connection, [unit_id], told, self.now)
@@ -278,7 +282,7 @@ class _Carrying:
                 self._pay(unit, [self.leases[move.lease_id] for move in outcome.lease_moves if move.move == "agree"])
 
     def _pay(self, unit: Unit, earned: list[Lease]) -> None:
-        credits.grant(self.connection, earned, unit.flops, self.now)
+        self.earned += [(lease, unit.flops) for lease in earned]
         self.done.credited_flops += unit.flops * len(earned)
         self.done.news_for |= {lease.host_id for lease in earned}
 

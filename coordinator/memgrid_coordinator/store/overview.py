@@ -1,20 +1,19 @@
-"""The grid at a glance and the leaderboard: sums over what is stored, for pages that are read often."""
+"""The grid at a glance: sums over what is stored, for pages that are read often."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Float, cast, func, select, type_coerce
 
-from memgrid.units import AccountId
 from memgrid_coordinator.lifecycle import LeaseState
-from memgrid_coordinator.store.tables import accounts, credits, hosts, leases, pool_cubes
+from memgrid_coordinator.store.credits import EVER, is_standing, whole
+from memgrid_coordinator.store.tables import accounts, credit_days, credits, hosts, leases, pool_cubes
 from memgrid_coordinator.store.types import to_microseconds
-from memgrid_coordinator.views import Bucket, Machines, VolunteerLine
+from memgrid_coordinator.views import Bucket, Machines
 
 _DEVICES_MAX = 8
 _NAME_LENGTH_MAX = 48
@@ -49,25 +48,29 @@ def count(connection: Connection, column: ColumnElement[Any]) -> int:
     return int(connection.execute(select(func.count(column))).scalar_one())
 
 
-def credited(connection: Connection, since: datetime | None = None) -> tuple[int, float]:
-    """Lines of the ledger, and their FLOPs."""
-    query = select(func.count(), func.coalesce(func.sum(as_float(credits.c.flops)), 0.0)).select_from(credits)
-    query = query.where(*_since(since))
-    lines, flops = connection.execute(query).one()
-    return int(lines), float(flops)
+def credited(connection: Connection) -> tuple[int, float]:
+    """Results that there is credit for, and their FLOPs."""
+    sums = [func.coalesce(func.sum(credit_days.c[name]), 0) for name in ("results", "flops_high", "flops_low")]
+    results, high, low = connection.execute(select(*sums).where(credit_days.c.day == EVER)).one()
+    return int(results), float(whole(high, low))
 
 
 def made(connection: Connection) -> tuple[int, float]:
     """Units that credit was written for, and their FLOPs, each counted once."""
-    each = select(as_float(func.max(credits.c.flops)).label("flops")).group_by(credits.c.unit_id).subquery()
-    found, flops = connection.execute(select(func.count(), func.coalesce(func.sum(each.c.flops), 0.0))).one()
+    each = select(as_float(func.max(credits.c.flops)).label("flops")).where(is_standing())
+    each_unit = each.group_by(credits.c.unit_id).subquery()
+    found, flops = connection.execute(select(func.count(), func.coalesce(func.sum(each_unit.c.flops), 0.0))).one()
     return int(found), float(flops)
 
 
 def history(connection: Connection, start: datetime, width: timedelta, columns: int) -> tuple[Bucket, ...]:
     """What was credited in each column from `start` on."""
     column = column_of(credits.c.granted_at, start, width).label("bucket")
-    query = select(column, func.count(), func.sum(as_float(credits.c.flops))).where(*_since(start)).group_by(column)
+    query = (
+        select(column, func.count(), func.sum(as_float(credits.c.flops)))
+        .where(credits.c.granted_at >= start, is_standing())
+        .group_by(column)
+    )
     found = {int(row[0]): (int(row[1]), float(row[2])) for row in connection.execute(query)}
     buckets = ((start + index * width, *found.get(index, (0, 0.0))) for index in range(columns))
     return tuple(Bucket(at=at, results=results, flops=flops) for at, results, flops in buckets)
@@ -107,53 +110,6 @@ def rejections(connection: Connection) -> tuple[tuple[str, int], ...]:
         .order_by(func.count().desc())
     )
     return tuple((row[0] or "other", int(row[1])) for row in connection.execute(query))
-
-
-def leaders(
-    connection: Connection, *, since: datetime | None, alive_since: datetime, limit: int
-) -> tuple[tuple[VolunteerLine, ...], int]:
-    """Volunteers by credit, most first, and how many have some; those that were banned are left out."""
-    flops = func.sum(as_float(credits.c.flops)).label("flops")
-    query = select(credits.c.account_id, flops, func.count().label("results")).where(*_since(since))
-    banned = select(accounts.c.account_id).where(accounts.c.banned_at.is_not(None))
-    query = query.where(credits.c.account_id.not_in(banned)).group_by(credits.c.account_id)
-    ranked = connection.execute(query.order_by(flops.desc(), credits.c.account_id).limit(limit)).all()
-    total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-    known = _accounts(connection, [row.account_id for row in ranked], alive_since)
-    return tuple(_line(rank, row, known[row.account_id]) for rank, row in enumerate(ranked, start=1)), int(total)
-
-
-def _since(since: datetime | None) -> list[ColumnElement[bool]]:
-    """The lines of the ledger to look at."""
-    return [] if since is None else [credits.c.granted_at >= since]
-
-
-def _accounts(connection: Connection, account_ids: Sequence[str], alive_since: datetime) -> dict[str, Any]:
-    """When each of them came, how many machines it has, and when one was last heard of."""
-    query = (
-        select(
-            accounts.c.account_id,
-            accounts.c.created_at,
-            func.count(hosts.c.host_id).label("machines"),
-            (func.max(hosts.c.seen_at) >= alive_since).label("is_computing"),
-        )
-        .outerjoin(hosts, hosts.c.account_id == accounts.c.account_id)
-        .where(accounts.c.account_id.in_(account_ids))
-        .group_by(accounts.c.account_id, accounts.c.created_at)
-    )
-    return {row.account_id: row for row in connection.execute(query)}
-
-
-def _line(rank: int, ranked: Any, account: Any) -> VolunteerLine:
-    return VolunteerLine(
-        rank=rank,
-        account_id=AccountId(ranked.account_id),
-        flops=float(ranked.flops),
-        results=int(ranked.results),
-        machines=int(account.machines),
-        is_computing=bool(account.is_computing),
-        joined_at=account.created_at,
-    )
 
 
 def _device_names(facts: str) -> list[str]:

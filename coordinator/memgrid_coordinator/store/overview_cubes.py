@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from memgrid.digest import Digest
 from memgrid_coordinator.progress import Progress
 from memgrid_coordinator.records import CampaignId, PoolCube
+from memgrid_coordinator.store.credits import is_standing
 from memgrid_coordinator.store.pool import conditions_of, to_cube
 from memgrid_coordinator.store.tables import campaigns, credits, document_units, documents, pool_cubes
 
@@ -113,5 +114,5 @@ def origin(connection: Connection, cube: Digest) -> Origin | None:
 
 def _volunteers(connection: Connection, document_id: int) -> int:
     own: Any = select(document_units.c.unit_id).where(document_units.c.document_id == document_id)
-    query = select(func.count(credits.c.account_id.distinct())).where(credits.c.unit_id.in_(own))
+    query = select(func.count(credits.c.account_id.distinct())).where(credits.c.unit_id.in_(own), is_standing())
     return int(connection.execute(query).scalar_one())

@@ -37,6 +37,25 @@ class AccountRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_time(nullable=False))
     banned_at: datetime | None = Field(default=None, sa_column=_time())
     banned_reason: str = ""
+    team_id: str | None = Field(default=None, index=True)
+    """The team that its credit counts for from now on."""
+    team_day: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    team_moves: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    """How often it changed its team on that day (counted from the year 1, UTC)."""
+
+
+class TeamRow(SQLModel, table=True):
+    """A name that volunteers gather under, and the digest of the code that lets others in."""
+
+    __tablename__ = "teams"
+
+    team_id: str = Field(primary_key=True)
+    name: str
+    likeness: str = Field(unique=True)
+    """What of the name tells it from others: names that look alike share it."""
+    code_digest: str
+    founded_by: str = Field(index=True)
+    founded_at: datetime = Field(sa_column=_time(nullable=False))
 
 
 class TokenRow(SQLModel, table=True):
@@ -410,17 +429,50 @@ class RetractionRow(SQLModel, table=True):
 
 
 class CreditRow(SQLModel, table=True):
-    """The ledger: written once, never changed; one line a lease at the most."""
+    """The ledger: written once, never changed, which triggers of the database see to.
+
+    A lease earns once at the most; when its result turns out wrong, a second line takes that back.
+    """
 
     __tablename__ = "credits"
+    __table_args__ = (
+        UniqueConstraint("lease_id", "entry"),
+        # What was taken back is looked for wherever credit is counted, and hardly ever there.
+        Index(
+            "credits_reversed",
+            "lease_id",
+            sqlite_where=text("entry = 'reversed'"),
+            postgresql_where=text("entry = 'reversed'"),
+        ),
+    )
 
     credit_id: int | None = Field(default=None, primary_key=True)
-    lease_id: str = Field(unique=True, foreign_key="leases.lease_id")
+    lease_id: str = Field(foreign_key="leases.lease_id")
+    entry: str = Field(default="earned", sa_column=Column(String, nullable=False, server_default="earned"))
     account_id: str = Field(index=True)
     host_id: str
     unit_id: int
     flops: int = Field(sa_column=Column(BigInteger, nullable=False))
+    """Less than nought in a line that takes back: totals are sums."""
     granted_at: datetime = Field(sa_column=_time(nullable=False))
+    team_id: str | None = None
+    """The team its account was in then."""
+
+
+class CreditDayRow(SQLModel, table=True):
+    """The ledger summed up by the day a result was credited, written in the same transaction; day 0 is all time."""
+
+    __tablename__ = "credit_days"
+
+    day: int = Field(primary_key=True)
+    """Days since the beginning of the year 1, UTC."""
+    account_id: str = Field(primary_key=True)
+    team_id: str = Field(primary_key=True)
+    """Empty for who was in none."""
+    results: int = Field(sa_column=Column(BigInteger, nullable=False))
+    flops_high: int = Field(sa_column=Column(BigInteger, nullable=False))
+    """Of the sum of FLOPs, which 64 bits would not hold for long, the part above 32 bits of each; then the rest."""
+    flops_low: int = Field(sa_column=Column(BigInteger, nullable=False))
 
 
 class EventRow(SQLModel, table=True):
@@ -514,6 +566,7 @@ def _table(name: str) -> Table:
 
 # The same tables as Core sees them: the hot path writes many rows a statement.
 accounts = _table("accounts")
+teams = _table("teams")
 invites = _table("invites")
 tokens = _table("tokens")
 audit_log = _table("audit_log")
@@ -533,6 +586,7 @@ trust_records = _table("trust_records")
 class_suspensions = _table("class_suspensions")
 retractions = _table("retractions")
 credits = _table("credits")
+credit_days = _table("credit_days")
 events = _table("events")
 pool_manifests = _table("pool_manifests")
 pool_tags = _table("pool_tags")

@@ -106,6 +106,11 @@ COMMANDS = {
             help="Tell what became of a campaign, unit, lease, host or cube, and why.",
         ),
         Command(
+            name="leaderboard",
+            home="memgrid.cli.leaderboard:leaderboard",
+            help="Show who gave most to a grid: volunteers or teams, of a day, a week, a month or all time.",
+        ),
+        Command(
             name="coordinator",
             home="memgrid_coordinator.cli:app",
             help="Host a grid: hand out work, check it, publish cubes.",

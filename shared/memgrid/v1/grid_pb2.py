@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from memgrid.v1 import common_pb2 as memgrid_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15memgrid/v1/grid.proto\x12\nmemgrid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17memgrid/v1/common.proto\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x05Story\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12!\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x11.memgrid.v1.Event\"o\n\x05\x45vent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\"\n\x06reason\x18\x04 \x01(\x0b\x32\x12.memgrid.v1.Reason2@\n\x04Grid\x12\x38\n\x07\x45xplain\x12\x1a.memgrid.v1.ExplainRequest\x1a\x11.memgrid.v1.Storyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15memgrid/v1/grid.proto\x12\nmemgrid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17memgrid/v1/common.proto\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x05Story\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12!\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x11.memgrid.v1.Event\"S\n\x12LeaderboardRequest\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06period\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\x12\x11\n\tlines_max\x18\x04 \x01(\r\"\xb6\x01\n\x0bLeaderboard\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06period\x18\x03 \x01(\t\x12$\n\x05lines\x18\x04 \x03(\x0b\x32\x15.memgrid.v1.BoardLine\x12\r\n\x05total\x18\x05 \x01(\x04\x12\r\n\x05\x66lops\x18\x06 \x01(\x01\x12\x0f\n\x07results\x18\x07 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x08 \x01(\t\"\xb9\x01\n\tBoardLine\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66lops\x18\x03 \x01(\x01\x12\x0f\n\x07results\x18\x04 \x01(\x04\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04team\x18\x06 \x01(\t\x12\x0f\n\x07members\x18\x07 \x01(\r\x12\x10\n\x08machines\x18\x08 \x01(\r\x12\x14\n\x0cis_computing\x18\t \x01(\x08\"o\n\x05\x45vent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\"\n\x06reason\x18\x04 \x01(\x0b\x32\x12.memgrid.v1.Reason2\x8b\x01\n\x04Grid\x12\x38\n\x07\x45xplain\x12\x1a.memgrid.v1.ExplainRequest\x1a\x11.memgrid.v1.Story\x12I\n\x0eGetLeaderboard\x12\x1e.memgrid.v1.LeaderboardRequest\x1a\x17.memgrid.v1.Leaderboardb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINREQUEST']._serialized_end=123
   _globals['_STORY']._serialized_start=125
   _globals['_STORY']._serialized_end=210
-  _globals['_EVENT']._serialized_start=212
-  _globals['_EVENT']._serialized_end=323
-  _globals['_GRID']._serialized_start=325
-  _globals['_GRID']._serialized_end=389
+  _globals['_LEADERBOARDREQUEST']._serialized_start=212
+  _globals['_LEADERBOARDREQUEST']._serialized_end=295
+  _globals['_LEADERBOARD']._serialized_start=298
+  _globals['_LEADERBOARD']._serialized_end=480
+  _globals['_BOARDLINE']._serialized_start=483
+  _globals['_BOARDLINE']._serialized_end=668
+  _globals['_EVENT']._serialized_start=670
+  _globals['_EVENT']._serialized_end=781
+  _globals['_GRID']._serialized_start=784
+  _globals['_GRID']._serialized_end=923
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,132 @@ class Story(_message.Message):
 Global___Story: _TypeAlias = Story  # noqa: Y015
 
 @_typing.final
+class LeaderboardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LINES_MAX_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    """accounts (or empty) | teams"""
+    period: _builtins.str
+    """day | week | month | all (or empty): whole days, UTC"""
+    cursor: _builtins.str
+    """Leaderboard.cursor of the page before; empty for the first"""
+    lines_max: _builtins.int
+    """at most 100; 0 for 50"""
+    def __init__(
+        self,
+        *,
+        by: _builtins.str = ...,
+        period: _builtins.str = ...,
+        cursor: _builtins.str = ...,
+        lines_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "cursor", b"cursor", "lines_max", b"lines_max", "period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaderboardRequest: _TypeAlias = LeaderboardRequest  # noqa: Y015
+
+@_typing.final
+class Leaderboard(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    FLOPS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    period: _builtins.str
+    total: _builtins.int
+    """how many have credit in the period"""
+    flops: _builtins.float
+    """of all of them"""
+    results: _builtins.int
+    cursor: _builtins.str
+    """empty on the last page"""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoardLine]: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        by: _builtins.str = ...,
+        period: _builtins.str = ...,
+        lines: _abc.Iterable[Global___BoardLine] | None = ...,
+        total: _builtins.int = ...,
+        flops: _builtins.float = ...,
+        results: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "by", b"by", "cursor", b"cursor", "flops", b"flops", "lines", b"lines", "period", b"period", "results", b"results", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leaderboard: _TypeAlias = Leaderboard  # noqa: Y015
+
+@_typing.final
+class BoardLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FLOPS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    MACHINES_FIELD_NUMBER: _builtins.int
+    IS_COMPUTING_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    name: _builtins.str
+    """a nickname, or what a team calls itself"""
+    flops: _builtins.float
+    results: _builtins.int
+    team: _builtins.str
+    """of an account: the team it is in now"""
+    members: _builtins.int
+    """of a team: accounts in it now"""
+    machines: _builtins.int
+    is_computing: _builtins.bool
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """when it joined, or was founded"""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        name: _builtins.str = ...,
+        flops: _builtins.float = ...,
+        results: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        team: _builtins.str = ...,
+        members: _builtins.int = ...,
+        machines: _builtins.int = ...,
+        is_computing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops", b"flops", "is_computing", b"is_computing", "machines", b"machines", "members", b"members", "name", b"name", "rank", b"rank", "results", b"results", "since", b"since", "team", b"team"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoardLine: _TypeAlias = BoardLine  # noqa: Y015
+
+@_typing.final
 class Event(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class GridStub(object):
                 request_serializer=memgrid_dot_v1_dot_grid__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=memgrid_dot_v1_dot_grid__pb2.Story.FromString,
                 _registered_method=True)
+        self.GetLeaderboard = channel.unary_unary(
+                '/memgrid.v1.Grid/GetLeaderboard',
+                request_serializer=memgrid_dot_v1_dot_grid__pb2.LeaderboardRequest.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_grid__pb2.Leaderboard.FromString,
+                _registered_method=True)
 
 
 class GridServicer(object):
@@ -53,6 +58,14 @@ class GridServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLeaderboard(self, request, context):
+        """Who gave most, for everybody: needs no token. Accounts go by their nicknames; who was banned is left out.
+        INVALID_ARGUMENT invalid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GridServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_GridServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=memgrid_dot_v1_dot_grid__pb2.ExplainRequest.FromString,
                     response_serializer=memgrid_dot_v1_dot_grid__pb2.Story.SerializeToString,
+            ),
+            'GetLeaderboard': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLeaderboard,
+                    request_deserializer=memgrid_dot_v1_dot_grid__pb2.LeaderboardRequest.FromString,
+                    response_serializer=memgrid_dot_v1_dot_grid__pb2.Leaderboard.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +107,33 @@ class Grid(object):
             '/memgrid.v1.Grid/Explain',
             memgrid_dot_v1_dot_grid__pb2.ExplainRequest.SerializeToString,
             memgrid_dot_v1_dot_grid__pb2.Story.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLeaderboard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Grid/GetLeaderboard',
+            memgrid_dot_v1_dot_grid__pb2.LeaderboardRequest.SerializeToString,
+            memgrid_dot_v1_dot_grid__pb2.Leaderboard.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,10 @@ class GridStub:
     shortened to a unique beginning of at least six characters. Needs a reader's token.
     NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
     """
+    GetLeaderboard: _grpc.UnaryUnaryMultiCallable[_grid_pb2.LeaderboardRequest, _grid_pb2.Leaderboard]
+    """Who gave most, for everybody: needs no token. Accounts go by their nicknames; who was banned is left out.
+    INVALID_ARGUMENT invalid.
+    """
 
 @_typing.type_check_only
 class GridAsyncStub(GridStub):
@@ -44,6 +48,10 @@ class GridAsyncStub(GridStub):
     """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
     shortened to a unique beginning of at least six characters. Needs a reader's token.
     NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
+    """
+    GetLeaderboard: _aio.UnaryUnaryMultiCallable[_grid_pb2.LeaderboardRequest, _grid_pb2.Leaderboard]  # type: ignore[assignment]
+    """Who gave most, for everybody: needs no token. Accounts go by their nicknames; who was banned is left out.
+    INVALID_ARGUMENT invalid.
     """
 
 class GridServicer(metaclass=_abc_1.ABCMeta):
@@ -56,6 +64,16 @@ class GridServicer(metaclass=_abc_1.ABCMeta):
         """The story of one campaign, unit, lease, host or cube, from the event log, oldest first. The id may be
         shortened to a unique beginning of at least six characters. Needs a reader's token.
         NOT_FOUND unknown_id; INVALID_ARGUMENT ambiguous_id (says which kinds match).
+        """
+
+    @_abc_1.abstractmethod
+    def GetLeaderboard(
+        self,
+        request: _grid_pb2.LeaderboardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_grid_pb2.Leaderboard, _abc.Awaitable[_grid_pb2.Leaderboard]]:
+        """Who gave most, for everybody: needs no token. Accounts go by their nicknames; who was banned is left out.
+        INVALID_ARGUMENT invalid.
         """
 
 def add_GridServicer_to_server(servicer: GridServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -720,6 +720,82 @@ class Cancellation(_message.Message):
 Global___Cancellation: _TypeAlias = Cancellation  # noqa: Y015
 
 @_typing.final
+class TeamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    team: _builtins.str
+    """absent to be told only, empty to leave"""
+    code: _builtins.str
+    """of a team that exists; empty to found one"""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+        team: _builtins.str | None = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_team", b"_team", "team", b"team"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_team", b"_team", "code", b"code", "nonce", b"nonce", "team", b"team"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__team: _TypeAlias = _typing.Literal["team"]  # noqa: Y015
+    _WhichOneofArgType__team: _TypeAlias = _typing.Literal["_team", b"_team"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__team) -> _WhichOneofReturnType__team | None: ...
+
+Global___TeamRequest: _TypeAlias = TeamRequest  # noqa: Y015
+
+@_typing.final
+class Standing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOPS_FIELD_NUMBER: _builtins.int
+    ESCROW_FLOPS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    RANKED_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    TEAM_MEMBERS_FIELD_NUMBER: _builtins.int
+    TEAM_FLOPS_FIELD_NUMBER: _builtins.int
+    JOIN_CODE_FIELD_NUMBER: _builtins.int
+    flops: _builtins.float
+    """credited, less what was taken back"""
+    escrow_flops: _builtins.float
+    """of results that are not final yet"""
+    results: _builtins.int
+    rank: _builtins.int
+    """of all time; 0 without credit"""
+    ranked: _builtins.int
+    """how many have credit"""
+    team: _builtins.str
+    team_members: _builtins.int
+    team_flops: _builtins.float
+    join_code: _builtins.str
+    def __init__(
+        self,
+        *,
+        flops: _builtins.float = ...,
+        escrow_flops: _builtins.float = ...,
+        results: _builtins.int = ...,
+        rank: _builtins.int = ...,
+        ranked: _builtins.int = ...,
+        team: _builtins.str = ...,
+        team_members: _builtins.int = ...,
+        team_flops: _builtins.float = ...,
+        join_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escrow_flops", b"escrow_flops", "flops", b"flops", "join_code", b"join_code", "rank", b"rank", "ranked", b"ranked", "results", b"results", "team", b"team", "team_flops", b"team_flops", "team_members", b"team_members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
+@_typing.final
 class LeaveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -55,6 +55,11 @@ class VolunteersStub(object):
                 request_serializer=memgrid_dot_v1_dot_volunteers__pb2.SyncRequest.SerializeToString,
                 response_deserializer=memgrid_dot_v1_dot_volunteers__pb2.SyncResponse.FromString,
                 _registered_method=True)
+        self.AskStanding = channel.unary_unary(
+                '/memgrid.v1.Volunteers/AskStanding',
+                request_serializer=memgrid_dot_v1_dot_common__pb2.Signed.SerializeToString,
+                response_deserializer=memgrid_dot_v1_dot_volunteers__pb2.Standing.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/memgrid.v1.Volunteers/Leave',
                 request_serializer=memgrid_dot_v1_dot_volunteers__pb2.LeaveRequest.SerializeToString,
@@ -100,6 +105,17 @@ class VolunteersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AskStanding(self, request, context):
+        """What an account has earned, and its team; or, with a name, a change of its team. `Signed.body` is a TeamRequest,
+        type "application/vnd.memgrid.team.v1"; it needs no session, so that asking does not end that of a host at work.
+        A team is founded by naming it without a code; the answer then has the code that lets others in, this once.
+        UNAUTHENTICATED bad_signature | bad_challenge; PERMISSION_DENIED not_allowed; NOT_FOUND unknown_host;
+        INVALID_ARGUMENT invalid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """Gives every lease back and ends the session. Leaves the account and its credit as they are.
         """
@@ -129,6 +145,11 @@ def add_VolunteersServicer_to_server(servicer, server):
                     servicer.Sync,
                     request_deserializer=memgrid_dot_v1_dot_volunteers__pb2.SyncRequest.FromString,
                     response_serializer=memgrid_dot_v1_dot_volunteers__pb2.SyncResponse.SerializeToString,
+            ),
+            'AskStanding': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskStanding,
+                    request_deserializer=memgrid_dot_v1_dot_common__pb2.Signed.FromString,
+                    response_serializer=memgrid_dot_v1_dot_volunteers__pb2.Standing.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -244,6 +265,33 @@ class Volunteers(object):
             '/memgrid.v1.Volunteers/Sync',
             memgrid_dot_v1_dot_volunteers__pb2.SyncRequest.SerializeToString,
             memgrid_dot_v1_dot_volunteers__pb2.SyncResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskStanding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memgrid.v1.Volunteers/AskStanding',
+            memgrid_dot_v1_dot_common__pb2.Signed.SerializeToString,
+            memgrid_dot_v1_dot_volunteers__pb2.Standing.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,13 @@ class VolunteersStub:
     answer carried, and a report sent twice is counted once.
     UNAUTHENTICATED token_expired | session_replaced; ABORTED stale_sequence; INVALID_ARGUMENT invalid.
     """
+    AskStanding: _grpc.UnaryUnaryMultiCallable[_common_pb2.Signed, _volunteers_pb2.Standing]
+    """What an account has earned, and its team; or, with a name, a change of its team. `Signed.body` is a TeamRequest,
+    type "application/vnd.memgrid.team.v1"; it needs no session, so that asking does not end that of a host at work.
+    A team is founded by naming it without a code; the answer then has the code that lets others in, this once.
+    UNAUTHENTICATED bad_signature | bad_challenge; PERMISSION_DENIED not_allowed; NOT_FOUND unknown_host;
+    INVALID_ARGUMENT invalid.
+    """
     Leave: _grpc.UnaryUnaryMultiCallable[_volunteers_pb2.LeaveRequest, _volunteers_pb2.LeaveResponse]
     """Gives every lease back and ends the session. Leaves the account and its credit as they are."""
 
@@ -73,6 +80,13 @@ class VolunteersAsyncStub(VolunteersStub):
     It is idempotent: what the host holds and awaits is in the request, so the coordinator re-sends what a lost
     answer carried, and a report sent twice is counted once.
     UNAUTHENTICATED token_expired | session_replaced; ABORTED stale_sequence; INVALID_ARGUMENT invalid.
+    """
+    AskStanding: _aio.UnaryUnaryMultiCallable[_common_pb2.Signed, _volunteers_pb2.Standing]  # type: ignore[assignment]
+    """What an account has earned, and its team; or, with a name, a change of its team. `Signed.body` is a TeamRequest,
+    type "application/vnd.memgrid.team.v1"; it needs no session, so that asking does not end that of a host at work.
+    A team is founded by naming it without a code; the answer then has the code that lets others in, this once.
+    UNAUTHENTICATED bad_signature | bad_challenge; PERMISSION_DENIED not_allowed; NOT_FOUND unknown_host;
+    INVALID_ARGUMENT invalid.
     """
     Leave: _aio.UnaryUnaryMultiCallable[_volunteers_pb2.LeaveRequest, _volunteers_pb2.LeaveResponse]  # type: ignore[assignment]
     """Gives every lease back and ends the session. Leaves the account and its credit as they are."""
@@ -118,6 +132,19 @@ class VolunteersServicer(metaclass=_abc_1.ABCMeta):
         It is idempotent: what the host holds and awaits is in the request, so the coordinator re-sends what a lost
         answer carried, and a report sent twice is counted once.
         UNAUTHENTICATED token_expired | session_replaced; ABORTED stale_sequence; INVALID_ARGUMENT invalid.
+        """
+
+    @_abc_1.abstractmethod
+    def AskStanding(
+        self,
+        request: _common_pb2.Signed,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volunteers_pb2.Standing, _abc.Awaitable[_volunteers_pb2.Standing]]:
+        """What an account has earned, and its team; or, with a name, a change of its team. `Signed.body` is a TeamRequest,
+        type "application/vnd.memgrid.team.v1"; it needs no session, so that asking does not end that of a host at work.
+        A team is founded by naming it without a code; the answer then has the code that lets others in, this once.
+        UNAUTHENTICATED bad_signature | bad_challenge; PERMISSION_DENIED not_allowed; NOT_FOUND unknown_host;
+        INVALID_ARGUMENT invalid.
         """
 
     @_abc_1.abstractmethod

@@ -46,6 +46,12 @@ from memgrid.wire.reports import (
     work_facts_to_message,
 )
 from memgrid.wire.shape import check_field_count
+from memgrid.wire.standing import (
+    standing_from_message,
+    standing_to_message,
+    team_from_body,
+    team_to_body,
+)
 from memgrid.wire.sync import (
     LEASES_MAX,
     SYNC_BYTES_MAX,
@@ -97,10 +103,14 @@ __all__ = [
     "session_to_message",
     "signed_from_message",
     "signed_to_message",
+    "standing_from_message",
+    "standing_to_message",
     "sync_answer_from_message",
     "sync_answer_to_message",
     "sync_ask_from_message",
     "sync_ask_to_message",
+    "team_from_body",
+    "team_to_body",
     "timestamp_from_message",
     "timestamp_to_message",
     "work_facts_from_message",

@@ -59,7 +59,7 @@ def challenge_to_message(challenge: Challenge) -> pb.Challenge:
 
 
 def challenge_from_message(message: pb.Challenge) -> Challenge:
-    return Challenge(nonce=_nonce(message.nonce), expires_at=timestamp_from_message(message.expires_at))
+    return Challenge(nonce=nonce_from_message(message.nonce), expires_at=timestamp_from_message(message.expires_at))
 
 
 def enrol_to_body(ask: EnrolAsk) -> bytes:
@@ -75,7 +75,7 @@ def enrol_to_body(ask: EnrolAsk) -> bytes:
 def enrol_from_body(body: bytes) -> EnrolAsk:
     message = parse(pb.EnrolRequest(), body)
     return EnrolAsk(
-        nonce=_nonce(message.nonce),
+        nonce=nonce_from_message(message.nonce),
         host_label=text("host_label", message.host_label, least=1),
         facts=host_facts_from_message(message.facts),
         invite_code=text("invite_code", message.invite_code),
@@ -101,7 +101,7 @@ def log_in_to_body(ask: LogInAsk) -> bytes:
 def log_in_from_body(body: bytes) -> LogInAsk:
     message = parse(pb.LogInRequest(), body)
     return LogInAsk(
-        nonce=_nonce(message.nonce),
+        nonce=nonce_from_message(message.nonce),
         host_id=HostId(text("host_id", message.host_id, least=1)),
         facts=host_facts_from_message(message.facts),
     )
@@ -123,7 +123,8 @@ def session_from_message(message: pb.Session) -> Session:
     )
 
 
-def _nonce(value: bytes) -> bytes:
+def nonce_from_message(value: bytes) -> bytes:
+    """Raises InvalidError for one of another length."""
     if len(value) != NONCE_BYTES:
         raise InvalidError(f"nonce: expected {NONCE_BYTES} bytes, found {len(value)}")
     return value

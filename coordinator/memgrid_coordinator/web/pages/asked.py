@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from memgrid.errors import InvalidError
+from memgrid.leaderboard import PAGE_LINES_MAX, BoardAsk, board_ask
 from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.views import Span
 
@@ -26,6 +27,15 @@ def span_in(request: web.Request) -> Span | None:
     if text not in ("", *Span):
         raise InvalidError(f"span: expected one of {', '.join(Span)}, found {text[:40]!r}")
     return Span(text) if text else None
+
+
+def board_in(request: web.Request) -> BoardAsk:
+    """Which page of which leaderboard. Raises InvalidError."""
+    lines = request.query.get("lines", "0")
+    if not lines.isascii() or not lines.isdigit():
+        raise InvalidError(f"lines: expected a number up to {PAGE_LINES_MAX}, found {lines[:40]!r}")
+    asked = {name: request.query.get(name, "") for name in ("by", "period", "cursor")}
+    return board_ask(**asked, lines_max=min(int(lines[:9]), PAGE_LINES_MAX + 1))
 
 
 def state_in(request: web.Request) -> CampaignState | None:

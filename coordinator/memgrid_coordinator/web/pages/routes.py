@@ -7,16 +7,17 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
+from memgrid.leaderboard import Period, Ranked
 from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.services.overview import CAMPAIGNS_PAGE, CUBES_PAGE, DOCUMENTS_PAGE, Overview
 from memgrid_coordinator.views import Span
 from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.pages import drawing
-from memgrid_coordinator.web.pages.asked import page_in, span_in, state_in, words_in
+from memgrid_coordinator.web.pages.asked import board_in, page_in, span_in, state_in, words_in
 from memgrid_coordinator.web.pages.assets import Assets
 from memgrid_coordinator.web.pages.json_text import json_answer
 from memgrid_coordinator.web.pages.rendering import Rendering
-from memgrid_coordinator.web.pages.words import SPAN_WORDS
+from memgrid_coordinator.web.pages.words import PERIOD_WORDS, RANKED_WORDS, SPAN_WORDS
 from memgrid_coordinator.web.requests import OciError
 
 _FOR_GOOD = "public, max-age=31536000, immutable"
@@ -38,7 +39,8 @@ class PageRoutes:
             web.get("/campaigns/{campaign_id}", self.campaign),
             web.get("/cubes", self.cubes),
             web.get("/cubes/{reference:.+}", self.cube),
-            web.get("/volunteers", self.volunteers),
+            web.get("/leaderboard", self.leaderboard),
+            web.get("/volunteers", self.moved),
             web.get("/join", self.join),
             web.get("/static/{name}", self.static),
             web.get("/favicon.ico", self.icon),
@@ -46,7 +48,7 @@ class PageRoutes:
             web.get("/v1/campaigns", self.campaigns_json),
             web.get("/v1/campaigns/{campaign_id}", self.campaign_json),
             web.get("/v1/cubes/{reference:.+}", self.cube_json),
-            web.get("/v1/volunteers", self.volunteers_json),
+            web.get("/v1/leaderboard", self.leaderboard_json),
         )
 
     async def front(self, request: web.Request) -> web.Response:
@@ -137,13 +139,24 @@ class PageRoutes:
             curve=drawing.loss(view.losses),
         )
 
-    async def volunteers(self, request: web.Request) -> web.Response:
-        span = span_in(request)
-        view = await self._overview.volunteers(span)
-        spans: list[tuple[str, str, Span | None]] = [("/volunteers", "ever", None)]
-        spans += [(f"/volunteers?span={each}", SPAN_WORDS[each], each) for each in reversed(Span)]
-        json = "/v1/volunteers" + ("" if span is None else f"?span={span}")
-        return self._page(request, "volunteers.html", section="/volunteers", json=json, view=view, spans=spans)
+    async def leaderboard(self, request: web.Request) -> web.Response:
+        ask = board_in(request)
+        view = await self._overview.leaderboard(ask)
+        return self._page(
+            request,
+            "leaderboard.html",
+            section="/leaderboard",
+            json="/v1/leaderboard" + _board(ask.ranked, ask.period, request.query.get("cursor", "")),
+            view=view,
+            boards=[(f"/leaderboard{_board(each, ask.period)}", RANKED_WORDS[each], each) for each in Ranked],
+            periods=[(f"/leaderboard{_board(ask.ranked, each)}", PERIOD_WORDS[each], each) for each in PERIOD_WORDS],
+            first="/leaderboard" + _board(ask.ranked, ask.period) if ask.skip else "",
+            more="/leaderboard" + _board(ask.ranked, ask.period, view.cursor) if view.cursor else "",
+        )
+
+    async def moved(self, request: web.Request) -> web.Response:
+        """Where the leaderboard was at first."""
+        raise web.HTTPMovedPermanently("/leaderboard")
 
     async def join(self, request: web.Request) -> web.Response:
         return self._page(request, "join.html", section="/join", json="/v1/grid")
@@ -173,8 +186,8 @@ class PageRoutes:
     async def cube_json(self, request: web.Request) -> web.Response:
         return json_answer(await self._overview.cube(request.match_info["reference"]))
 
-    async def volunteers_json(self, request: web.Request) -> web.Response:
-        return json_answer(await self._overview.volunteers(span_in(request)))
+    async def leaderboard_json(self, request: web.Request) -> web.Response:
+        return json_answer(await self._overview.leaderboard(board_in(request)))
 
     def error(self, request: web.Request, status: int) -> web.Response:
         """What people see instead of the JSON of an error."""
@@ -209,6 +222,12 @@ def _states(by_state: Mapping[str, int]) -> Iterable[tuple[str, str, CampaignSta
     """Where campaigns of each state are listed, and how many there are."""
     for state in CampaignState:
         yield f"/campaigns?state={state}", f"{state.value.capitalize()} {by_state.get(state, 0)}", state
+
+
+def _board(ranked: Ranked, period: Period, cursor: str = "") -> str:
+    asked = {"by": ranked.value if ranked is Ranked.TEAMS else "", "cursor": cursor}
+    asked["period"] = "" if period is Period.ALL else period.value
+    return _query({name: text for name, text in asked.items() if text}, 1)
 
 
 def _query(asked: dict[str, str], page: int) -> str:

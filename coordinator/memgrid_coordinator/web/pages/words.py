@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from memgrid.leaderboard import Period, Ranked
 from memgrid.text import bytes_text, flops_text, seconds_text
 from memgrid_coordinator.views import Span
 
 _COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
 _AGO = ((timedelta(days=2), "d", 86400), (timedelta(hours=2), "h", 3600), (timedelta(minutes=2), "min", 60))
 
+PERIOD_WORDS = {Period.ALL: "ever", Period.MONTH: "30 days", Period.WEEK: "7 days", Period.DAY: "today"}
+RANKED_WORDS = {Ranked.ACCOUNTS: "volunteers", Ranked.TEAMS: "teams"}
 SPAN_WORDS = {Span.HOUR: "hour", Span.DAY: "day", Span.WEEK: "week", Span.MONTH: "month"}
 REASONS = {
     "disagrees": "disagreed with the others",
