@@ -113,6 +113,13 @@ async def test_people_get_errors_as_pages_and_machines_as_json(browser: httpx.As
     assert (refused.status_code, "GET" in refused.headers["Allow"]) == (405, True)
 
 
+async def test_who_comes_to_an_older_address_is_sent_on(browser: httpx.AsyncClient) -> None:
+    old = await browser.get("/volunteers")
+    assert (old.status_code, old.headers["Location"]) == (301, "/leaderboard")
+    icon = await browser.get("/favicon.ico", follow_redirects=True)
+    assert (icon.status_code, icon.headers["Content-Type"]) == (200, "image/svg+xml; charset=utf-8")
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -205,8 +212,6 @@ async def test_the_leaderboard_is_the_ledger_and_tells_nobodys_address(grid: Wor
     assert not any(secret in page or secret in json.dumps(board) for secret in secrets)
     today = (await grid.http.get("/v1/leaderboard?period=day")).json()
     assert today["flops"] == board["flops"] == sum(ledger.values())
-    old = await grid.http.get("/volunteers")
-    assert (old.status_code, old.headers["Location"]) == (301, "/leaderboard")
 
 
 async def test_a_board_goes_on_page_by_page_and_shows_teams(grid: Worked) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from memgrid_coordinator.records import Caller, Role
 from memgrid_coordinator.services.banning import Banning
 from memgrid_coordinator.services.ordering import UploadRule
 from memgrid_coordinator.store import audit_log, credits, hosts
+from memgrid_volunteer import team_cli
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.standing import ask_standing
 from tests.grids import simulated_hosts
@@ -175,22 +176,37 @@ async def test_the_command_line_says_what_it_did(grid: Grid, tmp_path: Path) -> 
         secret = out.split("--code ")[1].strip()
         code, out, _ = await memgrid("volunteer", "team", "Early Birds", "--code", secret, *bob)
         assert code == 0 and out.startswith("in team Early Birds: 2 members")
-        assert secret in (await memgrid("volunteer", "team", *bob))[1], "a member can tell others"
-        code, _, error = await memgrid("volunteer", "team", "x", *ada)
-        assert (code, "2 to 32 characters" in error) == (2, True)
         code, out, error = await memgrid("volunteer", "status", *ada)
         assert "standing   2.0 MFLOP for 1 results; rank 3 of 3" in out, out + error
         assert "team       Early Birds: 2 members" in out
-        told = json.loads((await memgrid("volunteer", "status", "--json", *bob))[1])
-        assert (told["standing"]["rank"], told["standing"]["escrow_flops"]) == (2, 0.0)
-        assert "standing" not in (await memgrid("volunteer", "status", "--local", *ada))[1]
-        assert (await memgrid("volunteer", "team", "--leave", *bob))[1].startswith("left the team")
-
         code, out, error = await memgrid("--grid", coordinator.address.url, "leaderboard", "--lines", "2")
         assert (code, error) == (0, "") and out.startswith("3 volunteers gave 9.0 MFLOP in 3 results ever")
         assert "further: --cursor 2" in out
-        board = json.loads(
-            (await memgrid("--grid", coordinator.address.url, "leaderboard", "--period", "day", "--json"))[1]
-        )
-        assert [line["flops"] for line in board["lines"]] == [5_000_000.0, 2_000_001.0, 2_000_000.0]
-        assert board["lines"][2]["team"] == "Early Birds"
+
+
+async def test_a_standing_is_asked_for_but_not_waited_for(grid: Grid, tmp_path: Path) -> None:
+    coordinator, endpoint = grid
+    home = Home(tmp_path / "ada")
+    home.make()
+    host = SimulatedHost(endpoint=endpoint, key=home.key())
+    await host.enrol()
+    account = await earn(coordinator, host, 3)
+    await host.close()
+    url = coordinator.address.url
+    membership = Membership(url=url, name="g", account_id=account, host_id=host.host_id, label="attic")
+    home.join(membership)
+    told, reason = await asyncio.to_thread(team_cli.standing_of, home, membership)
+    assert told is not None and (told["flops"], told["rank"], told["team"], reason) == (3.0, 1, "", "")
+    founded = await asyncio.to_thread(team_cli.change_team, home, "Night Owls", code="", is_leaving=False)
+    shown = await asyncio.to_thread(team_cli.change_team, home, None, code="", is_leaving=False)
+    assert shown == {**founded, "founded": False} and len(shown["code"]) >= 16, "its members can tell others"
+    for name, code, leaving, says in (
+        ("x", "", False, "2 to 32"),
+        (None, "c", False, "of which team"),
+        ("Night Owls", "", True, "--leave alone"),
+    ):
+        with pytest.raises(InvalidError, match=says):
+            await asyncio.to_thread(team_cli.change_team, home, name, code=code, is_leaving=leaving)
+    away = replace(membership, url="https://127.0.0.1:9")
+    told, reason = await asyncio.to_thread(team_cli.standing_of, home, away)
+    assert told is None and "127.0.0.1:9" in reason

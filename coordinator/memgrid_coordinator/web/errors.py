@@ -75,6 +75,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         return _response(error.status, error.code, str(error), headers=error.headers)
     except web.HTTPRequestEntityTooLarge:
         return _response(413, "SIZE_INVALID", "the body is too large")
+    except web.HTTPRedirection:
+        raise  # no error: a browser is sent on
     except web.HTTPException as error:
         allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         code = "NAME_UNKNOWN" if error.status == 404 else "UNSUPPORTED"
