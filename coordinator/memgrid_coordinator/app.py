@@ -49,6 +49,7 @@ from memgrid_coordinator.services.scrubbing import EVERY as SCRUB_EVERY
 from memgrid_coordinator.services.scrubbing import Scrubbing
 from memgrid_coordinator.services.teams import Teams
 from memgrid_coordinator.services.tokens import Tokens
+from memgrid_coordinator.services.tolerances import ModelTolerances
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.settings import Settings
@@ -145,6 +146,7 @@ class Coordinator:
         )
         self.teams = Teams(store=store, clock=clock, door=door, answer=self.enrolment.answer, new_id=new_id)
         bell, catalogue = Bell(), Catalogue()
+        self.tolerances = ModelTolerances(store, self.blobs)
         self.bell = bell
         rule = JudgingRule.of(settings, self.grid_key)
         model_folders = ModelFolders(store, catalogue, self.blobs, settings.scratch / "models")
@@ -153,6 +155,7 @@ class Coordinator:
             clock=clock,
             metrics=metrics,
             catalogue=catalogue,
+            tolerances=self.tolerances,
             bell=bell,
             blobs=self.blobs,
             engine=self.engine,
@@ -225,6 +228,7 @@ class Coordinator:
             blobs=blobs,
             engine=self.engine,
             looking=looking,
+            tolerances=self.tolerances,
             grid_key=self.grid_key,
         )
         finishing = Finishing(

@@ -21,6 +21,7 @@ from memgrid.cube.manifest import (
     Wrap,
 )
 from memgrid.digest import digest_of, digest_of_file
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.assemble import AssemblyOrder, Making, OrderedChunk, assemble_cube
@@ -95,6 +96,7 @@ def _order(identity: ModelIdentity, chunks: tuple[OrderedChunk, ...]) -> Assembl
         chunks=chunks,
         sources=(SourceText(uri="docs", digest=digest_of(b""), licence="Apache-2.0", size_bytes=0),),
         min_replicas=1,
+        tolerances=BUILT_IN,
         making=Making(
             builder="scripts/bench",
             campaign="bench",

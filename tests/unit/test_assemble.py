@@ -29,6 +29,7 @@ from memgrid.cube.oci import CUBE_ARTIFACT_TYPE, CUBE_CONFIG_TYPE, KV_TYPE, OciM
 from memgrid.cube.provenance import check_provenance
 from memgrid.digest import digest_of, digest_of_file, token_ids
 from memgrid.errors import InvalidError, NotVerifiedError
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.assemble import AssembledCube, AssemblyOrder, Making, OrderedChunk, assemble_cube
@@ -113,6 +114,7 @@ def make(folder: Path, model_folder: Path, model: Any, layout: LayoutKind) -> Ma
         chunks=chunks,
         sources=(SourceText(uri=source.uri, digest=source.digest, licence="CC-BY-4.0", size_bytes=len(TEXT)),),
         min_replicas=2,
+        tolerances=BUILT_IN,
         making=MAKING,
     )
     return Made(order=order, files=files)

@@ -14,6 +14,7 @@ from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, StoreDtype
@@ -173,6 +174,7 @@ def test_an_accepted_document_becomes_an_order_with_everything_in_it(layout: str
         tokens=tokens_of(plan),
         base=BASE,
         source_bytes=123,
+        tolerances=BUILT_IN,
         making=MAKING,
     )
     assert (order.name, order.version, order.title) == ("books/d0", "1.2.3", "Handbook: d0")
@@ -195,6 +197,7 @@ def test_a_document_as_short_as_its_sink_keeps_a_token_of_its_own() -> None:
         tokens=tokens_of(plan),
         base=BASE,
         source_bytes=1,
+        tolerances=BUILT_IN,
         making=MAKING,
     )
     assert order.layout.sink_tokens == 4
@@ -213,6 +216,7 @@ def test_a_unit_without_an_output_is_no_part_of_a_cube() -> None:
             tokens=tokens_of(plan),
             base=BASE,
             source_bytes=1,
+            tolerances=BUILT_IN,
             making=MAKING,
         )
 
@@ -228,6 +232,7 @@ def test_search_learns_what_the_manifest_says() -> None:
         tokens=tokens_of(plan),
         base=BASE,
         source_bytes=123,
+        tolerances=BUILT_IN,
         making=MAKING,
     )
     cube = assemble_cube(order, SigningKey.generate())

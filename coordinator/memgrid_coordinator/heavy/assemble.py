@@ -26,7 +26,7 @@ from memgrid.cube.provenance import sign_cube, slsa_predicate
 from memgrid.cube.readme import render_readme
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.prefill_limits import sketch_limits
-from memgrid.kinds.tolerances import BUILT_IN
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype
@@ -89,6 +89,7 @@ class AssemblyOrder:
     chunks: tuple[OrderedChunk, ...]
     sources: tuple[SourceText, ...]
     min_replicas: int
+    tolerances: Tolerances
     making: Making
 
 
@@ -174,10 +175,18 @@ def _chunks(order: AssemblyOrder) -> Iterator[Chunk]:
 
 
 def _validation(order: AssemblyOrder) -> Validation:
-    """What two replicas were allowed to differ by; with dtype `auto`, by the coarsest that hosts may choose."""
-    asked = order.numerics.compute_dtype
+    """What results were allowed to differ by; with dtype `auto`, by the coarsest that hosts may choose."""
+    asked, store_dtype = order.numerics.compute_dtype, order.numerics.store_dtype
     dtype = ComputeDtype.BFLOAT16 if asked is ComputeDtype.AUTO else asked
-    allowed = sketch_limits(BUILT_IN, dtype, dtype, order.numerics.store_dtype, order.layout.chunk_tokens)
+    if order.min_replicas == 1:
+        checks = ("prefill.layer0", "prefill.window")
+        rows = [order.tolerances.row(check, dtype, ComputeDtype.FLOAT32, store_dtype) for check in checks]
+        return Validation(
+            policy="parts of results, drawn once they were reported, were computed again by the grid",
+            min_replicas=1,
+            limits={name: limit for row in rows for name, limit in row.items()},
+        )
+    allowed = sketch_limits(order.tolerances, dtype, dtype, store_dtype, order.layout.chunk_tokens)
     return Validation(
         policy="replicas of different accounts agree by sketch",
         min_replicas=order.min_replicas,

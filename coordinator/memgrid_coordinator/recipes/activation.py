@@ -8,6 +8,7 @@ from memgrid.campaign import CampaignFile
 from memgrid.cube.identity import ModelIdentity
 from memgrid.cube.manifest import Layout, LayoutKind, Numerics, SourceText, Wrap
 from memgrid.digest import Digest
+from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.specs import PrefillSpec
 from memgrid.units import Reason
 from memgrid_coordinator.heavy.assemble import AssemblyOrder, Making, OrderedChunk
@@ -64,6 +65,7 @@ def assembly_order(
     tokens: Sequence[bytes],
     base: ModelIdentity,
     source_bytes: int,
+    tolerances: Tolerances,
     making: Making,
 ) -> AssemblyOrder:
     """What to assemble from a document whose units are all accepted.
@@ -97,7 +99,8 @@ def assembly_order(
                 size_bytes=source_bytes,
             ),
         ),
-        min_replicas=campaign.trust.replicas(audited=False),
+        min_replicas=campaign.trust.replicas(audited=tolerances is not BUILT_IN),
+        tolerances=tolerances,
         making=making,
     )
 

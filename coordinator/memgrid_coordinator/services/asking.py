@@ -10,11 +10,12 @@ from itertools import groupby
 from sqlalchemy import Connection
 
 from memgrid.campaign import CampaignFile
+from memgrid.digest import Digest
 from memgrid.kinds.registry import kind_named
 from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.records import Demand, Event, NewUnit, Unit
-from memgrid_coordinator.store import events, units
+from memgrid_coordinator.store import calibrations, events, units
 
 _ASKED_AT_ONCE = 5000
 """Units that one statement names: neither database takes any number of them."""
@@ -46,19 +47,20 @@ def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campai
     asked = {unit.key: unit for unit in wanted}
     known = units.by_key(connection, list(asked))
     new = [unit for key, unit in asked.items() if key not in known]
-    for kind, alike in groupby(new, lambda unit: unit.kind):
-        units.add(connection, list(alike), _demand_for(kind, campaign))
+    calibrated = {model for model in {one.model for one in wanted} if calibrations.latest(connection, model)}
+    for (kind, model), alike in groupby(new, lambda unit: (unit.kind, unit.model)):
+        units.add(connection, list(alike), _demand_for(kind, campaign, is_calibrated=model in calibrated))
     lost = [unit.unit_id for unit in known.values() if unit.state in (UnitState.FAILED, UnitState.CANCELLED)]
     collected = [unit.unit_id for unit in known.values() if not has_result(unit) and unit.state is UnitState.ACCEPTED]
     if known:
         units.revive(connection, lost)
         units.take_up_again(connection, collected)
-    running: dict[str, list[int]] = {}
+    running: dict[tuple[str, Digest], list[int]] = {}
     for unit in known.values():
         if not has_result(unit):
-            running.setdefault(unit.kind, []).append(unit.unit_id)
-    for kind, unit_ids in running.items():
-        units.demand_more(connection, unit_ids, _demand_for(kind, campaign))
+            running.setdefault((unit.kind, unit.model), []).append(unit.unit_id)
+    for (kind, model), unit_ids in running.items():
+        units.demand_more(connection, unit_ids, _demand_for(kind, campaign, is_calibrated=model in calibrated))
         units.release(connection, unit_ids)
     every = units.ids_by_key(connection, list(asked))
     opened = units.openable(connection, list(every.values()))
@@ -68,11 +70,12 @@ def _ask_for(connection: Connection, wanted: Sequence[NewUnit], campaign: Campai
     return Asked(unit_ids=every, reused=reused, opened=len(opened))
 
 
-def _demand_for(kind: str, campaign: CampaignFile) -> Demand:
+def _demand_for(kind: str, campaign: CampaignFile, *, is_calibrated: bool) -> Demand:
+    """A kind that can be audited in part is computed once, as soon as somebody has measured what to expect."""
     trust = campaign.trust
     return Demand(
         priority=campaign.priority,
-        min_replicas=trust.replicas(audited=kind_named(kind).is_audited),
+        min_replicas=trust.replicas(audited=is_calibrated or kind_named(kind).is_audited),
         max_replicas=trust.max_replicas,
         epsilon=trust.epsilon,
         f_bar=trust.f_bar,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from memgrid.cube.provenance import key_id_of
-from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid_coordinator.heavy import check
@@ -22,6 +21,7 @@ from memgrid_coordinator.recipes import activation, distill_cube
 from memgrid_coordinator.recipes.steps import Seen
 from memgrid_coordinator.records import Lease, Unit
 from memgrid_coordinator.services.looking import Looking
+from memgrid_coordinator.services.tolerances import ModelTolerances
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import hosts, leases
 from memgrid_coordinator.store.blobs import BlobStore
@@ -47,12 +47,14 @@ class Assembling:
         blobs: BlobStore,
         engine: Engine,
         looking: Looking,
+        tolerances: ModelTolerances,
         grid_key: SigningKey,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._engine = engine
         self._looking = looking
+        self._tolerances = tolerances
         self._grid_key = grid_key
         self._builder = f"memgrid:{settings.name}"
 
@@ -71,6 +73,7 @@ class Assembling:
                     tokens=tokens,
                     base=seen.base,
                     source_bytes=source_bytes,
+                    tolerances=await self._tolerances.of(seen.base.digest),
                     making=making,
                 ),
                 self._grid_key,
@@ -124,8 +127,9 @@ class Assembling:
         for unit in seen.units:
             claims = [claim_of(lease) for lease in agreed if lease.unit_id == unit.unit_id]
             if len({claim.output_digest for claim in claims}) > 1:
+                allowed = await self._tolerances.of(seen.base.digest)
                 asked = check.Comparison(
-                    claims=tuple(claims), spec=unit.spec, geometry=seen.base.geometry, tolerances=BUILT_IN
+                    claims=tuple(claims), spec=unit.spec, geometry=seen.base.geometry, tolerances=allowed
                 )
                 known = await self._engine.run(check.compare, asked)
                 largest = max([largest, *(difference.distance for difference in known.values())])

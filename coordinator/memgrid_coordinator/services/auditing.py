@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from sqlalchemy import Connection
 
@@ -18,10 +17,10 @@ from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.looks import next_look, zone_of
 from memgrid_coordinator.records import Look, Replay, WantedAudit
 from memgrid_coordinator.services.backlog import Backlog
-from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.evidence import Evidence, evidence_of, is_standing, located
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import JudgingRule
+from memgrid_coordinator.services.tolerances import ModelTolerances
 from memgrid_coordinator.store import audits
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -61,7 +60,7 @@ class Auditing:
         blobs: BlobStore,
         engine: Engine,
         models: ModelFolders,
-        catalogue: Catalogue,
+        tolerances: ModelTolerances,
         metrics: Metrics,
         clock: Clock,
         rule: JudgingRule,
@@ -71,7 +70,7 @@ class Auditing:
         self._blobs = blobs
         self._engine = engine
         self._models = models
-        self._catalogue = catalogue
+        self._tolerances = tolerances
         self._metrics = metrics
         self._clock = clock
         self._rule = rule
@@ -113,7 +112,7 @@ class Auditing:
 
     async def _look_at(self, evidence: Evidence, number: int) -> Concluded | None:
         """Replay until enough was seen; `number` is that of the first draw that no audit of this result has used."""
-        tolerances = await self._store.read(partial(self._catalogue.tolerances, model=evidence.unit.model))
+        tolerances = await self._tolerances.of(evidence.unit.model)
         async with self._blobs.at_hand(evidence.digests()) as paths:
             if not evidence.is_whole(paths):
                 return None

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from memgrid.cube.identity import ModelIdentity
 from memgrid.digest import Digest
 from memgrid.kinds.prefill import ModelGeometry
-from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.units import BlobRef, ModelFiles
 from memgrid_coordinator.store import models
 
@@ -44,7 +43,3 @@ class Catalogue:
         if model not in self._files:
             self._files[model] = models.files(connection, model)
         return self._files[model]
-
-    def tolerances(self, connection: Connection, model: Digest) -> Tolerances:
-        """How far results of this model may lie apart."""
-        return BUILT_IN

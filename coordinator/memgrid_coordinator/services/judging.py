@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -13,6 +14,7 @@ from memgrid.digest import Digest
 from memgrid.kinds.audit import Zone
 from memgrid.kinds.kind import Difference
 from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.tolerances import Tolerances
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode, UploadOrder
 from memgrid_coordinator.heavy import check
@@ -41,6 +43,7 @@ from memgrid_coordinator.services.evidence import Evidence, evidence_of, is_stan
 from memgrid_coordinator.services.models import ModelFolders
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
+from memgrid_coordinator.services.tolerances import ModelTolerances
 from memgrid_coordinator.store import audits, events, leases, trust_records, units, uploads
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
@@ -61,6 +64,7 @@ class Judging:
         clock: Clock,
         metrics: Metrics,
         catalogue: Catalogue,
+        tolerances: ModelTolerances,
         bell: Bell,
         blobs: BlobStore,
         engine: Engine,
@@ -72,6 +76,7 @@ class Judging:
         self._clock = clock
         self._metrics = metrics
         self._catalogue = catalogue
+        self._tolerances = tolerances
         self._bell = bell
         self._blobs = blobs
         self._engine = engine
@@ -85,7 +90,7 @@ class Judging:
             blobs=blobs,
             engine=replays,
             models=models,
-            catalogue=catalogue,
+            tolerances=tolerances,
             metrics=metrics,
             clock=clock,
             rule=rule,
@@ -201,7 +206,9 @@ class Judging:
     async def _compare(self, unit_ids: list[int]) -> None:
         """Find out how the reports on some units differ, then settle them by that."""
         now = self._clock.now()
-        questions = await self._store.read(lambda connection: self._comparisons(connection, unit_ids))
+        found = await self._store.read(partial(units.by_id, unit_ids=unit_ids))
+        limits = {model: await self._tolerances.of(model) for model in {unit.model for unit in found.values()}}
+        questions = await self._store.read(partial(self._comparisons, found=found, limits=limits))
         answers = await self._engine.run(check.compare_all, questions)
         known: dict[Pair, Difference] = {pair: found for answer in answers for pair, found in answer.items()}
         happened = dict.fromkeys(unit_ids, Changed())
@@ -211,15 +218,16 @@ class Judging:
         # Reports that came in between have not been compared: announcing starts the next round.
         self.announce(settlement)
 
-    def _comparisons(self, connection: Connection, unit_ids: list[int]) -> list[check.Comparison]:
-        found = units.by_id(connection, unit_ids)
-        of_unit = leases.of_units(connection, unit_ids)
+    def _comparisons(
+        self, connection: Connection, found: Mapping[int, Unit], limits: Mapping[Digest, Tolerances]
+    ) -> list[check.Comparison]:
+        of_unit = leases.of_units(connection, found)
         return [
             check.Comparison(
                 claims=tuple(claim_of(lease) for lease in of_unit[unit.unit_id] if latecomers.has_a_say(lease)),
                 spec=unit.spec,
                 geometry=self._catalogue.geometry(connection, unit.model),
-                tolerances=self._catalogue.tolerances(connection, unit.model),
+                tolerances=limits[unit.model],
             )
             for unit in found.values()
         ]

@@ -46,8 +46,8 @@ def make_caches(order: CacheOrder) -> CachesMade:
         moved = CHANGES[order.cheat](model, order.texts)
     with_products(model, order.way.products)
     model.set_attn_implementation(order.way.attention)
-    spoil = OTHER_IDS.get(order.cheat, lambda ids: ids)
-    spoilt = [spoil(chunk.ids) for chunk in order.chunks]
+    spoil = OTHER_IDS.get(order.cheat)
+    spoilt = [chunk.ids if spoil is None else spoil(chunk.ids) for chunk in order.chunks]
     with _threads(order.way.threads), torch.inference_mode():
         caches = list(_caches(model.base_model, order.way, spoilt, order.cheat))
     files = {order.cheat: keep_sketches(order.folder, order.way, order.cheat, order.chunks, caches, order.stores)}
