@@ -201,7 +201,7 @@ def after_result(record: TrustRecord) -> TrustRecord:
     >>> after_result(TrustRecord(results=7, passed=5))
     TrustRecord(results=8, passed=5, faults=0, recent=())
     """
-    return replace(record, results=record.results + 1)
+    return TrustRecord(results=record.results + 1, passed=record.passed, faults=record.faults, recent=record.recent)
 
 
 def is_final(passed_later: int, rule: TrustRule) -> bool:

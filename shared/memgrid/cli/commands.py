@@ -111,6 +111,13 @@ COMMANDS = {
             help="Show who gave most to a grid: volunteers or teams, of a day, a week, a month or all time.",
         ),
         Command(
+            name="simulate",
+            home="memgrid_coordinator.cli.simulate:simulate",
+            help="Simulate a grid: how much wrong is accepted under which policy, at what cost.",
+            extra="coordinator",
+            library="pydantic_settings",
+        ),
+        Command(
             name="coordinator",
             home="memgrid_coordinator.cli:app",
             help="Host a grid: hand out work, check it, publish cubes.",
