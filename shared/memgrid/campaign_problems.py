@@ -75,8 +75,9 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _tag_of(branch: type[BaseModel]) -> str | None:
+    """The one `kind` that a branch of a tagged union has; None where any of several kinds fits."""
     field = branch.model_fields.get("kind")
-    return get_args(field.annotation)[0] if field is not None else None
+    return next(iter(get_args(field.annotation)), None) if field is not None else None
 
 
 def _is_type_name(part: str) -> bool:

@@ -12,6 +12,7 @@ from random import Random
 from memgrid_coordinator.simulation.adaptive import Adaptive
 from memgrid_coordinator.simulation.answers import Answers
 from memgrid_coordinator.simulation.books import Books
+from memgrid_coordinator.simulation.fluid import fluid_s
 from memgrid_coordinator.simulation.grid import Grid, Policy
 from memgrid_coordinator.simulation.hosts import Fleet
 from memgrid_coordinator.simulation.others import BoincAdaptive, Poco, Quorum2
@@ -73,7 +74,7 @@ def simulated(part: Part) -> Tally:
     """Simulate one part. Hosts, their hours and the units are the same for every policy."""
     scenario = part.scenario
     seed = f"{scenario.seed}/{part.number}"
-    fleet = Fleet(scenario, _share(scenario.hosts, part), Random(f"{seed}/hosts"))
+    fleet = _fleet(part)
     works = [
         Work(campaign, None if campaign.units is None else _share(campaign.units, part), Random(f"{seed}/{at}"), at)
         for at, campaign in enumerate(scenario.campaigns)
@@ -88,21 +89,18 @@ def simulated(part: Part) -> Tally:
     elif not isinstance(policy, Adaptive):
         for work in works:
             work.min_replicas = 1
-    books.tally.fluid_s = fluid_s(scenario, fleet, works)
+    if any(work.units is not None for work in works):
+        books.tally.fluid_s = fluid_s(_fleet(part).hosts, works, 86400 * scenario.days)
     grid.run(policy, Answers(scenario.audits, Random(f"{seed}/{part.policy}/answers"), policy.is_trusted))
     for work in works:
         books.tally.provisional += work.provisional
     return books.tally
 
 
-def fluid_s(scenario: Scenario, fleet: Fleet, works: list[Work]) -> float:
-    """The lower bound of when all finite campaigns are done: work as a fluid, every host on for its share of time."""
-    per_s = sum(host.flops_per_s for host in fleet.hosts) * scenario.availability.share
-    at_s = 0.0
-    for work in works:
-        if work.units is not None:
-            at_s = max(at_s, work.arrives_s) + work.flops / per_s
-    return at_s
+def _fleet(part: Part) -> Fleet:
+    """The hosts of a part, the same whenever they are made."""
+    scenario = part.scenario
+    return Fleet(scenario, _share(scenario.hosts, part), Random(f"{scenario.seed}/{part.number}/hosts"))
 
 
 def _policy(name: PolicyName, grid: Grid) -> Policy:
