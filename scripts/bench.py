@@ -15,7 +15,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
 
-NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd", "engine")
+NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd", "engine", "sketch")
 LONG = (
     *("scale", "polls", "planning", "peers"),
     *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "calibration"),

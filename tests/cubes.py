@@ -111,7 +111,7 @@ def make_cube(
         validation=Validation(
             policy="replicas",
             min_replicas=2,
-            limits=sketch_limits(BUILT_IN, ComputeDtype.FLOAT32, ComputeDtype.FLOAT32, store_dtype, chunk_tokens),
+            limits=sketch_limits(BUILT_IN, ComputeDtype.FLOAT32, ComputeDtype.FLOAT32, store_dtype, blocks=4),
         ),
     )
     return write_cube(folder, manifest, key)

@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from memgrid.cube.cube import MemCube
+from memgrid.cube.identity import identity_of_folder
 from memgrid.cube.manifest import LayoutKind
 from memgrid.errors import DoesNotFitError
 from memgrid.kinds.kind import difference
 from memgrid.kinds.prefill_limits import sketch_limits
-from memgrid.kinds.sketch import Sketch, distances, parse_sketch, sketch_file
+from memgrid.kinds.sketch import Sketch, distances, parse_sketch, sketch_file, sketch_form
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
@@ -135,7 +136,8 @@ def test_quantised_weights_are_refused_with_what_to_do(tmp_path: Path, model: An
 
 def sketch_of(cache: DynamicCache, ids: list[int], folder: Path) -> Sketch:
     write_kv(folder / "kv.safetensors", cache, ids, 0, StoreDtype.BFLOAT16)
-    return parse_sketch(sketch_file(folder / "kv.safetensors", UNIT), 30, len(ids))
+    form = sketch_form(identity_of_folder(FOLDER).geometry, StoreDtype.BFLOAT16, len(ids))
+    return parse_sketch(sketch_file(folder / "kv.safetensors", UNIT), form)
 
 
 def in_pieces(model: Any, ids: list[int], size: int) -> DynamicCache:
@@ -163,7 +165,7 @@ def test_honest_variants_pass_and_cheats_do_not(tmp_path: Path, model: Any, toke
     def from_reference(cache: DynamicCache) -> dict[str, float]:
         return distances(reference, sketch_of(cache, ids, tmp_path))
 
-    exact, coarse = (sketch_limits(BUILT_IN, F32, dtype, StoreDtype.BFLOAT16, len(ids)) for dtype in (F32, B16))
+    exact, coarse = (sketch_limits(BUILT_IN, F32, dtype, StoreDtype.BFLOAT16, 16) for dtype in (F32, B16))
     assert set(from_reference(prefill(model, ids)).values()) == {0.0}
     assert difference(from_reference(in_pieces(model, ids, 64)), exact).exceeded is None
     assert difference(from_reference(prefill(half, ids)), coarse).exceeded is None

@@ -20,7 +20,7 @@ from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import digest_of, token_bytes, token_ids
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, flops
-from memgrid.kinds.sketch import sketch_bytes
+from memgrid.kinds.sketch import sketch_form
 from memgrid.specs import PrefillSpec
 from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.chunks import (
@@ -131,7 +131,8 @@ def test_a_deep_model_gets_chunks_whose_sketch_fits_a_report() -> None:
     deep = replace(SMOL, layers=126)
     chosen = choose_chunk_tokens(deep, replace(CHAINED, chunk_tokens=None, flops_per_s=1e18))
     assert chosen == 1024
-    assert sketch_bytes(126, chosen) < SKETCH_BYTES_MAX < sketch_bytes(126, 2 * chosen)
+    fits, does_not = (sketch_form(deep, StoreDtype.BFLOAT16, tokens) for tokens in (chosen, 2 * chosen))
+    assert fits.data_bytes < SKETCH_BYTES_MAX < does_not.data_bytes
     with pytest.raises(InvalidError, match=r"activation.chunk_tokens: expected fewer for a model of 126 layers"):
         choose_chunk_tokens(deep, replace(CHAINED, chunk_tokens=2048))
 

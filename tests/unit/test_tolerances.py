@@ -28,7 +28,7 @@ def row(*values: float) -> dict[str, float]:
 
 
 def limits(one: ComputeDtype, other: ComputeDtype, store: StoreDtype, tokens: int) -> dict[str, float]:
-    return sketch_limits(BUILT_IN, one, other, store, tokens)
+    return sketch_limits(BUILT_IN, one, other, store, max(1, tokens // 16))
 
 
 # As measured on SmolLM2-135M-Instruct with 128 tokens and more, stored in bfloat16: the largest of the honest, the

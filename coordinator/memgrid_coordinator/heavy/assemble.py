@@ -26,6 +26,7 @@ from memgrid.cube.provenance import sign_cube, slsa_predicate
 from memgrid.cube.readme import render_readme
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.prefill_limits import sketch_limits
+from memgrid.kinds.sketch import sketch_form
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.signing import SigningKey
 from memgrid.specs import PrefillSpec
@@ -186,7 +187,8 @@ def _validation(order: AssemblyOrder) -> Validation:
             min_replicas=1,
             limits={name: limit for row in rows for name, limit in row.items()},
         )
-    allowed = sketch_limits(order.tolerances, dtype, dtype, store_dtype, order.layout.chunk_tokens)
+    blocks = sketch_form(order.base.geometry, store_dtype, order.layout.chunk_tokens).blocks
+    allowed = sketch_limits(order.tolerances, dtype, dtype, store_dtype, blocks)
     return Validation(
         policy="replicas of different accounts agree by sketch",
         min_replicas=order.min_replicas,

@@ -14,7 +14,7 @@ from memgrid.cube.manifest import LayoutKind, Wrap
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, flops
-from memgrid.kinds.sketch import sketch_bytes
+from memgrid.kinds.sketch import sketch_form
 from memgrid.specs import PrefillSpec, unit_key_of
 from memgrid.units import SKETCH_BYTES_MAX, ComputeDtype, StoreDtype, UnitKey
 
@@ -73,10 +73,10 @@ def choose_chunk_tokens(geometry: ModelGeometry, parameters: PlanParameters) -> 
         size = CHUNK_TOKENS_MOST
         affordable_flops = parameters.target_unit_s * parameters.flops_per_s
         while size > CHUNK_TOKENS_LEAST and not (
-            flops(geometry, size, 0) <= affordable_flops and _has_sketch(geometry, size)
+            flops(geometry, size, 0) <= affordable_flops and _has_sketch(geometry, parameters.store_dtype, size)
         ):
             size //= 2
-    if not _has_sketch(geometry, size):
+    if not _has_sketch(geometry, parameters.store_dtype, size):
         raise InvalidError(f"activation.chunk_tokens: expected fewer for a model of {geometry.layers} layers: {size}")
     if parameters.layout is LayoutKind.INDEPENDENT and parameters.sink_tokens >= size:
         raise InvalidError(f"activation.sink_tokens: expected fewer than the {size} tokens of a chunk")
@@ -128,6 +128,7 @@ def as_tokens(ids: Any) -> Tokens:
     return np.asarray(ids, dtype="<u4")
 
 
-def _has_sketch(geometry: ModelGeometry, token_count: int) -> bool:
+def _has_sketch(geometry: ModelGeometry, store_dtype: StoreDtype, token_count: int) -> bool:
     """Whether a report can bring the sketch of so many tokens."""
-    return sketch_bytes(geometry.layers, token_count) + _SKETCH_HEADER_BYTES <= SKETCH_BYTES_MAX
+    form = sketch_form(geometry, store_dtype, token_count)
+    return form.data_bytes + _SKETCH_HEADER_BYTES <= SKETCH_BYTES_MAX

@@ -89,7 +89,31 @@ _WINDOW: dict[ComputeDtype, dict[StoreDtype, tuple[float, ...]]] = {
 }
 """Pieces of a cache, computed again in float32: layer 0 of every token, windows over the claimed cache before them.
 
-Measured on SmolLM2-135M-Instruct (`tests/integration/test_prefill_audit_real_model.py` repeats some of it).
+Measured on SmolLM2-135M-Instruct, English text, units of 128, 256 and 400 tokens, of which the middle one continues
+144 others; two draws each (largest honest value; smallest of int8 weights):
+
+    stored in bfloat16         layer 0: worst token   median token    windows: median layer  worst layer
+                                K        V        K        V          K        V        K        V
+    fp32: chunks of 64, eager   0        0        0        0          1.7e-3   3.1e-3   2.5e-3   4.0e-3
+    fp16                        4.1e-3   4.0e-3   1.4e-3   1.2e-3     2.2e-3   3.7e-3   2.7e-3   4.4e-3
+    bf16: chunks of 64, eager   8.1e-3   5.3e-3   3.7e-3   2.9e-3     6.5e-3   1.5e-2   1.0e-2   1.8e-2
+    int8 weights, then fp32     7.1e-3   1.9e-2   3.9e-3   1.2e-2     9.1e-3   2.3e-2   1.4e-2   2.9e-2
+    int8 weights, then bf16     7.2e-3   2.1e-2   4.7e-3   1.2e-2     1.1e-2   2.6e-2   1.7e-2   3.1e-2
+
+                                windows: worst block  worst token     first tokens: median   worst layer
+                                K        V        K        V          K        V        K        V
+    fp32: chunks of 64, eager   3.2e-3   5.4e-3   4.8e-3   7.8e-3     0        0        9.2e-5   1.6e-4
+    fp16                        3.3e-3   5.2e-3   4.5e-3   7.0e-3     4.5e-3   8.3e-3   6.4e-3   1.2e-2
+    bf16: chunks of 64, eager   1.3e-2   2.2e-2   2.2e-2   3.1e-2     3.1e-2   6.6e-2   4.6e-2   9.6e-2
+    int8 weights, then fp32     1.5e-2   3.1e-2   1.8e-2   3.7e-2     2.0e-2   4.8e-2   3.0e-2   6.6e-2
+
+    fp32 stored in fp16         layer 0: 0            windows: 2.1e-4 3.9e-4 3.2e-4 5.1e-4 3.8e-4 6.8e-4 5.7e-4 9.7e-4
+    fp32 stored in fp32         layer 0: 0            windows: 3.7e-7 9.1e-7 6.6e-7 1.1e-6 8.6e-7 1.4e-6 1.2e-6 1.9e-6
+
+What is stored coarsely is a coarse past for a window: an honest float32 host lies as far off in bfloat16 as the
+rounding of what the window reads. Layer 0 has no past, so V's median token there tells int8 weights apart in every
+class, at twice the limit; a changed token shows 0.3 to 1.3 there, RoPE off by one 0.25 in K. Limits leave a factor of
+two to four, for a few layers of random weights (`tests/unit/test_prefill_audit.py`) round off more than a real model.
 """
 
 STUDY_SKETCH_STATISTICS = ("conversations that differ", "log-likelihood of equal answers")

@@ -1,7 +1,9 @@
 """A few kilobytes that stand for how training moved an adapter, so that two results compare without meeting.
 
 Each part of the adapter (K or V of a layer, a matrix of LoRA) leaves the norm of its change and six projections on
-random signs (Johnson-Lindenstrauss): the difference of two sketches estimates how far apart the changes are.
+random signs: the difference of two sketches estimates how far apart the changes are, without bias, with a spread of
+at most 29 % for a part (`memgrid.kinds.sketch` says why). 28 bytes a part are at most a two-hundredth of parameters
+alone from rank 4 and from 8 virtual tokens on; moments and the states on the way, handed in too, are far more.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from memgrid.units import ReasonCode, UnitKey
 PROJECTIONS = 6
 _COLUMNS = 1 + PROJECTIONS
 _HEADER_BYTES_MAX = 4096
-_RECOMPUTED_TOLERANCE = 1e-5
-"""Sums of the same numbers in another order: float64 throughout, so only the last float32 bit may differ."""
+_PIECE_NUMBERS = 4096
+_RECOMPUTED_TOLERANCE = 5e-5
+"""Of a part's norm: sums of the same numbers in another order, in single precision within a piece of them."""
 
 Array = npt.NDArray[np.float32]
 
@@ -45,11 +48,24 @@ def sketch_states(
     """Of the change from one state file to another."""
     before, after = (groups(parameters_of(TensorFile.open(path)), adapter, geometry) for path in (start, end))
     rows = np.empty((len(after), _COLUMNS), dtype=np.float64)
+    signs: dict[int, Array] = {}
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        change = new.astype(np.float64) - old.astype(np.float64)
-        rows[number, 0] = math.sqrt(float(np.einsum("n,n->", change, change)))
-        rows[number, 1:] = np.einsum("n,np->p", change, _signs(unit_key, len(change)))
+        if len(new) not in signs:
+            signs[len(new)] = _signs(unit_key, len(new))
+        rows[number] = _sketch_part(new - old, signs[len(new)])
     return DeltaSketch(parts=rows.astype(np.float32))
+
+
+def _sketch_part(change: Array, signs: Array) -> npt.NDArray[np.float64]:
+    """[n] -> [7]: products in single precision of a few thousand numbers each, added up in double."""
+    row = np.zeros(_COLUMNS)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(0, len(change), _PIECE_NUMBERS):
+            piece = change[first : first + _PIECE_NUMBERS]
+            row[0] += piece @ piece
+            row[1:] += piece @ signs[first : first + _PIECE_NUMBERS]
+        row[0] = math.sqrt(row[0])
+    return row
 
 
 def delta_sketch_bytes(sketch: DeltaSketch) -> bytes:
@@ -102,9 +118,9 @@ def is_recomputed(reported: DeltaSketch, made: DeltaSketch) -> bool:
     return bool((np.abs(reported.parts - made.parts) <= _RECOMPUTED_TOLERANCE * scale).all())
 
 
-def _signs(unit_key: UnitKey, length: int) -> npt.NDArray[np.float64]:
+def _signs(unit_key: UnitKey, length: int) -> Array:
     """[length, 6] of +1 and -1, the same for every part of that length."""
     count = length * PROJECTIONS
     stream = hashlib.shake_256(f"{unit_key}delta".encode()).digest(-(-count // 8))
     bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count)
-    return (1.0 - 2.0 * bits.astype(np.float64)).reshape(length, PROJECTIONS)
+    return (1 - 2 * bits.astype(np.float32)).reshape(length, PROJECTIONS)

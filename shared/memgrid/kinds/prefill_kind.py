@@ -11,7 +11,7 @@ from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incom
 from memgrid.kinds.prefill import KV_FILE, ModelGeometry, check_kv_file, flops
 from memgrid.kinds.prefill_limits import sketch_limits
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.sketch import distances, is_recomputed, parse_sketch, sketch_file
+from memgrid.kinds.sketch import SketchForm, distances, is_recomputed, parse_sketch, sketch_file, sketch_form
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import PrefillSpec
 from memgrid.units import Output, ReasonCode
@@ -34,7 +34,7 @@ class PrefillKind:
         largest = geometry.kv_bytes(spec.token_count, spec.store_dtype) + 4 * spec.token_count + _HEADER_BYTES_MAX
         if [output.name for output in outputs] != [KV_FILE] or outputs[0].size_bytes > largest:
             raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {KV_FILE} of at most {largest} bytes")
-        parse_sketch(sketch, geometry.layers, spec.token_count)
+        parse_sketch(sketch, _form(spec, geometry))
 
     def wanted(self, spec: PrefillSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
         return tuple(outputs)
@@ -44,11 +44,9 @@ class PrefillKind:
     ) -> Difference:
         dtypes = (one.compute_dtype, other.compute_dtype)
         try:
-            allowed = sketch_limits(tolerances, *dtypes, spec.store_dtype, spec.token_count)
-            found = distances(
-                parse_sketch(one.sketch, geometry.layers, spec.token_count),
-                parse_sketch(other.sketch, geometry.layers, spec.token_count),
-            )
+            form = _form(spec, geometry)
+            allowed = sketch_limits(tolerances, *dtypes, spec.store_dtype, form.blocks)
+            found = distances(parse_sketch(one.sketch, form), parse_sketch(other.sketch, form))
         except InvalidError as error:
             return incomparable(error)
         return difference(found, allowed)
@@ -64,10 +62,14 @@ class PrefillKind:
         """Form, tokens, finite numbers, and that they yield the reported sketch."""
         path = files[KV_FILE]
         check_kv_file(path, spec, token_ids(inputs[TOKENS_FILE].read_bytes()), geometry)
-        reported = parse_sketch(sketch, geometry.layers, spec.token_count)
-        made = parse_sketch(sketch_file(path, spec.key), geometry.layers, spec.token_count)
+        reported = parse_sketch(sketch, _form(spec, geometry))
+        made = parse_sketch(sketch_file(path, spec.key), _form(spec, geometry))
         if not is_recomputed(reported, made):
             raise RefusedError(ReasonCode.SKETCH_MISMATCH, "the uploaded cache does not have the reported sketch")
 
     def flops(self, spec: PrefillSpec, geometry: ModelGeometry) -> int:
         return flops(geometry, spec.token_count, spec.start)
+
+
+def _form(spec: PrefillSpec, geometry: ModelGeometry) -> SketchForm:
+    return sketch_form(geometry, spec.store_dtype, spec.token_count)

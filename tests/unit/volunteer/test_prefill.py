@@ -15,7 +15,7 @@ from memgrid.clock import SystemClock
 from memgrid.digest import digest_of, token_bytes
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import ModelGeometry, check_kv_file
-from memgrid.kinds.sketch import parse_sketch
+from memgrid.kinds.sketch import parse_sketch, sketch_form
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 from memgrid_volunteer.kinds.job import Job
@@ -97,7 +97,7 @@ def test_the_output_passes_the_coordinators_check(runner: Prefill, make_unit: Ma
     facts = runner.run(job)
     spec = spec_of(TOKENS, 0, store, ComputeDtype.AUTO)
     check_kv_file(job.out_dir / "kv.safetensors", spec, TOKENS, GEOMETRY)
-    parse_sketch((job.out_dir / "sketch.safetensors").read_bytes(), layers=2, tokens=96)
+    parse_sketch((job.out_dir / "sketch.safetensors").read_bytes(), sketch_form(GEOMETRY, store, 96))
     with safe_open(job.out_dir / "kv.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "memgrid.kv.v1"}
     assert (facts.tokens, facts.device_kind, facts.compute_dtype) == (96, "cpu", ComputeDtype.FLOAT32)
