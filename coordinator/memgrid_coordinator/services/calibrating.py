@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibrate import begin, compare_sketches, compute_caches
@@ -150,8 +151,8 @@ class Calibrating:
             dir=asked.work_folder, prefix="calibrate-", ignore_cleanup_errors=True
         ) as folder:
             kept, lossless = await self._caches(asked, begun.chunks, Path(folder))
-            samples = await self._compared(asked, begun.chunks, kept, begun.model.geometry.layers)
-        rows = await asyncio.to_thread(_fitted, samples, asked)
+            samples = await self._compared(asked, begun.chunks, kept, begun.model.geometry)
+        rows = await asyncio.to_thread(_fitted, samples, asked, begun.model.geometry)
         return Calibrated(asked=asked, model=begun.model, rows=rows, samples=samples, lossless=lossless)
 
     async def _caches(
@@ -183,14 +184,14 @@ class Calibrating:
         return [each for each in kept if each.cheat not in lossless], tuple(sorted(lossless))
 
     async def _compared(
-        self, asked: CalibrationAsked, chunks: Sequence[Chunk], kept: Sequence[Kept], layers: int
+        self, asked: CalibrationAsked, chunks: Sequence[Chunk], kept: Sequence[Kept], geometry: ModelGeometry
     ) -> list[Samples]:
         samples: list[Samples] = []
 
         async def compare(some: tuple[Chunk, ...]) -> None:
             indices = {chunk.index for chunk in some}
             near = tuple(each for each in kept if each.indices & indices)
-            order = CompareOrder(kept=near, chunks=some, stores=asked.stores, layers=layers)
+            order = CompareOrder(kept=near, chunks=some, stores=asked.stores, geometry=geometry)
             samples.extend(await self._engine.run(compare_sketches, order))
 
         slices = [tuple(chunks[start : start + SLICE_CHUNKS]) for start in range(0, len(chunks), SLICE_CHUNKS)]
@@ -247,11 +248,11 @@ def report_order(found: Calibrated, folder: Path, now: datetime) -> ReportOrder:
     )
 
 
-def _fitted(samples: Sequence[Samples], asked: CalibrationAsked) -> dict[str, FittedRow]:
+def _fitted(samples: Sequence[Samples], asked: CalibrationAsked, geometry: ModelGeometry) -> dict[str, FittedRow]:
     return fit(
         samples,
         fit_pieces=asked.sizes.fit_chunks,
         may_miss=partial(may_miss, also=asked.may_miss),
         floors=floors,
-        settle=lambda row, limits: in_effect(row, limits, asked.sizes.tokens),
+        settle=lambda row, limits: in_effect(row, limits, geometry, asked.sizes.tokens),
     )

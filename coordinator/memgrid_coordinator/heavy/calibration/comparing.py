@@ -39,7 +39,7 @@ def compare(order: CompareOrder) -> list[Samples]:
             reported = list(_reported(order, chunk, store))
             for one, other in _pairs(reported):
                 row = row_key("prefill.sketch", one.claims, other.claims, store)
-                width = sketch_limits(UNIT_LIMITS, one.claims, other.claims, store, len(chunk.ids))
+                width = sketch_limits(UNIT_LIMITS, one.claims, other.claims, store, one.sketch.k.shape[1])
                 apart = distances(one.sketch, other.sketch)
                 values = tuple(apart[name] / width[name] for name in SKETCH_STATISTICS)
                 ways = f"{one.way} | {other.way}" if one.cheat == HONEST else one.way
@@ -61,7 +61,7 @@ def _reported(order: CompareOrder, chunk: Chunk, store: StoreDtype) -> Iterator[
     for kept in order.kept:
         if chunk.index not in kept.indices:
             continue
-        sketch = kept_sketch(kept.file, chunk, store, order.layers)
+        sketch = kept_sketch(kept.file, chunk, store, order.geometry)
         if sketch is None:
             continue
         computed = kept.way.compute_dtype

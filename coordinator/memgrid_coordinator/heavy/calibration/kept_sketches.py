@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
-from memgrid.kinds.sketch import Sketch, parse_sketch, sketch_file
+from memgrid.kinds.prefill import KV_FILE, KV_FORMAT, ModelGeometry
+from memgrid.kinds.sketch import Sketch, parse_sketch, sketch_file, sketch_form
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.spoiling import Cache
@@ -37,13 +37,13 @@ def keep_sketches(
     return kept
 
 
-def kept_sketch(file: Path, chunk: Chunk, store: StoreDtype, layers: int) -> Sketch | None:
+def kept_sketch(file: Path, chunk: Chunk, store: StoreDtype, geometry: ModelGeometry) -> Sketch | None:
     """A sketch that was kept; None where that way left this chunk out."""
     with safe_open(file, framework="np") as opened:
         name = _name(chunk.index, store)
         if name not in opened.keys():  # noqa: SIM118 - it is no mapping
             return None
-        return parse_sketch(opened.get_tensor(name).tobytes(), layers, len(chunk.ids))
+        return parse_sketch(opened.get_tensor(name).tobytes(), sketch_form(geometry, store, len(chunk.ids)))
 
 
 def write_cache(path: Path, ids: Sequence[int], cache: Cache, store: StoreDtype) -> None:

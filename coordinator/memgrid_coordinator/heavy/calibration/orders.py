@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.ways import Way
@@ -51,4 +52,4 @@ class CompareOrder:
     kept: tuple[Kept, ...]
     chunks: tuple[Chunk, ...]
     stores: tuple[StoreDtype, ...]
-    layers: int
+    geometry: ModelGeometry

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memgrid.kinds.built_in_rows import RANK_EDGE
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.prefill_limits import sketch_limits
+from memgrid.kinds.sketch import sketch_form
 from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.units import ComputeDtype, StoreDtype
 
@@ -19,12 +21,14 @@ UNIT_LIMITS = Tolerances(
 )
 
 
-def in_effect(row: str, limits: Mapping[str, float], tokens: int) -> dict[str, float]:
+def in_effect(row: str, limits: Mapping[str, float], geometry: ModelGeometry, tokens: int) -> dict[str, float]:
     """What sketches of so many tokens are in effect allowed by a row: its bad blocks widen the limits of layers.
 
     >>> key = "prefill.sketch/float32+float32/float32"
     >>> given = {**BUILT_IN.rows[key], "K worst block": 1.0}
-    >>> in_effect(key, given, 256)["K worst layer"]
+    >>> smol = ModelGeometry(layers=30, heads=9, kv_heads=3, head_dim=64, hidden=576, vocab=49152,
+    ...     parameters=134515008, tied_embeddings=True)
+    >>> in_effect(key, given, smol, 256)["K worst layer"]
     0.2
     """
     check, _, rest = row.partition("/")
@@ -32,7 +36,8 @@ def in_effect(row: str, limits: Mapping[str, float], tokens: int) -> dict[str, f
         return dict(limits)
     pair, _, store = rest.partition("/")
     coarser, _, finer = pair.partition("+")
-    dtypes = (ComputeDtype(coarser), ComputeDtype(finer), StoreDtype(store), tokens)
-    widths = sketch_limits(UNIT_LIMITS, *dtypes)
-    allowed = sketch_limits(Tolerances(origin="", rows={row: limits}), *dtypes)
+    blocks = sketch_form(geometry, StoreDtype(store), tokens).blocks
+    compared = (ComputeDtype(coarser), ComputeDtype(finer), StoreDtype(store), blocks)
+    widths = sketch_limits(UNIT_LIMITS, *compared)
+    allowed = sketch_limits(Tolerances(origin="", rows={row: limits}), *compared)
     return {name: allowed[name] / widths[name] for name in allowed}
