@@ -10,7 +10,7 @@ from panels import BYTES_PER_S, COUNT, FLOPS_PER_S, PER_S, RATIO, SECONDS, lines
 from promql import Query, gauge, rate, share
 
 RED, ORANGE, GREEN = "red", "orange", "green"
-_UNENDED = 'memgrid_units{state=~"waiting|open|checking"}'
+_UNENDED = 'memgrid_units{state=~"waiting|open|checking|provisional"}'
 
 
 def build() -> Any:
@@ -128,7 +128,8 @@ def _queue() -> list[Any]:
     return [
         lines(
             "Units not ended",
-            "Units by state: waiting for their parent, open to hosts, checking an upload.",
+            "Units by state: waiting for their parent, open to hosts, checking an upload, provisional until audits "
+            "confirm them.",
             COUNT,
             Query(f"sum by (state) ({gauge(_UNENDED, 'kind', 'state')})", "{{state}}"),
             stacked=True,
@@ -210,10 +211,27 @@ def _verdicts() -> list[Any]:
         ),
         lines(
             "Replays",
-            "Uploads of which a part was computed again, a second, by kind and result.",
+            "Parts of results that were computed again, a second, by kind and zone.",
             PER_S,
             Query(rate("memgrid_audit_seconds_count", "kind", "answer"), "{{kind}}: {{answer}}"),
             stacked=True,
+        ),
+        lines(
+            "Audits that are due",
+            "Parts of results that should be computed again by now; numerics classes of which so many audits fail "
+            "that it must be a bug. Runbooks: audits-late, class-suspended.",
+            COUNT,
+            Query(gauge("memgrid_audits_due"), "due"),
+            Query(gauge("memgrid_classes_suspended"), "classes suspended"),
+            width=6,
+        ),
+        lines(
+            "Taken back",
+            "Results that were recalled and cubes that were retracted, a second. Runbook: cube-retracted.",
+            PER_S,
+            Query(rate("memgrid_units_recalled_total"), "results recalled"),
+            Query(rate("memgrid_cubes_retracted_total"), "cubes retracted"),
+            width=6,
         ),
         lines(
             "What replays cost",

@@ -201,6 +201,30 @@ WORK = (
         description="At least {{ $value | humanize }} uploads have been waiting for half an hour.",
     ),
     Alert(
+        name="MemgridAuditsLate",
+        expr="min_over_time(max by (job) (memgrid_audits_due)[30m:1m]) > 100",
+        holds="10m",
+        severity=WARNING,
+        summary="Audits of {{ $labels.job }} are late",
+        description="At least {{ $value | humanize }} have been due for half an hour: results wait for them.",
+    ),
+    Alert(
+        name="MemgridClassSuspended",
+        expr="max by (job) (memgrid_classes_suspended) > 0",
+        holds="0m",
+        severity=WARNING,
+        summary="Hosts of a numerics class go unpunished at {{ $labels.job }}",
+        description="So many of them fail audits that it must be a bug: {{ $value | humanize }} classes.",
+    ),
+    Alert(
+        name="MemgridCubeRetracted",
+        expr="sum by (job) (increase(memgrid_cubes_retracted_total[1h])) > 0",
+        holds="0m",
+        severity=WARNING,
+        summary="{{ $labels.job }} took back published cubes",
+        description="A result in them was found to be wrong: {{ $value | humanize }} in an hour.",
+    ),
+    Alert(
         name="MemgridManyRejections",
         expr='sum by (job) (increase(memgrid_verdicts_total{verdict="reject"}[1h]))\n'
         '/ sum by (job) (increase(memgrid_verdicts_total{verdict=~"agree|reject"}[1h])) > 0.2\n'
