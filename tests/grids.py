@@ -50,7 +50,7 @@ async def running_coordinator(
     trust: TrustRule | None = None,
     **changed: Any,
 ) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
-    """A coordinator on free ports; sweeps run fast and new accounts may hold much, everything else is as in life.
+    """A coordinator on free ports; sweeps run fast, new accounts may hold much, nobody is tested in secret.
 
     `trust` judges strangers otherwise than a grid's owner could ask for: never by chance, say. With `ray` it has an
     engine of its own, else one that all tests share.
@@ -59,6 +59,7 @@ async def running_coordinator(
         "sweep_every": timedelta(milliseconds=50),
         "drain_max": timedelta(seconds=5),
         "trust_held_at_first": 64,
+        "canary_share": 0.0,
     }
     given = {"http_port": 0, "grpc_port": 0, **quick, **changed}
     settings = Settings(data=data, **given) if trust is None else _Judging(data=data, rule=trust, **given)

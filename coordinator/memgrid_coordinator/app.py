@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from memgrid_coordinator.services.expiring import Expiring
 from memgrid_coordinator.services.explaining import Explaining
 from memgrid_coordinator.services.finishing import Finishing
 from memgrid_coordinator.services.gauging import Gauging
+from memgrid_coordinator.services.granting import Granting
 from memgrid_coordinator.services.healing import Healing
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.leasing import Leasing
@@ -172,9 +174,10 @@ class Coordinator:
             bell=bell,
             door=door,
             judging=self.judging,
-            blobs=self.blobs,
+            granting=Granting(
+                settings=settings, blobs=self.blobs, rule=rule, new_id=new_id, rng=random.SystemRandom()
+            ),
             rule=rule,
-            new_id=new_id,
         )
         self.publishing = Publishing(store, self.blobs, clock)
         self.pulls = Pulls(store, clock, metrics)

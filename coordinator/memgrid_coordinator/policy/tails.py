@@ -19,6 +19,8 @@ class TailRule:
 
     speedup_min: float = 1.5
     """A copy must be expected to end so many times sooner than what runs already."""
+    elapsed_min_s: float = 30.0
+    """A lease that began so lately is nothing to help with."""
     silent_max_s: float = 900.0
     """A host not heard of for so long is expected never to end."""
     copies_max: int = 2
@@ -66,7 +68,7 @@ def worth_copying(running: Sequence[Running], *, flops_per_s: float, units: int,
     many the campaign has.
 
     >>> def unit(name, estimate_s):
-    ...     return Running(unit_key=UnitKey(name), flops=10**12, elapsed_s=0.0, estimate_s=estimate_s)
+    ...     return Running(unit_key=UnitKey(name), flops=10**12, elapsed_s=30.0, estimate_s=estimate_s)
     >>> worth_copying([unit("slow", 400.0), unit("slower", 900.0)], flops_per_s=1e10, units=100, rule=TailRule())
     'slower'
     >>> worth_copying([unit("fast", 120.0)], flops_per_s=1e10, units=100, rule=TailRule())
@@ -78,6 +80,7 @@ def worth_copying(running: Sequence[Running], *, flops_per_s: float, units: int,
         one
         for one in running
         if one.copies < rule.copies_max
+        and one.elapsed_s >= rule.elapsed_min_s
         and remaining_s(one, rule) >= rule.speedup_min * one.flops / max(flops_per_s, 1.0)
     ]
     if not worth:

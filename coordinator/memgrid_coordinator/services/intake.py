@@ -13,7 +13,7 @@ from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
 from memgrid.signing import SignedBody
 from memgrid.units import ComputeDtype, LeaseId, Reason, ReasonCode, ReportAck, ReportClaim
-from memgrid_coordinator.lifecycle import LeaseState
+from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.policy import latecomers
 from memgrid_coordinator.policy.deadlines import corrected_speed
 from memgrid_coordinator.policy.kinds import is_adaptive, kind_in, spec_in
@@ -194,7 +194,11 @@ def _draw(
         (replace(held[claim.lease_id], outputs=claim.outputs, facts=claim.facts), found[held[claim.lease_id].unit_id])
         for claim in claims
     ]
-    adaptive = [(lease, unit) for lease, unit in reported if is_adaptive(spec_in(unit.spec), unit.min_replicas)]
+    adaptive = [
+        (lease, unit)
+        for lease, unit in reported
+        if unit.state is UnitState.OPEN and is_adaptive(spec_in(unit.spec), unit.min_replicas)
+    ]
     if not adaptive:
         return frozenset()
     checks = trusting.checks_of(connection, host, adaptive, rule, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -10,11 +10,9 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
-from memgrid.kinds.refusal import RefusedError
 from memgrid.log import get_logger
 from memgrid.signing import REPORTS_TYPE, SignedBody
 from memgrid.units import (
-    BlobRef,
     Cancellation,
     HostId,
     LeaseId,
@@ -29,30 +27,25 @@ from memgrid.units import (
 )
 from memgrid.wire import reports_from_body
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy import dispatch, trust
 from memgrid_coordinator.policy.crowd import LaneName
-from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
 from memgrid_coordinator.policy.kinds import spec_in
-from memgrid_coordinator.policy.life import VERDICTS_ON_THE_UNIT, Changed, Impossible, UnitEvent
-from memgrid_coordinator.records import Caller, Event, Host, Lease, Role, Unit
+from memgrid_coordinator.policy.life import VERDICTS_ON_THE_UNIT, Changed, UnitEvent
+from memgrid_coordinator.records import Caller, Event, Host, Lease, Role
 from memgrid_coordinator.services.bell import Bell, wait_for
 from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.door import Door
+from memgrid_coordinator.services.granting import Granting
 from memgrid_coordinator.services.intake import Taken, take_reports
 from memgrid_coordinator.services.judging import Judging
 from memgrid_coordinator.services.offers import (
-    PastLostError,
     cancellation_of,
-    inputs_of,
-    new_lease,
     offer_of,
     verdict_of,
 )
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import events, hosts, leases, trust_records, units, uploads
-from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store import events, hosts, leases, units, uploads
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -86,9 +79,8 @@ class Leasing:
         bell: Bell,
         door: Door,
         judging: Judging,
-        blobs: BlobStore,
+        granting: Granting,
         rule: JudgingRule,
-        new_id: Callable[[], str],
     ) -> None:
         self._store = store
         self._settings = settings
@@ -98,12 +90,8 @@ class Leasing:
         self._bell = bell
         self._door = door
         self._judging = judging
-        self._new_id = new_id
-        self._blobs = blobs
+        self._granting = granting
         self._rule = rule
-        self._deadlines = DeadlineRule(
-            slack=settings.lease_slack, shortest=settings.lease_shortest, longest=settings.lease_longest
-        )
         self._draining = False
 
     def drain(self) -> None:
@@ -190,7 +178,9 @@ class Leasing:
         impossible: dict[int, UnitEvent] = {}
         resent = self._resend(connection, host, lost, impossible)
         wanted = ask.want - len(lost)
-        granted, idle = self._grant(connection, host, wanted, list(held.values()), impossible, now)
+        granted, idle = self._granting.grant(
+            connection, host, wanted, list(held.values()), impossible, now, draining=self._draining
+        )
         settlement.merge(settle(connection, impossible, known={}, rule=self._rule, now=now))
         offers = (*resent, *granted)
         answer = SyncAnswer(
@@ -237,59 +227,6 @@ class Leasing:
                 events.append(connection, [_event("lease_released", lease, now, release.reason)])
         return changed
 
-    def _grant(
-        self,
-        connection: Connection,
-        host: Host,
-        want: int,
-        held: list[Lease],
-        impossible: dict[int, UnitEvent],
-        now: datetime,
-    ) -> tuple[list[LeaseOffer], Reason | None]:
-        """New leases, and why there are not more; units whose inputs are gone are noted as impossible."""
-        allowed, reason = dispatch.allowance(
-            host,
-            want=max(0, want),
-            held=len(held),
-            held_max=self._settings.leases_held_max,
-            draining=self._draining,
-            now=now,
-        )
-        if allowed:
-            allowed, reason = self._within_quota(connection, host, allowed, reason)
-        if not allowed:
-            return [], reason
-        candidates = units.lease_candidates(connection, host, allowed, now)
-        inputs = {unit.unit_id: self._inputs(connection, unit, impossible) for unit in candidates}
-        chosen = [unit for unit in candidates if unit.unit_id not in impossible]
-        if len(chosen) < allowed and reason is None:
-            reason = dispatch.idle_reason(open_units=bool(chosen) or units.has_vacancies(connection))
-        if not chosen:
-            return [], reason
-        ahead = units.by_id(connection, {lease.unit_id for lease in held})
-        ahead_s = sum(estimate_s(unit.flops, host.flops_per_s) for unit in ahead.values())
-        granted = []
-        for unit in chosen:
-            own_s = estimate_s(unit.flops, host.flops_per_s)
-            granted.append(new_lease(unit, host, self._new_id(), now, deadline(now, ahead_s, own_s, self._deadlines)))
-            ahead_s += own_s
-        leases.grant(connection, granted)
-        units.take_vacancies(connection, [unit.unit_id for unit in chosen])
-        events.append(connection, [_event("lease_granted", lease, now) for lease in granted])
-        pairs = zip(granted, chosen, strict=True)
-        return [offer_of(lease, unit, host, inputs[unit.unit_id]) for lease, unit in pairs], reason
-
-    def _within_quota(
-        self, connection: Connection, host: Host, allowed: int, reason: Reason | None
-    ) -> tuple[int, Reason | None]:
-        """Of a new account all hosts together hold little, and more with every audit that one of them passes."""
-        passed = trust_records.passed_by(connection, host.account_id)
-        most = trust.held_max(passed, self._rule.trust, self._settings.leases_held_max)
-        if most >= self._settings.leases_held_max:
-            return allowed, reason
-        held = leases.count_held(connection, host.account_id)
-        return dispatch.within_quota(allowed, reason, held=held, held_max=most, passed=passed)
-
     def _resend(
         self, connection: Connection, host: Host, lost: Sequence[Lease], impossible: dict[int, UnitEvent]
     ) -> list[LeaseOffer]:
@@ -299,19 +236,9 @@ class Leasing:
         offers = [
             offer_of(lease, unit, host, inputs)
             for lease, unit in pairs
-            for inputs in [self._inputs(connection, unit, impossible)]
+            for inputs in [self._granting.inputs(connection, unit, impossible)]
         ]
         return [offer for offer, (_, unit) in zip(offers, pairs, strict=True) if unit.unit_id not in impossible]
-
-    def _inputs(self, connection: Connection, unit: Unit, impossible: dict[int, UnitEvent]) -> tuple[BlobRef, ...]:
-        try:
-            return inputs_of(connection, unit, self._blobs)
-        except RefusedError as refusal:
-            impossible[unit.unit_id] = Impossible(reason=refusal.reason)
-            return ()
-        except PastLostError:
-            impossible[unit.unit_id] = Changed()  # not now; whoever asks later may have it
-            return ()
 
     def _verdicts(
         self, connection: Connection, host_id: HostId, awaiting: Sequence[LeaseId]

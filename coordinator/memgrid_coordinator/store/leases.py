@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, text, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, or_, select, text, update
 
 from memgrid.digest import Digest
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, LeaseState, UnitState
-from memgrid_coordinator.records import Lease
+from memgrid_coordinator.policy.tails import Running
+from memgrid_coordinator.records import Host, Lease
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import hosts, leases, statements, units
 
@@ -27,6 +28,14 @@ class Settled:
     reason: Reason | None
     unit_state: UnitState
     flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningUnit:
+    """A unit that somebody computes now."""
+
+    unit_id: int
+    running: Running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +99,28 @@ def held_by(connection: Connection, host_id: HostId) -> list[Lease]:
 def count_held(connection: Connection, account_id: AccountId) -> int:
     """What all hosts of an account hold together."""
     return int(connection.execute(_COUNT_HELD, {"account": account_id}).scalar_one())
+
+
+def running(connection: Connection, host: Host, now: datetime, *, slack: float) -> list[RunningUnit]:
+    """Units that others compute and this host may compute too, those that will be overdue first.
+
+    How long a lease should take follows from how long it was given, which is `slack` times that.
+    """
+    given = {"account": host.account_id, "network": host.network}
+    return [
+        RunningUnit(
+            unit_id=row.unit_id,
+            running=Running(
+                unit_key=UnitKey(row.key),
+                flops=row.flops,
+                elapsed_s=(now - row.granted_at).total_seconds(),
+                estimate_s=(row.deadline_at - row.granted_at).total_seconds() / slack,
+                silent_s=(now - row.seen_at).total_seconds(),
+                copies=row.copies,
+            ),
+        )
+        for row in connection.execute(_RUNNING, given)
+    ]
 
 
 def due(connection: Connection, now: datetime, limit: int) -> list[Lease]:
@@ -188,6 +219,30 @@ _COUNT_HELD = (
     .select_from(leases)
     .join(hosts, hosts.c.host_id == leases.c.host_id)
     .where(hosts.c.account_id == bindparam("account"), text("leases.state = 'leased'"))
+)
+RUNNING_MAX = 256
+_OTHERS = leases.alias()
+_IS_THEIRS = (_OTHERS.c.account_id == bindparam("account")) | (
+    (_OTHERS.c.network == bindparam("network")) & (_OTHERS.c.network != "")
+)
+_RUNNING = (
+    select(leases.c.unit_id, leases.c.granted_at, leases.c.deadline_at, hosts.c.seen_at, units.c.key, units.c.flops)
+    .add_columns(
+        select(func.count())
+        .where(_OTHERS.c.unit_id == leases.c.unit_id, _OTHERS.c.state == LeaseState.LEASED)
+        .scalar_subquery()
+        .label("copies")
+    )
+    .join(units, units.c.unit_id == leases.c.unit_id)
+    .join(hosts, hosts.c.host_id == leases.c.host_id)
+    .where(
+        text("leases.state = 'leased'"),
+        units.c.state == UnitState.OPEN,
+        ~units.c.on_hold,
+        ~exists().where(_OTHERS.c.unit_id == leases.c.unit_id, _IS_THEIRS),
+    )
+    .order_by(leases.c.deadline_at)
+    .limit(RUNNING_MAX)
 )
 _SETTLED = (
     select(

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from memgrid.digest import Digest
+from memgrid.specs import PrefillSpec
 from memgrid.units import LeaseId, Reason, ReasonCode, UnitKey
 from memgrid_coordinator.lifecycle import ENDED_UNITS, HAVE_RESULTS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Demand, Host, Lease, NewUnit, Unit
@@ -188,13 +189,40 @@ def lease_candidates(connection: Connection, host: Host, limit: int, now: dateti
     ]
 
 
+def canary_for(connection: Connection, host: Host, share: float, now: datetime) -> list[Unit]:
+    """A unit whose result is known and that the host has no part in, `share` of the way through all; or none.
+
+    For the host it is a unit like any other; its report is judged by the result that there is.
+    """
+    begin = int(share * count_about(connection))
+    given = {
+        "account": host.account_id,
+        "network": host.network,
+        "failed_since": now - RETRY_AFTER,
+        "begin": begin,
+    }
+    return [_unit(row) for row in connection.execute(_CANARY, given)]
+
+
+def count_about(connection: Connection) -> int:
+    """How many units there are, at most."""
+    return int(connection.execute(_NEWEST).scalar() or 0)
+
+
+def advance_fences(connection: Connection, unit_ids: Sequence[int]) -> None:
+    """The next fence, for units that are leased without a vacancy."""
+    if unit_ids:
+        connection.execute(_ADVANCE_FENCE, [{"taken": unit_id} for unit_id in unit_ids])
+
+
 def has_vacancies(connection: Connection) -> bool:
     return connection.execute(_ANY_VACANCY).scalar() is not None
 
 
 def take_vacancies(connection: Connection, unit_ids: Sequence[int]) -> None:
     """One vacancy fewer and the next fence, for each."""
-    connection.execute(_TAKE_VACANCY, [{"taken": unit_id} for unit_id in unit_ids])
+    if unit_ids:
+        connection.execute(_TAKE_VACANCY, [{"taken": unit_id} for unit_id in unit_ids])
 
 
 def move(connection: Connection, unit_ids: Sequence[int], verb: str, now: datetime) -> int:
@@ -365,6 +393,20 @@ _CANDIDATES = (
     .order_by(units.c.priority.desc(), units.c.unit_id)
     .limit(bindparam("most"))
 )
+_CANARY = (
+    select(units)
+    .where(
+        units.c.unit_id > bindparam("begin"),
+        units.c.state == UnitState.ACCEPTED,
+        units.c.kind == PrefillSpec.kind,
+        units.c.output_digest.is_not(None),
+        ~_HAS_PART,
+    )
+    .order_by(units.c.unit_id)
+    .limit(1)
+)
+_NEWEST = select(func.max(units.c.unit_id))
+_ADVANCE_FENCE = update(units).where(units.c.unit_id == bindparam("taken")).values(fence=units.c.fence + 1)
 _ANY_VACANCY = select(units.c.unit_id).where(_HAS_VACANCY).limit(1)
 _MOVES = {
     verb: update(units)
