@@ -57,7 +57,7 @@ class TrustRule:
     probation_blind: float = 0.5
     """... and this share of them computed once more by somebody else."""
     final_after: int = 2
-    """An unaudited result is final once so many later audits of the same record have passed ..."""
+    """A provisional result is final once so many later audits of the same record have passed ..."""
     provisional_max: timedelta = timedelta(days=1)
     """... or it gets an audit of its own, when it has waited for so long."""
     look_back: int = 1500
@@ -136,7 +136,8 @@ def audit_probability(record: TrustRecord, rule: TrustRule) -> float:
     """How likely the next result of this record is audited: p(k) = clamp((1 - k / k*) / d, floor, 1).
 
     Every fault doubles k*: a host that errs now and then climbs back more slowly each time, and one that goes on
-    erring is audited always.
+    erring is audited always. So is everybody of whose newest audits one was suspicious: a quiet cheat would need
+    hundreds of results to be marked three times, an honest accident costs twenty audits.
 
     >>> audit_probability(NEWCOMER, TrustRule())
     1.0
@@ -145,7 +146,7 @@ def audit_probability(record: TrustRecord, rule: TrustRule) -> float:
     >>> audit_probability(TrustRecord(results=500, passed=100), TrustRule())
     0.05
     """
-    if record.results < rule.probation_results:
+    if record.results < rule.probation_results or Zone.SUSPICIOUS in record.recent:
         return 1.0
     needed = rule.audits_to_trust * (1 << min(record.faults, _DOUBLINGS_MAX))
     return min(1.0, max(rule.audits_min, (1 - record.passed / needed) / rule.detection))
@@ -204,8 +205,21 @@ def after_result(record: TrustRecord) -> TrustRecord:
     return TrustRecord(results=record.results + 1, passed=record.passed, faults=record.faults, recent=record.recent)
 
 
+def is_final_at_once(record: TrustRecord, rule: TrustRule) -> bool:
+    """Whether a result that has passed its own audit stands at once: not during probation.
+
+    An audit misses some; whoever leaves after each wrong result under a new name is never audited again. So a
+    newcomer's results wait for later audits, or for another of their own, as if nobody had looked at them.
+    `record` is that before the result.
+
+    >>> is_final_at_once(NEWCOMER, TrustRule()), is_final_at_once(TrustRecord(results=5, passed=5), TrustRule())
+    (False, True)
+    """
+    return record.results >= rule.probation_results
+
+
 def is_final(passed_later: int, rule: TrustRule) -> bool:
-    """Whether an unaudited result stands, after so many later audits of its record have passed without a fault."""
+    """Whether a provisional result stands, after so many later audits of its record have passed without a fault."""
     return passed_later >= rule.final_after
 
 

@@ -19,6 +19,7 @@ from memgrid_coordinator.policy.trust import (
     check_of,
     held_max,
     is_final,
+    is_final_at_once,
     is_overdue,
     suspended_until,
 )
@@ -53,7 +54,7 @@ class Standing:
         self.record: TrustRecord = NEWCOMER
         self.waiting: deque[Waiting] = deque()
         self.finals = 0
-        """Unaudited results that became final."""
+        """Results that became final, nobody else having computed them."""
         self.looked = 0
         """How many of those have been looked back on."""
         self.wrong_finals: deque[tuple[int, Unit, int, int]] = deque()
@@ -68,14 +69,19 @@ class Adaptive:
         self._books = grid.books
         self._rule = rule
         self._classes = Classes(rule)
+        # A second more, because moments are rounded to microseconds.
+        self._wait_max_s = rule.provisional_max.total_seconds() + 1.0
         self._waiting: dict[Standing, None] = {}
+        """Who has provisional results, and will be looked after when the oldest has waited too long."""
 
     def welcome(self, host: VirtualHost) -> None:
         host.standing = Standing(host)
         self._classes.joined(host)
 
     def is_trusted(self, host: VirtualHost) -> bool:
-        return audit_probability(host.standing.record, self._rule) <= self._rule.audits_min
+        """Hosts can count their results; of suspicions they are not told."""
+        unmarked = replace(host.standing.record, recent=())
+        return audit_probability(unmarked, self._rule) <= self._rule.audits_min
 
     def held_max(self, host: VirtualHost) -> int:
         return held_max(host.standing.record.passed, self._rule, self._grid.scenario.held_max)
@@ -93,6 +99,7 @@ class Adaptive:
         standing: Standing = host.standing
         is_suspended = self._classes.is_suspended(host.numerics_class)
         draw = self._grid.rng.randbytes(32)
+        may_stand = is_final_at_once(standing.record, self._rule)
         check = check_of(standing.record, self._rule, draw, is_class_suspended=is_suspended)
         if check.is_audited and not self._passes(standing, unit, answer):
             self._reopen(unit)
@@ -102,19 +109,13 @@ class Adaptive:
             self._books.tally.replicas += 1
             unit.wanted = 2
             self._grid.want(unit)
-        elif check.is_audited:
+        elif check.is_audited and may_stand:
             self._books.counted_on(unit, answer)
-            self._final(unit, host, answer)
+            self._stand(standing, unit, answer)
         else:
+            if not check.is_audited:
+                standing.record = after_result(standing.record)
             self._provisional(standing, unit, answer)
-
-    def sweep(self) -> None:
-        now = moment(self._grid.now)
-        for standing in list(self._waiting):
-            if not standing.waiting:
-                del self._waiting[standing]
-            elif is_overdue(moment(standing.waiting[0].since_s), now, self._rule):
-                self._hasten(standing)
 
     def ending(self, work: Work) -> None:
         if work.provisional:
@@ -125,13 +126,31 @@ class Adaptive:
     # One result
 
     def _provisional(self, standing: Standing, unit: Unit, answer: int) -> None:
-        standing.record = after_result(standing.record)
         standing.waiting.append(Waiting(unit, answer, standing.record.passed, self._grid.now))
-        self._waiting[standing] = None
+        if standing not in self._waiting:
+            self._waiting[standing] = None
+            self._grid.at(self._grid.now + self._wait_max_s, self._look_whether_due, standing)
         unit.accepted = answer
         unit.campaign.provisional += 1
         self._books.counted_on(unit, answer)
         self._grid.ended(unit)
+
+    def _look_whether_due(self, standing: Standing) -> None:
+        """Nothing stays provisional for ever, also where no later audits come."""
+        waiting, now_s = standing.waiting, self._grid.now
+        if waiting and is_overdue(moment(waiting[0].since_s), moment(now_s), self._rule):
+            self._hasten(standing)
+        if waiting:
+            self._grid.at(waiting[0].since_s + self._wait_max_s, self._look_whether_due, standing)
+        else:
+            self._waiting.pop(standing, None)
+
+    def _stand(self, standing: Standing, unit: Unit, answer: int) -> None:
+        """A result of one host alone becomes final; after a fault it will be looked at again."""
+        if answer != RIGHT:
+            standing.wrong_finals.append((standing.finals, unit, answer, self._books.day(self._grid.now)))
+        standing.finals += 1
+        self._final(unit, standing.host, answer)
 
     def _final(self, unit: Unit, maker: VirtualHost, answer: int) -> None:
         unit.accepted = answer
@@ -149,6 +168,7 @@ class Adaptive:
         zone = answers.audited(standing.host, answer)
         books.audited(unit.flops, now, is_overdue=is_overdue)
         record, judgement = after_audit(standing.record, zone, self._rule)
+        second = zone
         if judgement is Judgement.SUSPECTED:
             second = answers.audited(standing.host, answer, is_second=True)
             books.audited(unit.flops, now, is_second=True)
@@ -157,7 +177,7 @@ class Adaptive:
         if self._classes.audited(standing.host, is_fault=is_fault, now_s=now):
             self._forgive(standing.host.numerics_class)
         if is_fault:
-            self._at_fault(standing, record, unit, answer)
+            self._at_fault(standing, record, unit, answer, is_quiet=second is not Zone.FAULT)
             return False
         standing.record = record
         if zone is Zone.PASS:
@@ -174,12 +194,8 @@ class Adaptive:
     def _ripe(self, standing: Standing) -> None:
         """The oldest provisional result becomes final."""
         ripe = standing.waiting.popleft()
-        if ripe.answer != RIGHT:
-            day = self._books.day(self._grid.now)
-            standing.wrong_finals.append((standing.finals, ripe.unit, ripe.answer, day))
-        standing.finals += 1
         ripe.unit.campaign.provisional -= 1
-        self._final(ripe.unit, standing.host, ripe.answer)
+        self._stand(standing, ripe.unit, ripe.answer)
 
     def _hasten(self, standing: Standing) -> None:
         """Audit as many of what waits as finality needs, drawn at random: then all of it is final, or none."""
@@ -225,12 +241,12 @@ class Adaptive:
 
     # Faults
 
-    def _at_fault(self, standing: Standing, record: TrustRecord, unit: Unit, answer: int) -> None:
+    def _at_fault(self, standing: Standing, record: TrustRecord, unit: Unit, answer: int, *, is_quiet: bool) -> None:
         host, grid = standing.host, self._grid
         is_forgiven = self._classes.is_suspended(host.numerics_class)
         self._books.at_fault(host, grid.now, is_right=answer == RIGHT, is_forgiven=is_forgiven)
         self._recall(standing)
-        self._look_back(standing, unit.flops)
+        self._look_back(standing, unit.flops, is_quiet=is_quiet)
         if is_forgiven:
             return
         standing.record = record
@@ -249,15 +265,21 @@ class Adaptive:
             waiting.unit.campaign.provisional -= 1
             self._reopen(waiting.unit)
 
-    def _look_back(self, standing: Standing, flops: float) -> None:
-        """Audit its last final results that nobody audited, and none of them twice."""
+    def _look_back(self, standing: Standing, flops: float, *, is_quiet: bool) -> None:
+        """Audit its last final results again, none of them twice.
+
+        After three suspicions all of them are computed anew instead: single audits don't find what is as quiet.
+        """
         first = max(standing.looked, standing.finals - self._rule.look_back)
-        self._books.looked_back(standing.finals - first, flops)
+        if is_quiet:
+            self._books.computed_anew(standing.finals - first, flops)
+        else:
+            self._books.looked_back(standing.finals - first, flops)
         standing.looked = standing.finals
         kept: deque[tuple[int, Unit, int, int]] = deque()
         for entry in standing.wrong_finals:
             number, unit, answer, day = entry
-            if number >= first and self._grid.answers.audited(standing.host, answer) is Zone.FAULT:
+            if number >= first and (is_quiet or self._grid.answers.audited(standing.host, answer) is Zone.FAULT):
                 self._books.retracted(unit, standing.host, day)
                 self._reopen(unit)
             else:

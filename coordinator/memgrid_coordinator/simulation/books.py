@@ -70,6 +70,11 @@ class Books:
         self.tally.looked_back += results
         self.tally.looked_back_flops += self._audit_cost * results * flops
 
+    def computed_anew(self, results: int, flops: float) -> None:
+        """So many final results computed again by others, each of so many FLOPs; the wrong ones are retracted too."""
+        self.tally.computed_anew += results
+        self.tally.looked_back_flops += results * flops
+
     def at_fault(self, host: VirtualHost, now_s: float, *, is_right: bool, is_forgiven: bool) -> None:
         of_population = self._of(host)
         of_population.faults += 1

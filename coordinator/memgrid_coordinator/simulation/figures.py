@@ -56,7 +56,7 @@ def of_policy(scenario: Scenario, tally: Tally) -> dict[str, Any]:
             name: getattr(tally, name)
             for name in (
                 "reports", "audits", "second_audits", "overdue_audits", "replicas", "disagreements", "recalled",
-                "recalled_wrong", "looked_back", "retracted", "expired", "copies",
+                "recalled_wrong", "looked_back", "computed_anew", "retracted", "expired", "copies",
             )
         },
         "suspended_classes": sorted(tally.suspended_classes),

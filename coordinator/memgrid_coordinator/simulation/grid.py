@@ -43,9 +43,6 @@ class Policy(Protocol):
     def reported(self, unit: Unit, host: VirtualHost, answer: int) -> None:
         """Take a report into account."""
 
-    def sweep(self) -> None:
-        """Look after what waits."""
-
     def ending(self, work: Work) -> None:
         """Nothing of a campaign is open or running any more."""
 
@@ -273,7 +270,6 @@ class Grid:
             count -= 1
 
     def _sweep(self, _: None) -> None:
-        self.policy.sweep()
         for work in self.works:
             if work.arrives_s <= self.now and work.is_waiting:
                 self._wake(work)

@@ -38,9 +38,6 @@ class Replication:
     def may_have(self, host: VirtualHost, unit: Unit) -> bool:
         return True
 
-    def sweep(self) -> None:
-        """Nothing waits."""
-
     def ending(self, work: Work) -> None:
         """What is accepted is final."""
 

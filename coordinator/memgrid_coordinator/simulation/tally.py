@@ -59,7 +59,7 @@ class Tally:
     audited_flops: float = 0.0
     """Of audits, second ones and overdue ones included."""
     looked_back_flops: float = 0.0
-    """Of audits of final results after faults."""
+    """Of audits of final results after faults, and of computing them anew."""
     late_flops: float = 0.0
     """Spent on leases that expired, or on hosts that left."""
     copied_flops: float = 0.0
@@ -87,6 +87,8 @@ class Tally:
     retracted: int = 0
     """Final results found wrong by looking back."""
     looked_back: int = 0
+    computed_anew: int = 0
+    """Final results of hosts that were suspicious too often, all computed again."""
     audits: int = 0
     second_audits: int = 0
     overdue_audits: int = 0
