@@ -15,6 +15,7 @@ from safetensors.numpy import load, save, save_file
 from memgrid.digest import digest_of, digest_of_file
 from memgrid.distill.adapters import PREFIX_TENSOR, Adapter, load_adapter
 from memgrid.distill.audit import audit
+from memgrid.distill.dispute import Answer, Right, decide
 from memgrid.distill.evaluate import evaluate
 from memgrid.distill.evaluate_replay import audited_items
 from memgrid.distill.shared_context import read_context
@@ -36,6 +37,7 @@ from memgrid.kinds.evaluate import (
 )
 from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.kind import Replica
+from memgrid.kinds.part import Part
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import write_shard
 from memgrid.kinds.tolerances import BUILT_IN
@@ -259,6 +261,23 @@ def test_false_scores_are_caught_by_scoring_a_few_again_and_by_another_host(grid
     one, other = (Replica(sketch=scores_bytes(scores), compute_dtype=FLOAT32) for scores in (grid.honest, false))
     apart = KIND.compare(grid.spec, one, other, grid.studied.geometry, BUILT_IN)
     assert apart.distance > 1 and apart.exceeded is not None
+
+
+def test_disputed_items_are_scored_again_and_decide_who_is_right(grid: Scored, tmp_path: Path) -> None:
+    nll = grid.honest.arms[CUBE].nll.copy()
+    nll[5] *= 0.9
+    arms = {**grid.honest.arms, CUBE: dataclasses.replace(grid.honest.arms[CUBE], nll=nll)}
+    contents = {"good": scores_bytes(grid.honest), "bad": scores_bytes(dataclasses.replace(grid.honest, arms=arms))}
+    answers, replicas = {}, {}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        answers[name] = Answer(files={SCORES_FILE: tmp_path / name}, compute_dtype=FLOAT32)
+        replicas[name] = Replica(sketch=content, compute_dtype=FLOAT32)
+    part = KIND.narrow(grid.spec, replicas["bad"], replicas["good"], grid.studied.geometry, BUILT_IN)
+    assert part == Part(pieces=(5,))
+    found = decide(grid.spec, answers["good"], answers["bad"], part, model_folder=grid.studied.folder,
+                   inputs=grid.inputs, tolerances=BUILT_IN)  # fmt: skip
+    assert found.right is Right.ONE
 
 
 @pytest.mark.parametrize(

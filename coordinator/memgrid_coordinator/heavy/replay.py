@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.kinds.audit import Audit
+from memgrid.kinds.part import Part
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import parse_spec
@@ -27,6 +28,8 @@ class ReplayOrder:
     tolerances: Tolerances
     again: bool = False
     """Whether to compute the same part in another way: that is how a fault is confirmed."""
+    part: Part | None = None
+    """What to compute instead of what the draw picks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ def replay(order: ReplayOrder) -> Replayed:
             draw=order.draw,
             tolerances=order.tolerances,
             again=order.again,
+            part=order.part,
         )
     except RefusedError as refusal:
         refused = refusal.reason

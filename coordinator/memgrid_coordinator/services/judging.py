@@ -346,20 +346,23 @@ class Judging:
             return Settlement()
         told = _event("audited", lease, now, concluded.reason, f"{concluded.zone}: {concluded.in_words()}")
         events.append(connection, [told])
-        happened: dict[int, UnitEvent] = {}
+        is_final = trusting.is_final_at_once(connection, lease, unit, self._rule.trust)
+        happened = self._of_unit(connection, unit, lease, concluded.reason, is_final=is_final)
         if concluded.reason is None:
+            # Whoever is found at fault by suspicions loses this result with the others.
             happened |= trusting.after_audit(connection, audited, concluded.zone, self._rule.trust, now)
-        happened |= self._of_unit(connection, unit, lease, concluded.reason)
-        return settle(connection, happened, known={}, rule=self._rule, now=now)
+        settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
+        self._have_waiting_audited(connection, settlement.held, now)
+        return settlement
 
     def _of_unit(
-        self, connection: Connection, unit: Unit, lease: Lease, reason: Reason | None
+        self, connection: Connection, unit: Unit, lease: Lease, reason: Reason | None, *, is_final: bool
     ) -> dict[int, UnitEvent]:
         """What an audit means for the unit itself, by how far it has come."""
         if unit.state is UnitState.CHECKING:
             uploads.end(connection, [lease.lease_id], "verify" if reason is None else "refuse")
             if reason is None:
-                return {unit.unit_id: UploadVerified(lease_id=lease.lease_id)}
+                return {unit.unit_id: UploadVerified(lease_id=lease.lease_id, is_final=is_final)}
             return {unit.unit_id: UploadFailed(lease_id=lease.lease_id, reason=reason)}
         if reason is not None:
             return {unit.unit_id: Recalled(reason=reason, is_wrong=True)}

@@ -12,6 +12,7 @@ from memgrid.kinds.audit import Zone
 from memgrid.log import get_logger
 from memgrid.units import HostId, LeaseId, Reason, ReasonCode
 from memgrid_coordinator.policy import trust
+from memgrid_coordinator.policy.kinds import is_adaptive, spec_in
 from memgrid_coordinator.policy.latecomers import is_believed_alone
 from memgrid_coordinator.policy.life import Confirmed, Recalled, UnitEvent
 from memgrid_coordinator.policy.trust import Check, Judgement, TrustRecord, TrustRule
@@ -64,6 +65,13 @@ def believed_alone(
     )
 
 
+def is_final_at_once(connection: Connection, lease: Lease, unit: Unit, rule: TrustRule) -> bool:
+    """Whether a result stands when its audit passes; a newcomer's waits, unless it is of a kind that can't."""
+    if not is_adaptive(spec_in(unit.spec), unit.min_replicas):
+        return True
+    return trust.is_final_at_once(trust_records.get(connection, lease.host_id, unit.kind, lease.numerics_class), rule)
+
+
 def after_audit(
     connection: Connection, audited: WantedAudit, zone: Zone, rule: TrustRule, now: datetime
 ) -> dict[int, UnitEvent]:
@@ -76,7 +84,8 @@ def after_audit(
     record, judgement = trust.after_audit(trust_records.get(connection, lease.host_id, *here), zone, rule)
     if judgement is Judgement.AT_FAULT:
         told = f"{rule.suspicions_max} suspicious audits among the last {rule.suspicion_window}"
-        return _at_fault(connection, host, lease, audited.kind, told, rule, now)
+        # Who stays just below the limits is not found by looking at single results again: they are computed again.
+        return _at_fault(connection, host, lease, audited.kind, told, rule, now, recompute=True)
     trust_records.put(connection, host, *here, record, now)
     if judgement is Judgement.SUSPECTED:
         events.append(connection, [_event("host_suspected", lease, now, detail="counted, not punished")])
@@ -101,7 +110,15 @@ def charge(
 
 
 def _at_fault(
-    connection: Connection, host: Host, lease: Lease, kind: str, told: str, rule: TrustRule, now: datetime
+    connection: Connection,
+    host: Host,
+    lease: Lease,
+    kind: str,
+    told: str,
+    rule: TrustRule,
+    now: datetime,
+    *,
+    recompute: bool = False,
 ) -> dict[int, UnitEvent]:
     """Trust starts again at nothing, and what was taken on trust is taken back or looked at again."""
     here = (kind, lease.numerics_class)
@@ -111,22 +128,21 @@ def _at_fault(
     record, _ = trust.after_audit(trust_records.get(connection, host.host_id, *here), Zone.FAULT, rule)
     trust_records.put(connection, host, *here, record, now)
     _rest(connection, host, now)
-    again = audits.final_of(connection, host.host_id, kind, rule.look_back)
-    audits.want(connection, _looked_back_on(connection, again, kind, now))
-    provisional = audits.provisional_of(connection, host.host_id)
-    counted = f"{len(provisional)} results recalled, {len(again)} looked at again"
+    final = leases.by_id(connection, audits.final_of(connection, host.host_id, kind, rule.look_back))
+    recalled = audits.provisional_of(connection, host.host_id)
+    if recompute:
+        recalled += [each.unit_id for each in final.values()]
+        counted = f"{len(recalled)} results recalled"
+    else:
+        audits.want(connection, [_looked_back_on(each, kind, now) for each in final.values()])
+        counted = f"{len(recalled)} results recalled, {len(final)} looked at again"
     events.append(connection, [_event("host_at_fault", lease, now, detail=f"{told}; {counted}")])
     reason = Reason(code=ReasonCode.HOST_AT_FAULT, text=f"its host was found to be at fault: {told}")
-    return dict.fromkeys(provisional, Recalled(reason=reason, is_wrong=False))
+    return dict.fromkeys(recalled, Recalled(reason=reason, is_wrong=False))
 
 
-def _looked_back_on(
-    connection: Connection, lease_ids: Sequence[LeaseId], kind: str, now: datetime
-) -> list[WantedAudit]:
-    found = leases.by_id(connection, lease_ids)
-    return [
-        WantedAudit(lease=lease, kind=kind, purpose=AuditPurpose.LOOK_BACK, due_at=now) for lease in found.values()
-    ]
+def _looked_back_on(lease: Lease, kind: str, now: datetime) -> WantedAudit:
+    return WantedAudit(lease=lease, kind=kind, purpose=AuditPurpose.LOOK_BACK, due_at=now)
 
 
 def _is_class_suspended(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.kinds.audit import Audit
+from memgrid.kinds.part import Part
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
 from memgrid.units import ComputeDtype
@@ -22,8 +23,9 @@ def audit(
     draw: bytes,
     tolerances: Tolerances,
     again: bool = False,
+    part: Part | None = None,
 ) -> Audit:
-    """Replay what `draw` picks of a unit's answer in float32 on the CPU, the arbiter's class.
+    """Replay what `draw` picks of a unit's answer, or a `part` of it, in float32 on the CPU, the arbiter's class.
 
     `inputs` and `files` are by the names the unit uses, `compute_dtype` is what the host says it computed in: it
     decides how far honest answers may lie apart. With `again` the same part is computed in another way (attention
@@ -38,6 +40,7 @@ def audit(
         "draw": draw,
         "tolerances": tolerances,
         "again": again,
+        "part": part,
     }
     # Each replay brings torch code of its own: only the one that is needed is imported.
     match spec:

@@ -29,6 +29,7 @@ from memgrid.kinds.evaluate import (
     score_differences,
 )
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
+from memgrid.kinds.part import Part
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import EvaluateSpec
 from memgrid.units import ComputeDtype
@@ -44,11 +45,12 @@ def audit_evaluate(
     draw: bytes,
     tolerances: Tolerances,
     again: bool = False,
+    part: Part | None = None,
 ) -> Audit:
     """Score the items that `draw` picks, in float32 on the CPU; `again`, row by row and without fused attention."""
     claimed = parse_scores(files[SCORES_FILE].read_bytes(), spec)
     items = read_items(spec, inputs)
-    picked = audited_items(spec, draw)
+    picked = audited_items(spec, draw) if part is None else part.pieces
     model = load_model(model_folder, torch.float32, torch.device("cpu"))
     adapter = None if spec.adapter is None else load_adapter(inputs[ADAPTER_FILE], spec.adapter, model)
     frame = ChatFrame.from_bytes(inputs[FRAME_FILE].read_bytes())

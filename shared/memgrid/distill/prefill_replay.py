@@ -23,6 +23,7 @@ from memgrid.distill.model import CausalLM, load_model, without_fused_attention
 from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.distill.windows import fed, masks_of
 from memgrid.kinds.audit import Audit, judge
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import KV_FILE, check_kv_form
 from memgrid.kinds.prefill_audit import drawn_windows, replay_flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
@@ -49,6 +50,7 @@ def audit_prefill(
     draw: bytes,
     tolerances: Tolerances,
     again: bool = False,
+    part: Part | None = None,
 ) -> Audit:
     """Layer 0 of all tokens and the windows that `draw` picks, in float32 on the CPU.
 
@@ -60,7 +62,7 @@ def audit_prefill(
     geometry = geometry_of_model(model)
     check_kv_form(files[KV_FILE], spec, tokens, geometry)
     claimed = ClaimedKv(past_files(inputs), files[KV_FILE], spec.start)
-    windows = drawn_windows(spec, draw)
+    windows = drawn_windows(spec, draw) if part is None else (range(part.pieces[0], part.pieces[-1] + 1),)
     with without_fused_attention(model, again):
         first = first_layer(model, claimed, tokens, piece=_PIECE_TOKENS_AGAIN if again else _PIECE_TOKENS)
         others = replayed_windows(model, claimed, tokens, windows, together=not again)

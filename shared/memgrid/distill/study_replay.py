@@ -28,6 +28,7 @@ from memgrid.distill.train_inputs import geometry_of_model
 from memgrid.kinds.audit import Audit, judge
 from memgrid.kinds.built_in_rows import RANK_EDGE
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame, Ids
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.shard import SHARD_FILE, Shard, read_shard
@@ -56,13 +57,14 @@ def audit_study(
     draw: bytes,
     tolerances: Tolerances,
     again: bool = False,
+    part: Part | None = None,
 ) -> Audit:
     """Replay the conversations that `draw` picks, in float32 on the CPU."""
     frame = ChatFrame.from_bytes(inputs[FRAME_FILE].read_bytes())
     tokens = token_ids(inputs[TOKENS_FILE].read_bytes())
     shard = read_shard(files[SHARD_FILE])
     model = load_model(model_folder, torch.float32, torch.device("cpu"))
-    picked = audited(spec, draw)
+    picked = audited(spec, draw) if part is None else part.pieces
     row = tolerances.row("study.replay", compute_dtype, ComputeDtype.FLOAT32)
     try:
         parts = replay_conversations(model, spec, frame, tokens, shard, picked, edge=row[RANK_EDGE], again=again)

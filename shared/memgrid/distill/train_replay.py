@@ -19,6 +19,7 @@ from memgrid.distill.train_inputs import geometry_of_model, read_course
 from memgrid.distill.training import train
 from memgrid.errors import InvalidError
 from memgrid.kinds.audit import Audit, judge
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.state_file import groups
@@ -44,12 +45,13 @@ def audit_train(
     draw: bytes,
     tolerances: Tolerances,
     again: bool = False,
+    part: Part | None = None,
 ) -> Audit:
     """Train the drawn segment again from the state it claims to begin with, in float32 on the CPU, and compare.
 
     With `again`, rows are taken three at a time and without fused attention.
     """
-    segment = drawn_segment(spec, draw)
+    segment = drawn_segment(spec, draw) if part is None else part.pieces[0]
     before = _state(inputs[STATE_FILE] if segment == 0 else files[committed_name(segment)])
     after = _state(files[segment_files(spec, segment)[-1]])
     claimed_trace = _trace(files[TRACE_FILE])

@@ -21,6 +21,7 @@ from memgrid.cube.parts import Quality
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
 from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.shard import Shard, read_shard
@@ -93,6 +94,19 @@ class EvaluateKind:
         except InvalidError as error:
             return incomparable(error)
         return difference(found, allowed)
+
+    def narrow(
+        self, spec: EvaluateSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Part | None:
+        """The items that differ beyond tolerance; else the one that is furthest off."""
+        a, b = (parse_scores(replica.sketch, spec) for replica in (one, other))
+        allowed = tolerances.row("evaluate.sketch", one.compute_dtype, other.compute_dtype)
+        beyond = np.zeros(spec.items, dtype=bool)
+        for name in a.arms:
+            for what, apart in _of_items(a, b, name).items():
+                beyond |= ~(apart <= allowed[f"{name}: {what} of an item"])
+        pieces = tuple(np.flatnonzero(beyond).tolist())
+        return Part(pieces=pieces or (furthest_item(a, b),))
 
     def check_files(
         self,
@@ -225,15 +239,23 @@ def score_differences(one: Scores, other: Scores) -> dict[str, float]:
         return {"items": float("inf")}
     found: dict[str, float] = {"items": 0.0}
     tokens = np.maximum(one.tokens, 1)
-    weight = np.sqrt(np.minimum(tokens, 128) / 128)
     for name in sorted(one.arms):
         a, b = one.arms[name], other.arms[name]
-        for what, apart in (("NLL", a.nll - b.nll), ("KL", a.kl - b.kl)):
-            found[f"{name}: {what} of an item"] = float((np.abs(apart) / tokens * weight).max(initial=0))
-            found[f"{name}: {what} of all"] = float(abs(apart.sum()) / tokens.sum())
+        for what, apart in _of_items(one, other, name).items():
+            found[f"{name}: {what} of an item"] = float(apart.max(initial=0))
+        for what, sums in (("NLL", a.nll - b.nll), ("KL", a.kl - b.kl)):
+            found[f"{name}: {what} of all"] = float(abs(sums.sum()) / tokens.sum())
         flips = np.abs(a.correct - b.correct).sum()
         found[f"{name}: first choices"] = float(max(0, flips - 1) / tokens.sum())
     return found
+
+
+def _of_items(one: Scores, other: Scores, arm: str) -> dict[str, Doubles]:
+    """How far apart the items' sums are [n], in nats a token, weighted by their lengths."""
+    tokens = np.maximum(one.tokens, 1)
+    weight = np.sqrt(np.minimum(tokens, 128) / 128) / tokens
+    a, b = one.arms[arm], other.arms[arm]
+    return {"NLL": np.abs(a.nll - b.nll) * weight, "KL": np.abs(a.kl - b.kl) * weight}
 
 
 def furthest_item(one: Scores, other: Scores) -> int:

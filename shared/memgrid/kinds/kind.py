@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from memgrid.digest import Digest
 from memgrid.kinds.audit import in_words, share_of
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.units import ComputeDtype, Output
@@ -31,6 +32,8 @@ class Replica:
 
     sketch: bytes
     compute_dtype: ComputeDtype
+    outputs: tuple[Output, ...] = ()
+    """By name and digest; only narrowing a dispute over a training looks at them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,14 @@ class UnitKind(Protocol, Generic[S_contra]):
         self, spec: S_contra, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
     ) -> Difference:
         """How two answers differ by their sketches, set against what is tolerated between their dtypes."""
+
+    def narrow(
+        self, spec: S_contra, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Part | None:
+        """Where two answers differ: the first piece, of those that build on one another, else all that do.
+
+        None when the reports alone do not tell.
+        """
 
     def check_files(
         self,

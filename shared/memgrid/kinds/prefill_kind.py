@@ -8,10 +8,19 @@ from pathlib import Path
 from memgrid.digest import token_ids
 from memgrid.errors import InvalidError
 from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import KV_FILE, ModelGeometry, check_kv_file, flops
 from memgrid.kinds.prefill_limits import sketch_limits
 from memgrid.kinds.refusal import RefusedError
-from memgrid.kinds.sketch import SketchForm, distances, is_recomputed, parse_sketch, sketch_file, sketch_form
+from memgrid.kinds.sketch import (
+    SketchForm,
+    distances,
+    first_difference,
+    is_recomputed,
+    parse_sketch,
+    sketch_file,
+    sketch_form,
+)
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import PrefillSpec
 from memgrid.units import Output, ReasonCode
@@ -50,6 +59,20 @@ class PrefillKind:
         except InvalidError as error:
             return incomparable(error)
         return difference(found, allowed)
+
+    def narrow(
+        self, spec: PrefillSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Part | None:
+        """The first block of tokens that differs beyond tolerance, and its earliest layer; else the furthest off."""
+        form = _form(spec, geometry)
+        row = tolerances.row("prefill.sketch", one.compute_dtype, other.compute_dtype, spec.store_dtype)
+        limits = [[row[f"{half} layer 0"], row[f"{half} worst block"]] for half in "KV"]
+        first = first_difference(parse_sketch(one.sketch, form), parse_sketch(other.sketch, form), limits)
+        if first is None:
+            return None
+        block, layer = first
+        begin = block * form.block_tokens
+        return Part(pieces=tuple(range(begin, min(spec.token_count, begin + form.block_tokens))), layer=layer)
 
     def check_files(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -245,6 +245,29 @@ def distances(a: Sketch, b: Sketch) -> dict[str, float]:
             f"{half} worst block": float(blocks[half].max()),
         }
     return {name: found[name] for name in SKETCH_STATISTICS}
+
+
+def first_difference(a: Sketch, b: Sketch, limits: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """The first block in which two caches differ beyond limits, and its earliest layer; None when they are equal.
+
+    `limits` are those of K and of V, each of layer 0 (a block's estimate alone scatters: four times as much is taken)
+    and of a block of any layer. Where no block goes beyond, the one that is furthest off.
+    """
+    shares = []
+    for one, other, (first_layer, any_layer) in zip((a.k, a.v), (b.k, b.v), limits, strict=True):
+        _, blocks = _relative(one.astype(np.float64), other.astype(np.float64))
+        allowed = np.full((len(blocks), 1), any_layer)
+        allowed[0] = min(any_layer, 4 * first_layer)
+        shares.append(blocks / allowed)
+    share = np.maximum(*shares)  # [layers, blocks]
+    beyond = share > 1
+    if beyond.any():
+        block = int(beyond.any(axis=0).argmax())
+        return block, int(beyond[:, block].argmax())
+    if not share.any():
+        return None
+    layer, block = np.unravel_index(share.argmax(), share.shape)
+    return int(block), int(layer)
 
 
 def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -19,6 +19,7 @@ from memgrid.errors import InvalidError
 from memgrid.kinds.draws import sample
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
 from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.refusal import RefusedError
@@ -72,13 +73,22 @@ class StudyKind:
             allowed = tolerances.row("study.sketch", one.compute_dtype, other.compute_dtype)
         except InvalidError as error:
             return incomparable(error)
-        same = (a.digests == b.digests).all(axis=1)
-        apart = np.abs(a.likelihood - b.likelihood)[same] / spec.answer_tokens
+        same, apart = _compared(a, b, spec)
         found = {
             "conversations that differ": float(1 - same.mean()),
-            "log-likelihood of equal answers": float(apart.max(initial=0.0)),
+            "log-likelihood of equal answers": float(apart[same].max(initial=0.0)),
         }
         return difference(found, allowed)
+
+    def narrow(
+        self, spec: StudySpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Part | None:
+        """The conversations with other words, or whose answers are not equally likely."""
+        a, b = (parse_sketch(replica.sketch, spec.conversations) for replica in (one, other))
+        allowed = tolerances.row("study.sketch", one.compute_dtype, other.compute_dtype)
+        same, apart = _compared(a, b, spec)
+        differs = ~same | (apart > allowed["log-likelihood of equal answers"])
+        return Part(pieces=tuple(np.flatnonzero(differs).tolist())) if differs.any() else None
 
     def check_files(
         self,
@@ -100,6 +110,14 @@ class StudyKind:
         head = 2 * geometry.vocab * geometry.hidden * (spec.question_tokens + spec.answer_tokens)
         each = flops(geometry, asked, spec.token_count) + flops(geometry, answered, spec.token_count) + head
         return flops(geometry, spec.token_count, 0) + spec.conversations * each
+
+
+def _compared(
+    one: StudySketch, other: StudySketch, spec: StudySpec
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Of each conversation: whether its words are the same, and how far apart its answer's likelihoods, a token."""
+    same: npt.NDArray[np.bool_] = (one.digests == other.digests).all(axis=1)
+    return same, np.abs(one.likelihood - other.likelihood) / spec.answer_tokens
 
 
 def shard_bytes(spec: StudySpec, vocab: int) -> int:

@@ -21,6 +21,7 @@ from memgrid.kinds.delta_sketch import (
 )
 from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.state_file import check_state, group_count, state_bytes_max
@@ -28,7 +29,7 @@ from memgrid.kinds.tolerances import Tolerances
 from memgrid.kinds.trace import TRACE_FILE, read_trace, trace_bytes_max
 from memgrid.kinds.train_limits import pair_limits
 from memgrid.specs import TrainSpec
-from memgrid.units import Output, ReasonCode
+from memgrid.units import ComputeDtype, Output, ReasonCode
 
 STATE_FILE = "state.safetensors"
 COMMITTED_FILE = "committed.json"
@@ -85,6 +86,25 @@ class TrainKind:
             return incomparable(error)
         return difference(differences(first, second), limits)
 
+    def narrow(
+        self, spec: TrainSpec, one: Replica, other: Replica, geometry: ModelGeometry, tolerances: Tolerances
+    ) -> Part | None:
+        """The first segment after which committed states differ, by their digests.
+
+        None between hosts that did not both compute in float32: there the digests part in the first segment, and
+        `states_apart` has to be asked of states that were fetched (`first_parting` says of which).
+        """
+        if {one.compute_dtype, other.compute_dtype} != {ComputeDtype.FLOAT32}:
+            return None
+        digests = [{output.name: output.digest for output in replica.outputs} for replica in (one, other)]
+        for segment in range(spec.segments):
+            name = segment_files(spec, segment)[-1]
+            if name not in digests[0] or name not in digests[1]:
+                return None
+            if digests[0][name] != digests[1][name]:
+                return Part(pieces=(segment,))
+        return None
+
     def check_files(
         self,
         spec: TrainSpec,
@@ -114,6 +134,20 @@ class TrainKind:
 
     def flops(self, spec: TrainSpec, geometry: ModelGeometry) -> int:
         return train_flops(spec, geometry, spec.stop_step - spec.first_step)
+
+
+def states_apart(
+    spec: TrainSpec,
+    start: Path,
+    one: tuple[Path, ComputeDtype],
+    other: tuple[Path, ComputeDtype],
+    geometry: ModelGeometry,
+    tolerances: Tolerances,
+) -> bool:
+    """Whether two hosts' states after the same segment differ by more than is tolerated."""
+    first, second = (sketch_states(start, path, spec.adapter, geometry, spec.key) for path, _ in (one, other))
+    limits = pair_limits(tolerances, one[1], other[1], spec.first_step - spec.cold_step)
+    return difference(differences(first, second), limits).exceeded is not None
 
 
 def train_flops(spec: TrainSpec, geometry: ModelGeometry, steps: int) -> int:
