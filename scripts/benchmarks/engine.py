@@ -48,7 +48,16 @@ WORKERS = (1, 2)
 PASSES, CALLS, EMPTY_CALLS = 5, 24, 400
 DOCUMENTS_A_CALL = 150
 UPLOADS_A_CALL, TOKENS_AN_UPLOAD = 4, 512
-GEOMETRY = ModelGeometry(layers=30, kv_heads=3, head_dim=64)
+GEOMETRY = ModelGeometry(
+    layers=30,
+    kv_heads=3,
+    head_dim=64,
+    heads=9,
+    hidden=576,
+    vocab=49_152,
+    parameters=134_515_008,
+    tied_embeddings=True,
+)
 """Of SmolLM2-135M."""
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 

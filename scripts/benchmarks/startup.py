@@ -1,4 +1,7 @@
-"""How long `memgrid` takes to answer when nothing has to be computed, with Python's own start beside it."""
+"""How long `memgrid` takes to answer when nothing has to be computed, with Python's own start beside it.
+
+A coordinator has answered when it says how volunteers join it: both planes are open by then.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from benchmarks.report import Report, Row, spread
@@ -24,6 +28,7 @@ COMMANDS = {
     "memgrid volunteer --help": [MEMGRID, "volunteer", "--help"],
     "memgrid campaign --help": [MEMGRID, "campaign", "--help"],
 }
+SERVE = "memgrid coordinator serve"
 REPEATS = 15
 
 
@@ -33,6 +38,8 @@ def run(console: Console, quick: bool) -> Report:
         for name, words in COMMANDS.items():
             with console.status(f"startup: {name}"):
                 rows.append({"command": name, **_measure(words, home, 3 if quick else REPEATS)})
+        with console.status(f"startup: {SERVE}"):
+            rows.append({"command": SERVE, **_measure_serving(home, 3 if quick else REPEATS)})
     return Report(
         name="startup",
         title="From the command to its answer",
@@ -57,4 +64,22 @@ def _measure(words: list[str], home: str, repeats: int) -> Row:
         wall_s.append(time.perf_counter() - began_s)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return {"wall_s": spread(wall_s[1:]), "cpu_s": spread(cpu_s[1:])}
+
+
+def _measure_serving(home: str, repeats: int) -> Row:
+    """The same of a coordinator with a fresh data folder; each is stopped once it serves."""
+    wall_s, cpu_s = [], []
+    for number in range(repeats + 1):
+        ports = ["--http-port", "0", "--grpc-port", "0"]
+        words = [MEMGRID, "coordinator", "serve", "--data", f"{home}/{number}", *ports]
+        began_s = time.perf_counter()
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline(), "it did not start"
+            wall_s.append(time.perf_counter() - began_s)
+            times = psutil.Process(process.pid).cpu_times()
+            cpu_s.append(times.user + times.system)
+            process.terminate()
+            process.communicate()
     return {"wall_s": spread(wall_s[1:]), "cpu_s": spread(cpu_s[1:])}
