@@ -139,7 +139,7 @@ async def _calibrate(asked: CalibrationAsked, ray: str | None, processes: int) -
 
     from memgrid_coordinator.services.calibrating import Calibrating
 
-    engine = _engine(ray, processes)
+    engine = _engine(ray, processes, asked.work_folder)
     try:
         with _progress() as progress:
             return await Calibrating(engine, progress).run(asked)
@@ -147,14 +147,14 @@ async def _calibrate(asked: CalibrationAsked, ray: str | None, processes: int) -
         await engine.close(timedelta(0))
 
 
-def _engine(ray: str | None, processes: int) -> Engine:
+def _engine(ray: str | None, processes: int, folder: Path) -> Engine:
     from memgrid_coordinator.heavy.runner import InlineEngine
 
     if ray is None:
         return InlineEngine(processes=processes)
     from memgrid_coordinator.heavy.ray_engine import RayEngine
 
-    return RayEngine(ray)
+    return RayEngine(ray, folders=(folder,))
 
 
 @contextlib.contextmanager
