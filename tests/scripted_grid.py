@@ -19,8 +19,9 @@ from memgrid.channel import SERVER_OPTIONS, STATUS_BY_CODE, TICKET_KEY, trailing
 from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.enrolment import Challenge, Enrolment, Session
 from memgrid.errors import InternalError, MemgridError, TokenExpiredError
-from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE
+from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, TEAM_TYPE
 from memgrid.specs import PrefillSpec
+from memgrid.teams import Standing
 from memgrid.units import (
     AccountId,
     BlobRef,
@@ -168,6 +169,17 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     async def Enrol(self, request: Any, context: Any) -> pb.Enrolment:  # noqa: N802
         wire.signed_from_message(request).verify(ENROL_TYPE)
         return wire.enrolment_to_message(Enrolment(account_id=AccountId("a1"), host_id=HostId("h1")))
+
+    async def AskStanding(self, request: Any, context: Any) -> pb.Standing:  # noqa: N802
+        signed = wire.signed_from_message(request)
+        signed.verify(TEAM_TYPE)
+        if self.door_errors:
+            await _abort(context, self.door_errors.pop(0))
+        asked = wire.team_from_body(signed.body).team
+        credited = sum(1 for _ in self.reports)
+        return wire.standing_to_message(
+            Standing(flops=1e9 * credited, escrow_flops=0.0, results=credited, rank=1, ranked=1, team=asked or "")
+        )
 
     async def LogIn(self, request: Any, context: Any) -> pb.Session:  # noqa: N802
         signed = wire.signed_from_message(request)

@@ -30,7 +30,7 @@ def earn(connection: Connection, account: str, number: int, flops: int, *, days_
 
 
 def a_history(connection: Connection) -> None:
-    """ada moved from t1 to t2; bob gave most, long ago; cyd was wrong once; dan is banned; eve gave nothing."""
+    """ada moved from t1 to t2; bob gave most, long ago; cyd was wrong once; dan is banned; eve was wrong always."""
     add_accounts(connection, ("ada", "bob", "cyd", "dan", "eve"))
     for team in ("t1", "t2"):
         named = {"name": f"Team {team}", "likeness": team, "code_digest": "", "founded_by": AccountId("ada")}
@@ -45,6 +45,7 @@ def a_history(connection: Connection) -> None:
     earn(connection, "cyd", 6, 50)
     wrong = earn(connection, "cyd", 7, 5000)
     ledger.reverse(connection, [wrong], NOW)
+    ledger.reverse(connection, [earn(connection, "eve", 9, 9)], NOW)
     join(connection, "dan", "t1")
     earn(connection, "dan", 8, 70)
     bans.ban(connection, AccountId("dan"), "cheated", NOW)

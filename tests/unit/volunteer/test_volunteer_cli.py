@@ -56,6 +56,7 @@ async def test_join_run_status_pause_leave(grid: ScriptedGrid, home: Path) -> No
     assert facts["isolation"] in ("bubblewrap", "namespaces", "none")
     _, out, _ = await memgrid("status", "--home", home)
     assert "1 accepted" in out and "attic on scripted" in out
+    assert "standing   1.0 GFLOP for 1 results; rank 1 of 1" in out
 
     assert (await memgrid("pause", "--home", home))[:2] == (0, "paused\n")
     assert json.loads((await memgrid("status", "--home", home, "--json"))[1])["paused"] is True
