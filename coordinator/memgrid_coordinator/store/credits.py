@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, insert, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from memgrid.units import AccountId, LeaseId
@@ -38,8 +38,7 @@ def grant(connection: Connection, earned: Sequence[tuple[Lease, int]], now: date
     if not earned:
         return
     wanted = sorted({lease.account_id for lease, _ in earned})
-    query = select(accounts.c.account_id, accounts.c.team_id).where(accounts.c.account_id.in_(wanted))
-    team_of = {row.account_id: row.team_id for row in connection.execute(query)}
+    team_of = {row.account_id: row.team_id for row in connection.execute(_TEAMS, {"wanted": wanted})}
     lines = [
         {
             "lease_id": lease.lease_id,
@@ -53,7 +52,7 @@ def grant(connection: Connection, earned: Sequence[tuple[Lease, int]], now: date
         }
         for lease, flops in earned
     ]
-    connection.execute(insert(credits), lines)
+    connection.execute(_ADD, lines)
     _sum_up(connection, [(now, line) for line in lines], sign=1)
 
 
@@ -70,7 +69,7 @@ def reverse(connection: Connection, lease_ids: Iterable[LeaseId], now: datetime)
     lines = [{**line, **changed, "flops": -line["flops"]} for line in found]
     for line in lines:
         del line["credit_id"]
-    connection.execute(insert(credits), lines)
+    connection.execute(_ADD, lines)
     # The day it was credited gives it back: no later day becomes less than nothing.
     days = [(line["granted_at"], back) for line, back in zip(found, lines, strict=True)]
     _sum_up(connection, days, sign=-1)
@@ -111,11 +110,10 @@ def parts(flops: ColumnElement[int]) -> tuple[ColumnElement[int], ColumnElement[
 
 def is_standing() -> ColumnElement[bool]:
     """The lines that earned and were not taken back."""
-    taken_back = credits.alias()
-    # Written out, not bound: a partial index serves only a condition that the planner can see.
-    is_back = taken_back.c.entry == literal_column(f"'{Entry.REVERSED}'")
-    gone = select(taken_back.c.lease_id).where(is_back)
-    return (credits.c.entry == Entry.EARNED) & credits.c.lease_id.not_in(gone)
+    back = credits.alias()
+    # Asked for each line by its key: a list of all that were taken back would be made by reading the ledger whole.
+    is_back = exists().where(back.c.lease_id == credits.c.lease_id, back.c.entry == Entry.REVERSED)
+    return (credits.c.entry == Entry.EARNED) & ~is_back
 
 
 def whole(high: int, low: int) -> int:
@@ -165,4 +163,8 @@ def _add_up(dialect: Any) -> Any:
 
 _C = credit_days.c
 # Built once: building a statement costs more than running it.
+_ADD = insert(credits)
+_TEAMS = select(accounts.c.account_id, accounts.c.team_id).where(
+    accounts.c.account_id.in_(bindparam("wanted", expanding=True))
+)
 _ADD_UP = {"sqlite": _add_up(sqlite), "postgresql": _add_up(postgresql)}

@@ -57,8 +57,9 @@ def credited(connection: Connection) -> tuple[int, float]:
 
 def made(connection: Connection) -> tuple[int, float]:
     """Units that credit was written for, and their FLOPs, each counted once."""
-    each = select(as_float(func.max(credits.c.flops)).label("flops")).where(is_standing())
-    each_unit = each.group_by(credits.c.unit_id).subquery()
+    each = select(as_float(func.max(credits.c.flops)).label("flops")).group_by(credits.c.unit_id)
+    # Less what was taken back: of some units nothing is left.
+    each_unit = each.having(func.sum(as_float(credits.c.flops)) > 0).subquery()
     found, flops = connection.execute(select(func.count(), func.coalesce(func.sum(each_unit.c.flops), 0.0))).one()
     return int(found), float(flops)
 

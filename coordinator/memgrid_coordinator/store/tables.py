@@ -435,16 +435,7 @@ class CreditRow(SQLModel, table=True):
     """
 
     __tablename__ = "credits"
-    __table_args__ = (
-        UniqueConstraint("lease_id", "entry"),
-        # What was taken back is looked for wherever credit is counted, and hardly ever there.
-        Index(
-            "credits_reversed",
-            "lease_id",
-            sqlite_where=text("entry = 'reversed'"),
-            postgresql_where=text("entry = 'reversed'"),
-        ),
-    )
+    __table_args__ = (UniqueConstraint("lease_id", "entry"),)
 
     credit_id: int | None = Field(default=None, primary_key=True)
     lease_id: str = Field(foreign_key="leases.lease_id")

@@ -41,8 +41,6 @@ def upgrade() -> None:
         sa.Column("team_id", sa.String(), nullable=True),
         sa.UniqueConstraint("lease_id", "entry"),
     )
-    back = sa.text("entry = 'reversed'")
-    op.create_index("credits_reversed", "credits", ["lease_id"], sqlite_where=back, postgresql_where=back)
     op.create_table(
         "credit_days",
         sa.Column("day", sa.Integer(), nullable=False),
@@ -61,7 +59,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     _allow_changes()
     op.drop_table("credit_days")
-    op.drop_index("credits_reversed", "credits")
     # An older release knows lines that earn only: what was taken back was never given.
     wrong = "SELECT lease_id FROM credits WHERE entry = 'reversed'"
     op.execute(f"DELETE FROM credits WHERE lease_id IN ({wrong})")
