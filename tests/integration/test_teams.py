@@ -26,10 +26,11 @@ from memgrid.v1 import grid_pb2 as grid_pb
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.wire import challenge_from_message, signed_to_message, team_to_body
 from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.policy.teams import FOUNDED_MAX, MOVES_A_DAY_MAX
 from memgrid_coordinator.records import Caller, Role
 from memgrid_coordinator.services.banning import Banning
-from memgrid_coordinator.services.ordering import UploadRule
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.store import audit_log, credits, hosts
 from memgrid_volunteer import team_cli
 from memgrid_volunteer.home import Home, Membership
@@ -134,7 +135,7 @@ async def test_who_was_banned_is_on_no_board_and_changes_nothing(grid: Grid) -> 
             account = await earn(coordinator, host, flops)
         await ask(coordinator, bad, "Bad company")
         await earn(coordinator, bad, 30)
-        rule = UploadRule.of(coordinator.settings, coordinator.grid_key)
+        rule = JudgingRule.of(coordinator.settings, coordinator.grid_key)
         await Banning(coordinator.store, coordinator.clock, rule).ban(OWNER, account, "cheated")
         with pytest.raises(NotAllowedError, match="banned"):
             await ask(coordinator, bad, "")
@@ -210,3 +211,17 @@ async def test_a_standing_is_asked_for_but_not_waited_for(grid: Grid, tmp_path: 
     away = replace(membership, url="https://127.0.0.1:9")
     told, reason = await asyncio.to_thread(team_cli.standing_of, home, away)
     assert told is None and "127.0.0.1:9" in reason
+
+
+async def test_credit_that_waits_for_audits_is_shown_as_in_escrow(grid: Grid) -> None:
+    coordinator, endpoint = grid
+    async with simulated_hosts(endpoint, 1) as (host,):
+        account = await earn(coordinator, host, 5)
+
+        def hold(connection: Connection) -> None:
+            unit_id = add_unit(connection, 77, flops=700, state=UnitState.PROVISIONAL)
+            add_lease(connection, "held", account, unit_id, host=host.host_id)
+
+        await coordinator.store.write(hold)
+        seen = await ask(coordinator, host)
+        assert (seen.flops, seen.escrow_flops, seen.results) == (5.0, 700.0, 1)

@@ -274,9 +274,27 @@ def test_a_lease_the_grid_ended_may_be_reported_until_its_deadline(
 ) -> None:
     mine = replace(lease(1), state=LeaseState.CANCELLED, reason=life.NOT_WANTED, deadline_at=LATER)
     mine = replace(mine, **changed)
-    assert latecomers.is_still_taken(mine, [mine, lease(2)], now) is expected
+    assert latecomers.is_still_taken(mine, CANCELLED, [mine, lease(2)], now) is expected
     again = replace(lease(3), account_id=mine.account_id)
-    assert not latecomers.is_still_taken(mine, [mine, again], now), "one account is one voice"
+    assert not latecomers.is_still_taken(mine, CANCELLED, [mine, again], now), "one account is one voice"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"opened_at": LATER}, True),
+        ({"state": UnitState.WAITING}, True),
+        ({"parent_id": 7}, True),
+        ({"parent_id": 7, "opened_at": LATER}, False),
+        ({"parent_id": 7, "state": UnitState.WAITING}, False),
+    ],
+)
+def test_a_lease_is_over_when_what_it_continues_is_another_now(changed: dict[str, Any], expected: bool) -> None:
+    mine = replace(lease(1), state=LeaseState.CANCELLED, reason=life.SETTLED, deadline_at=LATER)
+    assert latecomers.is_still_taken(mine, replace(UNIT, **changed), [mine], LATER) is expected
+    orphaned = replace(mine, reason=life.ORPHANED)
+    assert not latecomers.is_still_taken(orphaned, replace(UNIT, **changed), [orphaned], LATER)
 
 
 def test_reports_agree_only_when_every_file_does() -> None:
@@ -425,7 +443,7 @@ class UnitHistory(RuleBasedStateMachine):
         self._apply(Changed())
 
     def _ended_by_the_grid(self) -> list[Lease]:
-        return [one for one in self.leases if latecomers.is_still_taken(one, self.leases, NOW)]
+        return [one for one in self.leases if latecomers.is_still_taken(one, self.unit, self.leases, NOW)]
 
     @precondition(lambda self: self._ended_by_the_grid())
     @rule(answer=st.sampled_from("aab"), which=st.integers(0, 9))

@@ -8,14 +8,15 @@ from datetime import datetime
 
 from memgrid.kinds.kind import Difference
 from memgrid.units import LeaseId, ReasonCode
-from memgrid_coordinator.lifecycle import LeaseState
+from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.policy.quorum import Agreed, Pair, Pending, settle
 from memgrid_coordinator.policy.trust import TrustRecord, TrustRule
-from memgrid_coordinator.records import Lease, ReplicaClaim
+from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
 _ENOUGH = 2
 """Accounts that believe each other: nothing is published of it, so more would only cost."""
 _HAS_A_VOICE = frozenset({LeaseState.LEASED, LeaseState.REPORTED, LeaseState.AGREED, LeaseState.REJECTED})
+_FOR_GOOD = frozenset({ReasonCode.BANNED, ReasonCode.PARENT_RECALLED})
 _UNDECIDED = frozenset({ReasonCode.UNIT_SETTLED, ReasonCode.NO_AGREEMENT})
 
 
@@ -29,15 +30,19 @@ class Judged:
     """What has to be compared before anything can be said."""
 
 
-def is_still_taken(lease: Lease, of_unit: Sequence[Lease], now: datetime) -> bool:
+def is_still_taken(lease: Lease, unit: Unit, of_unit: Sequence[Lease], now: datetime) -> bool:
     """Whether a lease that the grid ended may be reported all the same: its host kept to what it was promised.
 
     Not after its deadline, not when its account was banned, and not beside another lease of that account: one
-    account is one voice. What its host gave back or let run out is no lease of this kind.
+    account is one voice. Not when what it continues has become another since: it would be judged by results that
+    had other inputs, and found wrong. What its host gave back or let run out is no lease of this kind.
     """
     if lease.state is not LeaseState.CANCELLED or lease.reported_at is not None or now > lease.deadline_at:
         return False
-    if lease.reason is not None and lease.reason.code is ReasonCode.BANNED:
+    if lease.reason is not None and lease.reason.code in _FOR_GOOD:
+        return False
+    opened_anew = unit.opened_at is not None and lease.granted_at < unit.opened_at
+    if unit.parent_id is not None and (opened_anew or unit.state is UnitState.WAITING):
         return False
     return not any(other.account_id == lease.account_id and other.state in _HAS_A_VOICE for other in of_unit)
 

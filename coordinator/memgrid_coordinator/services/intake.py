@@ -55,8 +55,8 @@ def take_reports(
 ) -> Taken:
     """Write the good reports, end the leases of worthless ones, and say why for each that is turned down."""
     held = leases.by_id(connection, [claim.lease_id for claim in claims])
-    late = _late(connection, held.values(), now)
     found = units.by_id(connection, {lease.unit_id for lease in held.values()})
+    late = _late(connection, held.values(), found, now)
     acks: list[ReportAck] = []
     good: list[tuple[ReportClaim, bytes]] = []
     worthless: list[tuple[Lease, Reason]] = []
@@ -88,12 +88,16 @@ def take_reports(
     )
 
 
-def _late(connection: Connection, held: Iterable[Lease], now: datetime) -> frozenset[LeaseId]:
+def _late(
+    connection: Connection, held: Iterable[Lease], found: Mapping[int, Unit], now: datetime
+) -> frozenset[LeaseId]:
     """Of these, the leases that the grid ended and whose reports are taken all the same."""
     ended = [lease for lease in held if lease.state is LeaseState.CANCELLED]
     of_unit = leases.of_units(connection, {lease.unit_id for lease in ended}) if ended else {}
     return frozenset(
-        lease.lease_id for lease in ended if latecomers.is_still_taken(lease, of_unit[lease.unit_id], now)
+        lease.lease_id
+        for lease in ended
+        if latecomers.is_still_taken(lease, found[lease.unit_id], of_unit[lease.unit_id], now)
     )
 
 

@@ -17,6 +17,7 @@ from memgrid.signing import TEAM_TYPE, SignedBody
 from memgrid.teams import Standing, TeamAsk, likeness, team_name
 from memgrid.units import AccountId
 from memgrid.wire import team_from_body
+from memgrid_coordinator.lifecycle import UnitState
 from memgrid_coordinator.metrics import UNIT_KINDS
 from memgrid_coordinator.policy import teams as policy
 from memgrid_coordinator.policy.crowd import LaneName
@@ -28,8 +29,6 @@ from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
 _CODE_BYTES = 12
-IN_ESCROW = "provisional"
-"""The state of units whose results wait to be final."""
 
 
 class Teams:
@@ -131,7 +130,7 @@ class Teams:
         team = teams.of_account(connection, account_id)
         rank, ranked = leaderboard.rank_of(connection, account_id)
         members = {} if team is None else leaderboard.members_of(connection, [team.team_id])
-        escrow_flops, _ = credits.in_escrow(connection, account_id, IN_ESCROW, UNIT_KINDS)
+        escrow_flops, _ = credits.in_escrow(connection, account_id, UnitState.PROVISIONAL, UNIT_KINDS)
         return Standing(
             flops=float(credits.total(connection, account_id)),
             escrow_flops=float(escrow_flops),
