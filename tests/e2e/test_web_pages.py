@@ -161,7 +161,7 @@ async def test_one_walks_from_the_grid_to_a_campaign_to_a_cube_and_back(site: Si
         await page.goto(f"/cubes/{TRAINED}")
         await expect(page.get_by_role("region", name="Quality", exact=True)).to_contain_text("86%")
         await page.go_back()
-        await page.get_by_role("link", name="Leaderboard").click()
+        await page.get_by_role("link", name="Leaders").click()
         await expect(page.get_by_role("row")).to_have_count(3)
         await page.get_by_role("link", name="7 days").click()
         await page.get_by_role("link", name="teams", exact=True).click()
