@@ -56,6 +56,8 @@ DISTILL: dict[str, Any] = {
 
 Change = Callable[[Spec], Spec]
 """What a cheat computes instead of what it was asked."""
+Spoil = Callable[[Spec, Path, Path], bool]
+"""What a cheat does to its output folder, the second one, before it reports; whether it did anything."""
 
 
 def distill(**changed: Any) -> dict[str, Any]:
@@ -76,15 +78,20 @@ def honestly(spec: Spec) -> Spec:
     return spec
 
 
+def as_computed(spec: Spec, inputs: Path, outputs: Path) -> bool:
+    return False
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Distiller:
-    """One host. `change` makes a cheat of it; `refuses` lets it give back what it is asked."""
+    """One host. `change` or `spoil` makes a cheat of it; `refuses` lets it give back what it is asked."""
 
     host: SimulatedHost
     coordinator: Coordinator
     model_folder: Path
     folder: Path
     change: Change = honestly
+    spoil: Spoil = as_computed
     refuses: Callable[[Spec], Reason | None] = lambda spec: None
     done: dict[LeaseId, dict[str, bytes]] = field(default_factory=dict)
 
@@ -129,9 +136,10 @@ class Distiller:
         runner = Prefill(device, clock) if spec.kind == "prefill" else runners[spec.kind](*told)
         job = Job(kind=spec.kind, unit_dir=unit / "in", model_dir=self.model_folder, out_dir=unit / "out")
         facts = runner.run(job)
+        spoilt = self.spoil(asked, unit / "in", unit / "out")
         files = {name: (unit / "out" / name).read_bytes() for name in output_names(offer.spec)}
         sketch = (unit / "out" / SKETCH_FILE).read_bytes()
-        if spec != asked and isinstance(spec, TrainSpec):
+        if (spoilt or spec != asked) and isinstance(spec, TrainSpec):
             # A clever one: what it reports is at least the sketch of what it will upload.
             geometry = identity_of_folder(self.model_folder).geometry
             start, end = unit / "in" / STATE_FILE, unit / "out" / STATE_FILE

@@ -69,6 +69,11 @@ async def standing(coordinator: Coordinator) -> Standing:
     )
 
 
+async def credit_lines_of(coordinator: Coordinator, lease_id: LeaseId) -> int:
+    query = select(func.count()).select_from(credits).where(credits.c.lease_id == lease_id)
+    return int(await coordinator.store.read(lambda connection: connection.execute(query).scalar_one()))
+
+
 async def lease_states(coordinator: Coordinator, lease_id: LeaseId) -> tuple[str, Reason | None]:
     """The state of a lease and why it is so."""
     found = await coordinator.store.read(lambda connection: leases.by_id(connection, [lease_id]))
