@@ -14,18 +14,19 @@ from fuzzing.driver import Target
 from fuzzing.files import fresh_file, kept_file
 from fuzzing.mutation import spoil_tensors
 from memgrid.digest import token_bytes
-from memgrid.kinds import delta_sketch, sketch, study
-from memgrid.kinds.evaluate import parse_scores, score_differences
+from memgrid.kinds.evaluate import SCORES_FILE, EvaluateKind
 from memgrid.kinds.frame import FRAME_FILE
+from memgrid.kinds.kind import Replica
 from memgrid.kinds.prefill import check_kv_file, read_kv
 from memgrid.kinds.prefill_kind import PrefillKind
 from memgrid.kinds.shard import conversation_digests, distinct, read_shard
 from memgrid.kinds.state_file import check_state
 from memgrid.kinds.study import StudyKind, sketch_shard
 from memgrid.kinds.tensorfile import TensorFile
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.trace import TRACE_FILE
-from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name
-from memgrid.units import StoreDtype
+from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name, output_names
+from memgrid.units import ComputeDtype, Output, StoreDtype
 
 GEOMETRY = samples.GEOMETRY
 
@@ -63,26 +64,32 @@ def _tensor_file(content: bytes) -> object:
 
 
 def _sketch(content: bytes) -> object:
-    parsed = sketch.parse_sketch(content, GEOMETRY.layers, len(samples.TOKENS))
-    _all_finite(parsed.k, parsed.v)
-    with np.errstate(all="ignore"):
-        return sketch.distances(parsed, parsed)
+    return _claimed(PrefillKind(), samples.prefill_spec(StoreDtype.FLOAT32), content, ["kv.safetensors"])
 
 
 def _study(content: bytes) -> object:
-    return study.parse_sketch(content, 4).likelihood.sum()
+    return _claimed(StudyKind(), samples.study_spec(), content, ["conversations.safetensors"])
 
 
 def _delta(content: bytes) -> object:
-    parsed = delta_sketch.parse_delta_sketch(content, 4)
-    _all_finite(parsed.parts)
-    with np.errstate(all="ignore"):
-        return delta_sketch.differences(parsed, parsed)
+    spec = samples.train_spec()
+    return _claimed(TrainKind(), spec, content, output_names(spec))
 
 
 def _scores(content: bytes) -> object:
-    parsed = parse_scores(content, samples.evaluate_spec())
-    return score_differences(parsed, parsed)
+    return _claimed(EvaluateKind(), samples.evaluate_spec(), content, [SCORES_FILE])
+
+
+def _claimed(kind: Any, spec: Any, content: bytes, names: Sequence[str]) -> object:
+    """A sketch as a report brings it, and how it compares with itself."""
+    size_bytes = len(content) if names == [SCORES_FILE] else 100
+    outputs = [Output(name=name, digest=samples.digest(), size_bytes=size_bytes) for name in names]
+    kind.check_claim(spec, outputs, content, GEOMETRY)
+    replica = Replica(sketch=content, compute_dtype=ComputeDtype.FLOAT32)
+    with np.errstate(all="ignore"):
+        found = kind.compare(spec, replica, replica, GEOMETRY, BUILT_IN)
+    assert found.distance == 0 and found.exceeded is None, f"it differs from itself: {found}"
+    return found
 
 
 def _kv_upload(content: bytes) -> object:
@@ -125,10 +132,6 @@ def _state(content: bytes) -> object:
 
 def _lora(content: bytes) -> object:
     return check_state(fresh_file(content), samples.LORA, _lora_start(), step=4, moments=True, geometry=GEOMETRY)
-
-
-def _all_finite(*arrays: Any) -> None:
-    assert all(np.isfinite(array).all() for array in arrays), "NaN came through"
 
 
 @cache

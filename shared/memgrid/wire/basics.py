@@ -54,11 +54,11 @@ def reason_to_message(reason: Reason) -> common.Reason:
 
 def reason_from_message(message: common.Reason) -> Reason:
     """A code this release does not know is no error: grids and volunteers are updated at different times."""
-    text = message.text[: 4 * TEXT_MAX]
+    text_max = 4 * TEXT_MAX
     try:
-        return Reason(code=ReasonCode(message.code), text=text)
+        return Reason(code=ReasonCode(message.code), text=message.text[:text_max])
     except ValueError:
-        return Reason(code=ReasonCode.OTHER, text=f"{message.code[:80]}: {text}")
+        return Reason(code=ReasonCode.OTHER, text=f"{message.code[:80]}: {message.text}"[:text_max])
 
 
 def signed_to_message(signed: SignedBody) -> common.Signed:
