@@ -54,6 +54,7 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 HUGE_AND_EMPTY = {"dtype": "F32", "shape": [0, 1 << 60, 1 << 60], "data_offsets": [0, 0]}
 SPEC = json.loads(samples.train_spec().to_bytes())
 FRAME = json.loads(samples.FRAME.to_bytes())
+OCI = json.loads(every()["oci_pulled"].seeds()[0])
 FOUND: list[tuple[str, bytes]] = [
     ("tensor_file", tensors({"x": {**ONE, "dtype": []}}, bytes(4))),
     ("tensor_file", tensors({"x": {**ONE, "dtype": {}}}, bytes(4))),
@@ -68,6 +69,10 @@ FOUND: list[tuple[str, bytes]] = [
     ("spec", json.dumps({**SPEC, "stream": "\ud800"}).encode()),
     ("frame", json.dumps({**FRAME, "vocab": float("inf")}).encode()),
     ("frame", json.dumps({**FRAME, "tokenizer": [1]}).encode()),
+    ("frame", json.dumps({**FRAME, "vocab": 2**63}).encode()),
+    ("oci_pulled", json.dumps({**OCI, "annotations": {"a": "\ud800"}}).encode()),
+    ("oci_pushed", json.dumps({**OCI, "annotations": {"\ud800": "b"}}).encode()),
+    ("oci_pulled", json.dumps({**OCI, "config": {**OCI["config"], "size": 10**400}}).encode()),
     ("campaign", b'{"int": 1, "\\u001b[2J": 2}'),
     ("campaign", DEEP[:60_000]),
     ("campaign_yaml", DEEP[:4000]),

@@ -13,6 +13,7 @@ from memgrid.cube.oci import (
     OCI_INDEX_TYPE,
     OCI_MANIFEST_TYPE,
     Descriptor,
+    is_text,
 )
 from memgrid.digest import Digest
 from memgrid.errors import InvalidError, TooLargeError
@@ -122,7 +123,7 @@ def _descriptor(value: Any, where: str) -> Descriptor:
 
 def _annotations(value: dict[str, Any], where: str) -> dict[str, str]:
     entries = _object(value.get("annotations") or {}, f"{where}.annotations")
-    return {key: _text(entry, f"{where}.annotations[{key[:40]!r}]") for key, entry in entries.items()}
+    return {_text(key, where): _text(entry, f"{where}.annotations[{key[:40]!r}]") for key, entry in entries.items()}
 
 
 def _media_type(value: Any, where: str) -> str:
@@ -138,6 +139,6 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
+    if not is_text(value):
         raise InvalidError(f"manifest: {where}: expected text")
-    return value
+    return str(value)

@@ -31,6 +31,8 @@ TITLE = "org.opencontainers.image.title"
 MANIFEST_BYTES_MAX = 4 << 20
 """What OCI registries promise to take."""
 _LAYERS_MAX = 10_000
+_SIZE_MAX = 2**53 - 1
+"""Numbers of JSON are exact up to here only."""
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+")
 _REPOSITORY_CHARACTERS_MAX = 255
@@ -63,7 +65,7 @@ class Descriptor:
         media_type, size = value.get("mediaType"), value.get("size")
         if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
             raise InvalidError(f"OCI descriptor: bad mediaType {str(media_type)[:80]!r}")
-        if type(size) is not int or size < 0:
+        if type(size) is not int or not 0 <= size <= _SIZE_MAX:
             raise InvalidError(f"OCI descriptor: bad size {str(size)[:40]!r}")
         annotations = value.get("annotations") or {}
         if not isinstance(annotations, dict):
@@ -122,7 +124,7 @@ class OciManifest:
             raise InvalidError(f"OCI manifest: layers: expected a list of at most {_LAYERS_MAX}")
         config = Descriptor.from_json(value.get("config"))
         annotations = value.get("annotations") or {}
-        if not isinstance(annotations, dict) or not all(isinstance(text, str) for text in annotations.values()):
+        if not isinstance(annotations, dict) or not all(map(is_text, (*annotations, *annotations.values()))):
             raise InvalidError("OCI manifest: annotations: expected text values")
         artifact_type = value.get("artifactType") or config.media_type
         if not isinstance(artifact_type, str) or not _MEDIA_TYPE.fullmatch(artifact_type):
@@ -162,6 +164,11 @@ def safe_path(title: object) -> str:
     if isinstance(title, str) and len(title) <= 512 and all(_SEGMENT.fullmatch(part) for part in title.split("/")):
         return title
     raise InvalidError(f"unsafe file name {str(title)[:80]!r}: expected plain names joined by /")
+
+
+def is_text(value: object) -> bool:
+    """JSON may hold halves of characters, which nothing can be written with."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
 
 
 def _without_doubles(layers: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:

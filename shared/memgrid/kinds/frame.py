@@ -70,6 +70,8 @@ class ChatFrame:
             raise InvalidError(f"{FRAME_FILE}: {type(error).__name__}: {error}"[:300]) from None
         every = [*asks, *openings, frame.teacher_before, frame.teacher_after, frame.student_before]
         every += [frame.student_after, frame.stops, frame.question_stops]
+        if not 0 < vocab < 1 << 31:
+            raise InvalidError(f"{FRAME_FILE}: expected a vocabulary, found {vocab}")
         if not frame.stops or not all(0 <= token < vocab for ids in every for token in ids):
             raise InvalidError(f"{FRAME_FILE}: expected tokens below {vocab}, and one at least that stops")
         if not asks or not all(asks) or len(openings) not in (0, len(asks)):
