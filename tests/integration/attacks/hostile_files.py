@@ -101,6 +101,39 @@ NUMBERS: dict[str, tuple[Spoil, ReasonCode]] = {
     "NaN": (with_numbers(float("nan")), ReasonCode.NOT_FINITE),
     "infinity": (with_numbers(float("inf")), ReasonCode.NOT_FINITE),
     "minus infinity": (with_numbers(float("-inf")), ReasonCode.NOT_FINITE),
-    "the largest number": (with_numbers(3.3e38), ReasonCode.SKETCH_MISMATCH),
+    "a number too large to be squared": (with_numbers(3.3e38), ReasonCode.NOT_FINITE),
     "a denormal": (with_numbers(1e-40), ReasonCode.SKETCH_MISMATCH),
+}
+
+
+def _odd(value: float, column: int) -> Spoil:
+    """A sketch with one number of its first row of K replaced: the norm, or a projection."""
+
+    def spoil(content: bytes) -> bytes:
+        start = _header_of(content)[0]["k"]["data_offsets"][0]
+        at = len(content) - len(_header_of(content)[1]) + start + 4 * column
+        return content[:at] + struct.pack("<f", value) + content[at + 4 :]
+
+    return spoil
+
+
+def _edited_k(**changed: Any) -> Spoil:
+    return edited(lambda header: header["k"].update(changed))
+
+
+BAD = ReasonCode.BAD_SKETCH
+SKETCHES: dict[str, tuple[Spoil, ReasonCode]] = {
+    "NaN": (_odd(float("nan"), 3), ReasonCode.NOT_FINITE),
+    "infinity": (_odd(float("inf"), 0), ReasonCode.NOT_FINITE),
+    "a negative norm": (_odd(-1.0, 0), BAD),
+    "2**60 elements": (_edited_k(shape=[1 << 60]), BAD),
+    "another dtype": (_edited_k(dtype="I32"), BAD),
+    "a dtype that is none": (_edited_k(dtype=[]), BAD),
+    "a name that is no text": (edited(lambda header: header.update({"\ud800": header.pop("k")})), BAD),
+    "a name with NUL": (edited(lambda header: header.update({"\0": header.pop("k")})), BAD),
+    "no elements, and 2**120 of them": (edited(empty_with_a_past), BAD),
+    "a header of 2**60 bytes": (long_header, BAD),
+    "a header nested deep": (lambda content: _with_header(b"[" * 2000, b""), BAD),
+    "no file at all": (lambda content: b"", BAD),
+    "far too large": (lambda content: bytes(1 << 19), BAD),
 }

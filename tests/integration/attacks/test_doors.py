@@ -165,20 +165,24 @@ async def test_catalogue_rollback_is_noticed(
     old = await coordinator.publishing.resolve("handbook/manual:1.0.0")
     await _published(coordinator, endpoint, geometry, "1.1.0", TEXT + "It leaks.")
     client = coordinator.settings.data / "client"
-    pool = Pool(endpoint.url, home=client, cache=tmp_path / "cache")
+    with Pool(endpoint.url, home=client, cache=tmp_path / "cache") as pool:
+        await _expect_no_way_back(coordinator, endpoint, pool, old.content)
+
+
+async def _expect_no_way_back(coordinator: Coordinator, endpoint: GridEndpoint, pool: Pool, old: bytes) -> None:
     newest = await asyncio.to_thread(pool.pull, "handbook/manual:latest")
     assert newest.manifest.version == "1.1.0"
     before = await standing(coordinator)
     secret = (coordinator.settings.data / "keys" / "operator.token").read_text().strip()
     async with visitor(endpoint, secret) as thief, visitor(endpoint) as nobody:
         for reference in ("handbook/manual/manifests/latest", "handbook/manual/manifests/2.0.0"):
-            assert (await _push(nobody, reference, old.content)).status_code == 401
-            assert (await _push(thief, reference, old.content)).status_code == 201
-        blobs = [layer["digest"] for layer in [*_json(old.content)["layers"], _json(old.content)["config"]]]
+            assert (await _push(nobody, reference, old)).status_code == 401
+            assert (await _push(thief, reference, old)).status_code == 201
+        blobs = [layer["digest"] for layer in [*_json(old)["layers"], _json(old)["config"]]]
         for digest in blobs:
             mounting = {"mount": digest, "from": "handbook/manual"}
             assert (await thief.post("/v2/handbook/other/blobs/uploads/", params=mounting)).status_code == 201
-        assert (await _push(thief, "handbook/other/manifests/1.1.0", old.content)).status_code == 201
+        assert (await _push(thief, "handbook/other/manifests/1.1.0", old)).status_code == 201
     for reference, why in (
         ("handbook/manual:latest", r"offers version 1\.0\.0, and 1\.1\.0 is here"),
         ("handbook/manual:2.0.0", r"signed as version 1\.0\.0"),
