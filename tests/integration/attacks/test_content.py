@@ -16,7 +16,6 @@ from memgrid_coordinator.app import Coordinator
 from tests.grids import simulated_hosts, submit, work_on
 from tests.integration.attacks.attackers import (
     CHUNKS,
-    TEXT,
     TWO,
     colluders,
     lease_states,
@@ -30,7 +29,8 @@ from tests.integration.attacks.attackers import (
 )
 from tests.integration.attacks.hostile_files import LIES, NUMBERS, SKETCHES, TENSOR_BOMBS, Spoil
 
-LONG = TEXT * 6
+LONG = "".join(f"Valve {number} opens at {number * 7 % 11} bar. " for number in range(80))
+"""No two chunks of it are alike: equal ones would be one unit."""
 MANY_UNITS = {"trust": TWO, "activation": {**CHUNKS, "chunk_tokens": 16}}
 
 
@@ -99,10 +99,12 @@ async def test_hostile_sketches_are_refused_at_the_door(
     the lease, and gives the unit to somebody else.
     """
     coordinator, endpoint = grid
-    await submit(coordinator, {"manual.txt": LONG}, **MANY_UNITS)
     gpu = SimulatedGpu(geometry)
     before = await standing(coordinator)
-    for name, (spoil, expected) in SKETCHES.items():
+    for number, (name, (spoil, expected)) in enumerate(SKETCHES.items()):
+        if number % 6 == 0:  # a unit that fails a dozen times is given up, and with it its document
+            text, again = f"Page {number}. {LONG}", {"request_id": f"request-{number}", "name": f"book-{number}"}
+            await submit(coordinator, {"manual.txt": text}, **again, **MANY_UNITS)
         async with simulated_hosts(endpoint, 1) as (host,):
             answer = await host.sync(want=1)
             assert answer.leases, (name, answer.idle_reason)
