@@ -216,16 +216,24 @@ def endpoint_of(wanted: GridUrl, certificate: str | None, description: bytes) ->
             raise ValueError("key or port out of range")
         return GridEndpoint(
             url=wanted.base,
-            name=str(value["name"]),
-            version=str(value["version"]),
+            name=_plain(value["name"]),
+            version=_plain(value["version"]),
             grpc_target=f"{wanted.host}:{port}",
             grid_key=key,
-            enrolment=str(value["enrolment"]),
+            enrolment=_plain(value["enrolment"]),
             max_blob_bytes=int(value["max_blob_bytes"]),
             certificate_pem=certificate,
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidError(f"{wanted.base} is no grid: /v1/grid: {type(error).__name__}: {error}") from None
+
+
+def _plain(value: object) -> str:
+    """Words of a grid that people will see in their terminals."""
+    text = str(value)[:200]
+    if not text.isprintable():
+        raise ValueError(f"expected plain text, found {text[:80]!a}")
+    return text
 
 
 def _client_settings(base: str, certificate: str | None, token: str | None) -> dict[str, Any]:

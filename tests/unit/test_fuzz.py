@@ -54,6 +54,7 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 HUGE_AND_EMPTY = {"dtype": "F32", "shape": [0, 1 << 60, 1 << 60], "data_offsets": [0, 0]}
 SPEC = json.loads(samples.train_spec().to_bytes())
 FRAME = json.loads(samples.FRAME.to_bytes())
+GRID = json.loads(every()["description"].seeds()[0])
 OCI = json.loads(every()["oci_pulled"].seeds()[0])
 FOUND: list[tuple[str, bytes]] = [
     ("tensor_file", tensors({"x": {**ONE, "dtype": []}}, bytes(4))),
@@ -78,6 +79,8 @@ FOUND: list[tuple[str, bytes]] = [
     ("campaign_yaml", DEEP[:4000]),
     ("description", DEEP),
     ("description", b'{"grid_key": "' + b"11" * 32 + b'", "grpc_port": 1e999}'),
+    ("description", json.dumps({**GRID, "name": "\ud800"}).encode()),
+    ("description", json.dumps({**GRID, "version": "\x1b[2J"}).encode()),
     ("listings", DEEP),
     ("worker_words", DEEP),
     ("worker_words", b'{"progress": {"done": 1' + b"0" * 400 + b', "text": ""}}'),

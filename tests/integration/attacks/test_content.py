@@ -113,7 +113,7 @@ async def test_hostile_sketches_are_refused_at_the_door(
             assert await refused_reason(host, with_sketch(work, spoil(work.sketch))) is expected, name
             assert (await lease_states(coordinator, offer.lease_id))[0] == "rejected"
     after = await standing(coordinator)
-    assert (after.credit_lines, after.blobs, after.cubes) == (before.credit_lines, before.blobs, before.cubes)
+    assert (after.credit_lines, after.accepted, after.cubes) == (before.credit_lines, before.accepted, before.cubes)
 
 
 async def test_oversize_is_refused_before_it_is_read(
