@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CachesMade, CompareOrder
+from memgrid.errors import InvalidError
+from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CachesMade, CompareOrder, LessonOrder
 from memgrid_coordinator.heavy.calibration.planning import Begun, Sizes
 from memgrid_coordinator.policy.calibrating import Samples
 
@@ -21,6 +22,31 @@ def compute_caches(order: CacheOrder) -> CachesMade:
     from memgrid_coordinator.heavy.calibration.caches import make_caches
 
     return make_caches(order)
+
+
+def prepare_lesson(order: LessonOrder) -> str:
+    """What every unit of the lesson reads; returns why a model can't be taught, "" when it can."""
+    from memgrid_coordinator.heavy.calibration.lessons import prepare
+
+    try:
+        prepare(order)
+    except InvalidError as error:
+        return str(error)
+    return ""
+
+
+def study_lesson(order: LessonOrder) -> list[Samples]:
+    """Conversations in one way, replayed."""
+    from memgrid_coordinator.heavy.calibration.lessons import study_and_replay
+
+    return study_and_replay(order)
+
+
+def score_lesson(order: LessonOrder) -> list[Samples]:
+    """Scores in one way, replayed."""
+    from memgrid_coordinator.heavy.calibration.lessons import score_and_replay
+
+    return score_and_replay(order)
 
 
 def compare_sketches(order: CompareOrder) -> list[Samples]:

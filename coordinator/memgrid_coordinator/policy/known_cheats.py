@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.units import ComputeDtype
 
+PREFILL_REPLAY = "prefill.replay"
+PARTS = {PREFILL_REPLAY: ("prefill.layer0", "prefill.window")}
+"""Checks that one replay makes together: a cheat is seen when one of them sees it."""
 _FINE_TUNED = "its numbers move by less than rounding in this class does"
 MAY_MISS: dict[ComputeDtype, dict[str, str]] = {
     ComputeDtype.FLOAT32: {"fine-tuned by 1.2e-5": "stored in 16 bits, it moves few numbers by a rounding step"},
@@ -21,6 +24,16 @@ MAY_MISS: dict[ComputeDtype, dict[str, str]] = {
 """Cheats that a table may let pass in a class, and why that does little harm."""
 
 
+REPLAY_MAY_MISS = {"context cut in half": "shown by those windows alone that lie in the second half"}
+"""Of caches: what pieces that were drawn otherwise can't see; sketches see it whole."""
+
+
+TALK_MAY_MISS = {"int8 weights": "as coarse as bfloat16 itself; sketches of caches show it, and many audits do"}
+"""Of conversations and scores in bfloat16, which are few numbers."""
+RARE = ("question margin", "mean question margin", "answer margin", "mean answer margin", "first choices")
+"""Statistics of events that happen to one token in hundreds: a calibration sees too few to tighten their limits."""
+
+
 def coarser_of(row: str) -> ComputeDtype:
     """The class that a row of the table is for: the coarser of its two.
 
@@ -32,11 +45,20 @@ def coarser_of(row: str) -> ComputeDtype:
 
 def may_miss(row: str, cheat: str, also: Collection[str] = ()) -> bool:
     """Whether a row may let a cheat pass; `also` are those that the grid's owner gave up to see."""
-    return cheat in also or cheat in MAY_MISS[coarser_of(row)]
+    return cheat in also or cheat in _missed(row)
 
 
 def why_missed(row: str, cheat: str) -> str:
-    return MAY_MISS[coarser_of(row)].get(cheat, "the grid's owner allows it")
+    return _missed(row).get(cheat, "the grid's owner allows it")
+
+
+def _missed(row: str) -> Mapping[str, str]:
+    found = MAY_MISS[coarser_of(row)]
+    if row.startswith(PREFILL_REPLAY):
+        return {**found, **REPLAY_MAY_MISS}
+    if coarser_of(row) is ComputeDtype.BFLOAT16 and not row.startswith("prefill."):
+        return {**found, **TALK_MAY_MISS}
+    return found
 
 
 def floors(row: str, fitted: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
@@ -52,9 +74,15 @@ def floors(row: str, fitted: Mapping[str, Mapping[str, float]]) -> Mapping[str, 
     """
     check, pair, *store = row.split("/")
     coarser, _, finer = pair.partition("+")
-    if coarser == finer == ComputeDtype.FLOAT32:
-        return BUILT_IN.rows[row]
-    against_float32 = "/".join([check, f"{coarser}+{ComputeDtype.FLOAT32}", *store])
+    rare = {name: limit for name, limit in _built_in(row).items() if name.endswith(RARE)}
     if finer == ComputeDtype.FLOAT32:
-        return BUILT_IN.rows["/".join([check, f"{finer}+{finer}", *store])]
-    return fitted.get(against_float32, {})
+        return {**_built_in("/".join([check, f"{finer}+{finer}", *store])), **rare}
+    against_float32 = "/".join([check, f"{coarser}+{ComputeDtype.FLOAT32}", *store])
+    return {**fitted.get(against_float32, {}), **rare}
+
+
+def _built_in(row: str) -> Mapping[str, float]:
+    """Rows of several checks that are one replay stand together."""
+    check, _, rest = row.partition("/")
+    parts = [BUILT_IN.rows[f"{part}/{rest}"] for part in PARTS.get(check, (check,))]
+    return {name: limit for part in parts for name, limit in part.items()}

@@ -5,28 +5,45 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
-from memgrid.kinds.prefill import ModelGeometry
+from memgrid.digest import Digest
 from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.units import StoreDtype
-from memgrid_coordinator.heavy.calibrate import begin, compare_sketches, compute_caches
+from memgrid_coordinator.heavy.calibrate import (
+    begin,
+    compare_sketches,
+    compute_caches,
+    prepare_lesson,
+    score_lesson,
+    study_lesson,
+)
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.evidence import evidence, tolerances_of
-from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CompareOrder, Kept
+from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CompareOrder, Kept, LessonOrder
 from memgrid_coordinator.heavy.calibration.planning import SLICE_CHUNKS, CacheTask, Sizes, cache_tasks, trained_on
 from memgrid_coordinator.heavy.calibration.probing import in_effect
 from memgrid_coordinator.heavy.calibration.report import ReportOrder, sights_together
-from memgrid_coordinator.heavy.calibration.ways import CHEATS, HONEST, Way
+from memgrid_coordinator.heavy.calibration.ways import (
+    BASE,
+    CHEATS,
+    HONEST,
+    LESSON_WAYS,
+    SCORE_CHEATS,
+    STUDY_CHEATS,
+    Way,
+)
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.policy.calibrating import FittedRow, Samples, Sight, fit
 from memgrid_coordinator.policy.known_cheats import coarser_of, floors, may_miss
 
+UNSURE_FROM = 1.5
+"""Times the limit: a single honest case out there shows that the honest spread is not known yet."""
 LOSSLESS = 1e-6
 """A cheat that moves the weights by less is none: such weights stand on its grid already."""
 
@@ -50,6 +67,8 @@ class CalibrationAsked:
     ways: tuple[Way, ...] = HONEST
     """Honest ones; the first has to be the plain one."""
     cheats: tuple[str, ...] = CHEATS
+    audit_store: StoreDtype = StoreDtype.BFLOAT16
+    """Replays are of caches that are stored so."""
     at_once: int = 1
     """So many parts are given to the engine at a time."""
 
@@ -63,6 +82,8 @@ class Calibrated:
     rows: dict[str, FittedRow]
     samples: Sequence[Samples] = field(repr=False)
     lossless: tuple[str, ...]
+    untaught: str = ""
+    """Why study and evaluate were left out, if they were."""
 
     @property
     def overlaps(self) -> dict[str, tuple[str, ...]]:
@@ -75,8 +96,8 @@ class Calibrated:
 
     @property
     def rejecting(self) -> tuple[str, ...]:
-        """The rows that turned honest answers down, on texts that they were not fitted to."""
-        return tuple(row.row for row in self.rows.values() if row.rejected)
+        """The rows beyond whose limits honest answers lie by far, on texts that they were not fitted to."""
+        return tuple(row.row for row in self.rows.values() if row.furthest > UNSURE_FROM)
 
     @property
     def is_refused(self) -> bool:
@@ -92,6 +113,7 @@ class Calibrated:
             "seed": self.asked.seed,
             "may_be_missed": sorted(self.asked.may_miss),
             "sizes": asdict(self.asked.sizes),
+            "left_out": self.untaught,
             "refused": self.is_refused,
         }
 
@@ -137,6 +159,13 @@ class Calibrated:
         return tolerances_of(self.rows, BUILT_IN, f"calibrated {now:%Y-%m-%d} on {self.model.digest}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Caches:
+    kept: list[Kept]
+    replayed: list[Samples]
+    lossless: tuple[str, ...]
+
+
 class Calibrating:
     """Gives the parts to an engine, a few at a time; to cancel the task that runs it leaves nothing behind."""
 
@@ -150,15 +179,19 @@ class Calibrating:
         with tempfile.TemporaryDirectory(
             dir=asked.work_folder, prefix="calibrate-", ignore_cleanup_errors=True
         ) as folder:
-            kept, lossless = await self._caches(asked, begun.chunks, Path(folder))
-            samples = await self._compared(asked, begun.chunks, kept, begun.model.geometry)
-        rows = await asyncio.to_thread(_fitted, samples, asked, begun.model.geometry)
-        return Calibrated(asked=asked, model=begun.model, rows=rows, samples=samples, lossless=lossless)
+            made = await self._caches(asked, begun.chunks, Path(folder))
+            samples = await self._compared(asked, begun.chunks, made.kept, begun.model.geometry.layers)
+            samples += made.replayed
+            taught, untaught = await self._lessons(asked, begun.model.digest, Path(folder), made.lossless)
+            samples += taught
+        rows = await asyncio.to_thread(_fitted, samples, asked)
+        return Calibrated(
+            asked=asked, model=begun.model, rows=rows, samples=samples, lossless=made.lossless, untaught=untaught
+        )
 
-    async def _caches(
-        self, asked: CalibrationAsked, chunks: Sequence[Chunk], folder: Path
-    ) -> tuple[list[Kept], tuple[str, ...]]:
+    async def _caches(self, asked: CalibrationAsked, chunks: Sequence[Chunk], folder: Path) -> _Caches:
         kept: list[Kept] = []
+        samples: list[Samples] = []
         lossless: set[str] = set()
 
         async def make(task: CacheTask) -> None:
@@ -169,11 +202,14 @@ class Calibrating:
                 chunks=task.chunks,
                 texts=trained_on(chunks),
                 stores=asked.stores,
+                audited=frozenset(range(0, asked.sizes.chunks, asked.sizes.cheat_stride)),
+                audit_store=asked.audit_store,
                 folder=folder,
             )
             made = await self._engine.run(compute_caches, order)
             if made.moved < LOSSLESS:
                 lossless.add(task.cheat)
+            samples.extend(made.samples)
             indices = frozenset(chunk.index for chunk in task.chunks)
             for cheat, file in made.files.items():
                 kept.append(Kept(file=file, way=task.way, cheat=cheat, indices=indices))
@@ -181,7 +217,46 @@ class Calibrating:
         tasks = list(cache_tasks(chunks, asked.sizes, asked.ways, asked.cheats))
         parts = [(f"{task.way.name}{': ' * bool(task.cheat)}{task.cheat}", partial(make, task)) for task in tasks]
         await self._all(parts, asked.at_once)
-        return [each for each in kept if each.cheat not in lossless], tuple(sorted(lossless))
+        return _Caches(
+            kept=[each for each in kept if each.cheat not in lossless],
+            replayed=[each for each in samples if each.cheat not in lossless],
+            lossless=tuple(sorted(lossless)),
+        )
+
+    async def _lessons(
+        self, asked: CalibrationAsked, model: Digest, folder: Path, lossless: Sequence[str]
+    ) -> tuple[list[Samples], str]:
+        """Samples of study and evaluate; or none, and why."""
+        first = LessonOrder(
+            model_folder=asked.model_folder,
+            model=model,
+            folder=folder,
+            text=asked.text,
+            seed=asked.seed,
+            sizes=asked.sizes,
+            way=BASE,
+            cheat="",
+            number=0,
+        )
+        if untaught := await self._engine.run(prepare_lesson, first):
+            return [], untaught
+        samples: list[Samples] = []
+
+        async def teach(lesson: Callable[[LessonOrder], list[Samples]], order: LessonOrder) -> None:
+            samples.extend(await self._engine.run(lesson, order))
+
+        wrong = set(asked.cheats) - set(lossless)
+        parts: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        for name, lesson, cheats in (
+            ("study", study_lesson, STUDY_CHEATS),
+            ("evaluate", score_lesson, SCORE_CHEATS),
+        ):
+            ways = [(way, "") for way in LESSON_WAYS if way in asked.ways]
+            for way, cheat in [*ways, *((BASE, cheat) for cheat in cheats if cheat in wrong)]:
+                order = replace(first, way=way, cheat=cheat, number=len(parts))
+                parts.append((f"{name}: {cheat or way.name}", partial(teach, lesson, order)))
+        await self._all(parts, asked.at_once)
+        return samples, ""
 
     async def _compared(
         self, asked: CalibrationAsked, chunks: Sequence[Chunk], kept: Sequence[Kept], geometry: ModelGeometry

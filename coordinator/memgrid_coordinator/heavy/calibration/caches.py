@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from memgrid.distill.model import TORCH_DTYPE, CausalLM
+from memgrid.distill.model import CausalLM
 from memgrid_coordinator.heavy import workers
 from memgrid_coordinator.heavy.calibration.kept_sketches import keep_sketches
 from memgrid_coordinator.heavy.calibration.orders import CacheOrder, CachesMade
+from memgrid_coordinator.heavy.calibration.replaying import replayed
 from memgrid_coordinator.heavy.calibration.spoiling import OTHER_IDS, SPOILT, Cache
 from memgrid_coordinator.heavy.calibration.ways import BASE, Way
-from memgrid_coordinator.heavy.calibration.weights import CHANGES, load_afresh, with_products
+from memgrid_coordinator.heavy.calibration.weights import model_of
 
 _CAPS = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -40,22 +41,23 @@ def make_caches(order: CacheOrder) -> CachesMade:
     """
     if order.way.is_capped and os.environ.get("ATEN_CPU_CAPABILITY") != _CAPS["ATEN_CPU_CAPABILITY"]:
         return _in_capped_process(order)
-    model = load_afresh(order.model_folder, TORCH_DTYPE[order.way.compute_dtype])
-    moved = 1.0
-    if order.cheat in CHANGES:
-        moved = CHANGES[order.cheat](model, order.texts)
-    with_products(model, order.way.products)
-    model.set_attn_implementation(order.way.attention)
-    spoil = OTHER_IDS.get(order.cheat)
-    spoilt = [chunk.ids if spoil is None else spoil(chunk.ids) for chunk in order.chunks]
+    model, moved = model_of(order.model_folder, order.way, order.cheat, order.texts)
+    spoil = OTHER_IDS.get(order.cheat, lambda ids: ids)
+    spoilt = [spoil(chunk.ids) for chunk in order.chunks]
     with _threads(order.way.threads), torch.inference_mode():
         caches = list(_caches(model.base_model, order.way, spoilt, order.cheat))
-    files = {order.cheat: keep_sketches(order.folder, order.way, order.cheat, order.chunks, caches, order.stores)}
+    made = {order.cheat: caches}
     if order.way == BASE and not order.cheat:
         for name, change in SPOILT.items():
-            changed = [change(caches, place, chunk.index) for place, chunk in enumerate(order.chunks)]
-            files[name] = keep_sketches(order.folder, order.way, name, order.chunks, changed, order.stores)
-    return CachesMade(files=files, moved=moved)
+            made[name] = [change(caches, place, chunk.index) for place, chunk in enumerate(order.chunks)]
+    return CachesMade(
+        files={
+            cheat: keep_sketches(order.folder, order.way, cheat, order.chunks, found, order.stores)
+            for cheat, found in made.items()
+        },
+        samples=tuple(each for cheat, found in made.items() for each in replayed(order, cheat, found)),
+        moved=moved,
+    )
 
 
 def _in_capped_process(order: CacheOrder) -> CachesMade:

@@ -11,14 +11,19 @@ import numpy as np
 
 from memgrid.kinds.tolerances import Tolerances
 from memgrid_coordinator.policy.calibrating import FittedRow, Samples
-from memgrid_coordinator.policy.known_cheats import why_missed
+from memgrid_coordinator.policy.known_cheats import PARTS, why_missed
 
 EVIDENCE_FORMAT = "memgrid.calibration.v1"
 
 
 def tolerances_of(rows: Mapping[str, FittedRow], base: Tolerances, origin: str) -> Tolerances:
     """The fitted rows as a table, with what is no statistic (how far ranks may swap) as it is in `base`."""
-    table = {key: {**base.rows[key], **row.limits} for key, row in rows.items()}
+    table: dict[str, dict[str, float]] = {}
+    for key, row in rows.items():
+        check, _, rest = key.partition("/")
+        for part in PARTS.get(check, (check,)):
+            known = base.rows[f"{part}/{rest}"]
+            table[f"{part}/{rest}"] = {name: row.limits.get(name, limit) for name, limit in known.items()}
     return Tolerances(origin=origin, rows=table)
 
 

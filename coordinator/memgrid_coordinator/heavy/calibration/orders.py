@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memgrid.kinds.prefill import ModelGeometry
+from memgrid.digest import Digest
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
+from memgrid_coordinator.heavy.calibration.planning import Sizes
 from memgrid_coordinator.heavy.calibration.ways import Way
+from memgrid_coordinator.policy.calibrating import Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +24,35 @@ class CacheOrder:
     texts: tuple[tuple[int, ...], ...]
     """What a cheat trains on."""
     stores: tuple[StoreDtype, ...]
+    audited: frozenset[int]
+    """The chunks of which pieces are computed again, too."""
+    audit_store: StoreDtype
     folder: Path
     """Sketches go here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachesMade:
-    """Files of sketches by cheat ("" for the honest), and by how much a cheat's weights differ from the model's."""
+    """Files of sketches by cheat ("" for the honest), what replays showed, and how far a cheat's weights moved."""
 
     files: dict[str, Path]
+    samples: tuple[Samples, ...]
     moved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LessonOrder:
+    """A unit of a small distillation in one way; `number` tells its files from those of other ways."""
+
+    model_folder: Path
+    model: Digest
+    folder: Path
+    text: Path | None
+    seed: int
+    sizes: Sizes
+    way: Way
+    cheat: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

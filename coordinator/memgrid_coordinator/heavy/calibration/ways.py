@@ -95,7 +95,21 @@ ALSO_IN_HALF = (
     "one token changed", "last token changed",
 )  # fmt: skip
 """Cheats that are computed in bfloat16 too. All are in float32: who wants to hide computes finely and claims less."""
-CHEATS = (*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, SAYS_FINER)
+STUDY_CHEATS = ("int8 weights", "int4 weights", "another temperature", "another seed", "answers edited")
+SCORE_CHEATS = (
+    "int8 weights", "int4 weights",
+    "a better cube", "a worse bare model", "less divergence", "the bare model for the cube",
+)  # fmt: skip
+"""What `lessons` makes wrong conversations and wrong scores with."""
+CHEATS = tuple(
+    dict.fromkeys((*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, *STUDY_CHEATS, *SCORE_CHEATS, SAYS_FINER))
+)
+LESSON_WAYS = tuple(
+    way
+    for way in HONEST
+    if way.rows == 1 and not (way.is_dear or way.is_capped or way.piece_tokens or way.padding_tokens)
+)
+"""The ways that make a difference to conversations and scores, which are batched by themselves."""
 
 
 def claims_of(computed: ComputeDtype) -> tuple[ComputeDtype, ...]:

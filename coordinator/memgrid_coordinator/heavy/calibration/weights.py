@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from memgrid.distill.model import CausalLM
+from memgrid.distill.model import TORCH_DTYPE, CausalLM
 from memgrid.errors import InvalidError
-from memgrid_coordinator.heavy.calibration.ways import Products
+from memgrid_coordinator.heavy.calibration.ways import Products, Way
 
 _GROUP = 64
 _NF4 = (
@@ -39,6 +39,14 @@ def load_afresh(folder: Path, dtype: torch.dtype) -> CausalLM:
         attn_implementation="sdpa",
     )
     return model.eval().requires_grad_(False)
+
+
+def model_of(folder: Path, way: Way, cheat: str, texts: Sequence[Sequence[int]]) -> tuple[CausalLM, float]:
+    """The model as this way, honest or not, computes with it, and by how much its weights were moved (1: not by that)."""
+    model = load_afresh(folder, TORCH_DTYPE[way.compute_dtype])
+    moved = CHANGES[cheat](model, texts) if cheat in CHANGES else 1.0
+    with_products(model, way.products).set_attn_implementation(way.attention)
+    return model, moved
 
 
 def quantised(folder: Path, rounding: str = "int8 weights") -> CausalLM:
