@@ -25,7 +25,7 @@ from memgrid_coordinator.heavy.calibration.report import write_report
 from memgrid_coordinator.heavy.runner import InlineEngine
 from memgrid_coordinator.services.calibrating import Calibrated, Calibrating, CalibrationAsked, report_order
 
-SIZES = Sizes(chunks=32, tokens=256, cheat_stride=5, fit_share=0.4)
+SIZES = Sizes(chunks=28, tokens=256, cheat_stride=7, fit_share=0.36)
 MODEL_VARIABLE, REPORT_VARIABLE, ONLY_VARIABLE = "MEMGRID_BENCH_MODEL", "MEMGRID_BENCH_REPORT", "MEMGRID_BENCH_ONLY"
 """Another model than SmolLM2; a folder for the whole reports; one of the two models, `real` or `tiny`."""
 
@@ -63,7 +63,7 @@ def _measure(console: Console, name: str, model: Path, sizes: Sizes, folder: Pat
     with console.status(f"calibration: {name}") as status:
         found = asyncio.run(
             _calibrated(
-                CalibrationAsked(model_folder=model, work_folder=folder, sizes=sizes),
+                CalibrationAsked(model_folder=model, work_folder=folder, sizes=sizes, is_taught=False),
                 lambda done, parts, what: status.update(f"calibration: {name}: {done} of {parts}, {what}"),
             )
         )

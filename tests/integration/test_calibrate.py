@@ -97,12 +97,12 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
     store.close()
 
     evidence = json.loads((tmp_path / EVIDENCE_FILE).read_text())
-    assert evidence["refused"] is False and len(evidence["rows"]) == 18
+    assert evidence["refused"] is False and len(evidence["rows"]) == 27
     seen = {sight["cheat"] for row in evidence["rows"].values() for sight in row["sights"] if sight["is_seen"]}
     assert {"int8 weights", "RoPE off by one", "last layer skipped", "one token changed"} <= seen
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 9 and "int8 weights" in page
-    assert (tmp_path / "report.md").read_text().count(".svg)") == 9
+    assert page.count("<svg") == 20 and "int8 weights" in page
+    assert (tmp_path / "report.md").read_text().count(".svg)") == 20
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,7 @@ def measured(model: Path, folder: Path, cheats: tuple[str, ...], **given: object
         ways=(BASE, HONEST[2], HALF),
         cheats=cheats,
         stores=(StoreDtype.BFLOAT16,),
+        is_taught=False,
         **given,  # type: ignore[arg-type]
     )
 
@@ -161,6 +162,6 @@ def test_a_model_whose_weights_stand_near_a_grid_is_refused_and_one_on_it_is_not
     found = measured(near_grid, tmp_path, ("int8 weights",))
     assert set(found.overlaps) == {"int8 weights"}
     assert all("bfloat16" in row for row in found.overlaps["int8 weights"])
-    assert all("int8 weights can't be told from honest answers in prefill." in line for line in found.refusal())
+    assert found.refusal()[0].startswith("int8 weights can't be told from honest answers in prefill.")
     allowed = measured(near_grid, tmp_path, ("int8 weights",), may_miss=frozenset({"int8 weights"}))
     assert not allowed.is_refused and any(line.startswith("int8 weights") for line in allowed.unseen_in_words())

@@ -40,32 +40,32 @@ def test_no_honest_sample_is_beyond_limits_fitted_to_texts_like_it(seed: int, sm
 
 
 def test_a_cheat_far_off_leaves_room_up_to_the_geometric_middle_and_is_a_fault() -> None:
-    row = fitted(samples("", 0.9e-3, 1e-3), samples("int8 weights", 0.1, 0.2))
+    row = fitted(samples("", 0.9e-3, 1e-3), samples("int4 weights", 0.1, 0.2))
     (sight,) = row.sights
     assert 5 < row.raised < 12
     assert sight.is_seen and sight.faults == sight.cases == 30 and sight.smallest > FitRule().clear
     assert row.overlaps == row.unseen == ()
     for each in row.statistics.values():
-        assert each.seen == ("int8 weights",) and each.ratio is not None and each.ratio > 90
+        assert each.seen == ("int4 weights",) and each.ratio is not None and each.ratio > 90
 
 
 def test_a_cheat_just_outside_is_seen_and_nothing_is_raised() -> None:
-    row = fitted(samples("", 0.9e-3, 1e-3), samples("int8 weights", 1.5e-3, 1.6e-3))
+    row = fitted(samples("", 0.9e-3, 1e-3), samples("int4 weights", 1.5e-3, 1.6e-3))
     assert row.raised == 1
     assert row.sights[0].is_seen and row.sights[0].faults == 0
 
 
 def test_a_cheat_inside_honest_values_is_an_overlap_unless_it_may_be_missed() -> None:
     honest = samples("", 0.9e-3, 1e-3)
-    row = fitted(honest, samples("int8 weights", 0.8e-3, 1e-3))
-    assert [sight.cheat for sight in row.overlaps] == ["int8 weights"] and row.unseen == ()
+    row = fitted(honest, samples("int4 weights", 0.8e-3, 1e-3))
+    assert [sight.cheat for sight in row.overlaps] == ["int4 weights"] and row.unseen == ()
     row = fitted(honest, samples("fine-tuned by 1.2e-5", 0.8e-3, 1e-3))
     assert [sight.cheat for sight in row.unseen] == ["fine-tuned by 1.2e-5"] and row.overlaps == ()
 
 
 def test_a_cheat_that_may_be_missed_but_is_seen_is_not_lost_to_room() -> None:
     row = fitted(
-        samples("", 0.9e-3, 1e-3), samples("int8 weights", 1, 2), samples("fine-tuned by 1.2e-5", 0.004, 0.005)
+        samples("", 0.9e-3, 1e-3), samples("int4 weights", 1, 2), samples("fine-tuned by 1.2e-5", 0.004, 0.005)
     )
     assert row.raised < 2 and all(sight.is_seen for sight in row.sights)
 

@@ -44,7 +44,9 @@ def calibrate(
         Path | None, typer.Option("--text", help="Lines of text like those to come.", show_default="a bundled sample")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Other chunks of the same text.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Few short chunks: to see whether it runs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few short chunks in fewer ways: to see whether it runs.")
+    ] = False,
     chunks: Annotated[
         int | None, typer.Option("--chunks", min=4, max=4096, help="Texts; the limits are fitted to half of them.")
     ] = None,
@@ -62,6 +64,7 @@ def calibrate(
 
     Exits with 1 when cheats that have to be seen can't be told from honest answers; nothing is kept then.
     """
+    from memgrid_coordinator.heavy.calibration.ways import HONEST, QUICK_WAYS
     from memgrid_coordinator.services.calibrating import CalibrationAsked
 
     sizes, allowed = _sizes(quick, chunks, tokens), _known(may_miss or [])
@@ -80,6 +83,7 @@ def calibrate(
             text=text,
             seed=seed,
             may_miss=allowed,
+            ways=QUICK_WAYS if quick else HONEST,
             at_once=processes,
         )
         clock = SystemClock() if grid is None else grid.clock

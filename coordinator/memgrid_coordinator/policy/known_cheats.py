@@ -28,7 +28,10 @@ REPLAY_MAY_MISS = {"context cut in half": "shown by those windows alone that lie
 """Of caches: what pieces that were drawn otherwise can't see; sketches see it whole."""
 
 
-TALK_MAY_MISS = {"int8 weights": "as coarse as bfloat16 itself; sketches of caches show it, and many audits do"}
+TALK_MAY_MISS = {
+    "int8 weights": "as coarse as bfloat16 itself; caches show it, and many audits do",
+    "another temperature": "a few conversations show it by chance; many audits do",
+}
 """Of conversations and scores in bfloat16, which are few numbers."""
 RARE = ("question margin", "mean question margin", "answer margin", "mean answer margin", "first choices")
 """Statistics of events that happen to one token in hundreds: a calibration sees too few to tighten their limits."""

@@ -67,6 +67,8 @@ class CalibrationAsked:
     ways: tuple[Way, ...] = HONEST
     """Honest ones; the first has to be the plain one."""
     cheats: tuple[str, ...] = CHEATS
+    is_taught: bool = True
+    """Whether study and evaluate are calibrated, too."""
     audit_store: StoreDtype = StoreDtype.BFLOAT16
     """Replays are of caches that are stored so."""
     at_once: int = 1
@@ -238,6 +240,8 @@ class Calibrating:
             cheat="",
             number=0,
         )
+        if not asked.is_taught:
+            return [], "not asked for"
         if untaught := await self._engine.run(prepare_lesson, first):
             return [], untaught
         samples: list[Samples] = []

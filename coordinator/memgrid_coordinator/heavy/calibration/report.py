@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memgrid.kinds.tolerances import Tolerances
+from memgrid.units import ComputeDtype
 from memgrid_coordinator.heavy.calibration.plots import roc_plot, spread_plot, statistics_plot
 from memgrid_coordinator.policy.calibrating import FittedRow, Samples, Sight
 from memgrid_coordinator.policy.known_cheats import coarser_of, why_missed
@@ -55,7 +56,7 @@ def write_report(order: ReportOrder) -> Path:
     (order.folder / TOLERANCES_FILE).write_bytes(order.tolerances.to_bytes())
     (order.folder / EVIDENCE_FILE).write_text(json.dumps(order.evidence, indent=1, allow_nan=False) + "\n")
     for key in pictured(order.rows):
-        for name, draw in _PICTURES.items():
+        for name, draw in pictures_of(key).items():
             (order.folder / _file_of(name, key)).write_bytes(draw(order.rows[key], order.samples))
     blocks = list(_blocks(order))
     (order.folder / "report.md").write_text("\n\n".join(_markdown(block) for block in blocks) + "\n")
@@ -69,6 +70,11 @@ def write_report(order: ReportOrder) -> Path:
 def pictured(rows: Mapping[str, FittedRow]) -> list[str]:
     """The rows that are drawn: one a check and class, against float32, as bfloat16 where caches are stored."""
     return [key for key in rows if key.endswith(("+float32", "+float32/bfloat16"))]
+
+
+def pictures_of(key: str) -> Mapping[str, Callable[[FittedRow, Sequence[Samples]], bytes]]:
+    """All of them for bfloat16, where honest answers and cheats lie close together; of finer classes the first."""
+    return _PICTURES if coarser_of(key) is ComputeDtype.BFLOAT16 else {"spread": spread_plot}
 
 
 def sights_together(rows: Mapping[str, FittedRow]) -> dict[str, list[tuple[str, Sight]]]:
@@ -168,7 +174,7 @@ def _row_blocks(key: str, row: FittedRow) -> Iterator[Block]:
             for name, each in row.statistics.items()
         ),
     )
-    for name in _PICTURES:
+    for name in pictures_of(key):
         yield _Picture(file=_file_of(name, key), says=f"{name} of {key}")
 
 

@@ -104,6 +104,7 @@ SCORE_CHEATS = (
 CHEATS = tuple(
     dict.fromkeys((*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, *STUDY_CHEATS, *SCORE_CHEATS, SAYS_FINER))
 )
+QUICK_WAYS = tuple(way for way in HONEST if not (way.is_dear or way.is_capped))
 LESSON_WAYS = tuple(
     way
     for way in HONEST
