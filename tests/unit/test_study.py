@@ -25,6 +25,7 @@ from memgrid.kinds.study import parse_sketch, sketch_shard
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import Purpose
 from memgrid.units import ComputeDtype, Output, ReasonCode
+from memgrid_coordinator.heavy.calibration.weights import quantised
 from tests.models import make_tiny_model
 from tests.studies import CPU, DRAW, KIND, Studied, make_studied
 
@@ -145,7 +146,7 @@ CHEATS: dict[str, Callable[[Studied], Shard]] = {
     "greedy questions": lambda grid: grid.made(temperature=1e-6),
     "the text not read": lambda grid: study(grid.model(), grid.spec, grid.frame, grid.tokens[:3]),
     "half of the text": lambda grid: study(grid.model(), grid.spec, grid.frame, grid.tokens[: len(grid.tokens) // 2]),
-    "eight-bit weights": lambda grid: in_eight_bits(grid),
+    "eight-bit weights": lambda grid: study(quantised(grid.folder), grid.spec, grid.frame, grid.tokens),
     "another model's weights": lambda grid: study(
         load_model(make_tiny_model(grid.folder.parent / "other", seed=1, layers=3), torch.float32, CPU),
         grid.spec,
@@ -157,20 +158,6 @@ CHEATS: dict[str, Callable[[Studied], Shard]] = {
     ),
     "conversations in another order": lambda grid: select(grid.honest, list(range(15, -1, -1))),
 }
-
-
-def in_eight_bits(grid: Studied) -> Shard:
-    model = load_model(grid.folder, torch.float32, CPU)
-    kept = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-            step = module.weight.abs().amax(dim=1, keepdim=True) / 127
-            module.weight.data = torch.round(module.weight / step) * step
-    try:
-        return study(model, grid.spec, grid.frame, grid.tokens)
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.data = kept[name]
 
 
 @pytest.mark.parametrize("cheat", CHEATS)

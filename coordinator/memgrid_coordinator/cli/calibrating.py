@@ -45,7 +45,7 @@ def calibrate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Other chunks of the same text.")] = 1,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few short chunks in fewer ways: to see whether it runs.")
+        bool, typer.Option("--quick", help="Few short chunks, fewer ways: to see whether it runs.")
     ] = False,
     chunks: Annotated[
         int | None, typer.Option("--chunks", min=4, max=4096, help="Texts; the limits are fitted to half of them.")

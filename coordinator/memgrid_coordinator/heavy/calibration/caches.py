@@ -42,8 +42,8 @@ def make_caches(order: CacheOrder) -> CachesMade:
     if order.way.is_capped and os.environ.get("ATEN_CPU_CAPABILITY") != _CAPS["ATEN_CPU_CAPABILITY"]:
         return _in_capped_process(order)
     model, moved = model_of(order.model_folder, order.way, order.cheat, order.texts)
-    spoil = OTHER_IDS.get(order.cheat, lambda ids: ids)
-    spoilt = [spoil(chunk.ids) for chunk in order.chunks]
+    spoil = OTHER_IDS.get(order.cheat)
+    spoilt = [chunk.ids if spoil is None else spoil(chunk.ids) for chunk in order.chunks]
     with _threads(order.way.threads), torch.inference_mode():
         caches = list(_caches(model.base_model, order.way, spoilt, order.cheat))
     made = {order.cheat: caches}

@@ -42,7 +42,7 @@ def load_afresh(folder: Path, dtype: torch.dtype) -> CausalLM:
 
 
 def model_of(folder: Path, way: Way, cheat: str, texts: Sequence[Sequence[int]]) -> tuple[CausalLM, float]:
-    """The model as this way computes with it, honestly or not, and how far its weights were moved (1: not by that)."""
+    """The model as this way computes with it, honestly or not, and how far its weights moved (1: not by that)."""
     model = load_afresh(folder, TORCH_DTYPE[way.compute_dtype])
     moved = CHANGES[cheat](model, texts) if cheat in CHANGES else 1.0
     with_products(model, way.products).set_attn_implementation(way.attention)
