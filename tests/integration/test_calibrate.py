@@ -97,12 +97,12 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
     store.close()
 
     evidence = json.loads((tmp_path / EVIDENCE_FILE).read_text())
-    assert evidence["refused"] is False and len(evidence["rows"]) == 27
+    assert evidence["refused"] is False and len(evidence["rows"]) == 30
     seen = {sight["cheat"] for row in evidence["rows"].values() for sight in row["sights"] if sight["is_seen"]}
     assert {"int8 weights", "RoPE off by one", "last layer skipped", "one token changed"} <= seen
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 20 and "int8 weights" in page
-    assert (tmp_path / "report.md").read_text().count(".svg)") == 20
+    assert page.count("<svg") == 25 and "int8 weights" in page
+    assert (tmp_path / "report.md").read_text().count(".svg)") == 25
 
 
 @pytest.mark.parametrize(

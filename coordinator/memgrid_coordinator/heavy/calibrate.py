@@ -26,10 +26,12 @@ def compute_caches(order: CacheOrder) -> CachesMade:
 
 def prepare_lesson(order: LessonOrder) -> str:
     """What every unit of the lesson reads; returns why a model can't be taught, "" when it can."""
+    from memgrid_coordinator.heavy.calibration.courses import prepare_course
     from memgrid_coordinator.heavy.calibration.lessons import prepare
 
     try:
         prepare(order)
+        prepare_course(order)
     except InvalidError as error:
         return str(error)
     return ""
@@ -47,6 +49,13 @@ def score_lesson(order: LessonOrder) -> list[Samples]:
     from memgrid_coordinator.heavy.calibration.lessons import score_and_replay
 
     return score_and_replay(order)
+
+
+def train_lesson(order: LessonOrder) -> list[Samples]:
+    """A prefix and a LoRA trained in one way, segments replayed."""
+    from memgrid_coordinator.heavy.calibration.courses import train_and_replay
+
+    return train_and_replay(order)
 
 
 def compare_sketches(order: CompareOrder) -> list[Samples]:

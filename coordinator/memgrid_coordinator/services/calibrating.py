@@ -22,6 +22,7 @@ from memgrid_coordinator.heavy.calibrate import (
     prepare_lesson,
     score_lesson,
     study_lesson,
+    train_lesson,
 )
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.evidence import evidence, tolerances_of
@@ -32,6 +33,7 @@ from memgrid_coordinator.heavy.calibration.report import ReportOrder, sights_tog
 from memgrid_coordinator.heavy.calibration.ways import (
     BASE,
     CHEATS,
+    COURSE_CHEATS,
     HONEST,
     LESSON_WAYS,
     SCORE_CHEATS,
@@ -68,7 +70,7 @@ class CalibrationAsked:
     """Honest ones; the first has to be the plain one."""
     cheats: tuple[str, ...] = CHEATS
     is_taught: bool = True
-    """Whether study and evaluate are calibrated, too."""
+    """Whether study, evaluate and train are calibrated, too."""
     audit_store: StoreDtype = StoreDtype.BFLOAT16
     """Replays are of caches that are stored so."""
     at_once: int = 1
@@ -85,7 +87,7 @@ class Calibrated:
     samples: Sequence[Samples] = field(repr=False)
     lossless: tuple[str, ...]
     untaught: str = ""
-    """Why study and evaluate were left out, if they were."""
+    """Why study, evaluate and train were left out, if they were."""
 
     @property
     def overlaps(self) -> dict[str, tuple[str, ...]]:
@@ -228,7 +230,7 @@ class Calibrating:
     async def _lessons(
         self, asked: CalibrationAsked, model: Digest, folder: Path, lossless: Sequence[str]
     ) -> tuple[list[Samples], str]:
-        """Samples of study and evaluate; or none, and why."""
+        """Samples of study, evaluate and train; or none, and why."""
         first = LessonOrder(
             model_folder=asked.model_folder,
             model=model,
@@ -254,6 +256,7 @@ class Calibrating:
         for name, lesson, cheats in (
             ("study", study_lesson, STUDY_CHEATS),
             ("evaluate", score_lesson, SCORE_CHEATS),
+            ("train", train_lesson, COURSE_CHEATS),
         ):
             ways = [(way, "") for way in LESSON_WAYS if way in asked.ways]
             for way, cheat in [*ways, *((BASE, cheat) for cheat in cheats if cheat in wrong)]:

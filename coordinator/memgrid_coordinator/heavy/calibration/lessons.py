@@ -61,7 +61,7 @@ def prepare(order: LessonOrder) -> None:
     (order.folder / FRAME_FILE).write_bytes(frame.to_bytes())
     (order.folder / TOKENS_FILE).write_bytes(token_bytes(tokens))
     model = load_model(order.model_folder, torch.float32, torch.device("cpu"))
-    spec = dataclasses.replace(_study_spec(order), purpose=Purpose.HELD_OUT)
+    spec = dataclasses.replace(study_spec(order), purpose=Purpose.HELD_OUT)
     write_shard(order.folder / _HELD_OUT, study(model, spec, frame, tokens))
     start_state(model, PREFIX, Start.FIRST_TOKENS, tokens, order.seed, order.folder / ADAPTER_FILE)
 
@@ -69,7 +69,7 @@ def prepare(order: LessonOrder) -> None:
 def study_and_replay(order: LessonOrder) -> list[Samples]:
     """Conversations in one way, and audits of them under every dtype that way may claim."""
     model, _ = model_of(order.model_folder, order.way, order.cheat, _texts(order))
-    spec, frame, tokens = _study_spec(order), _frame(order), token_ids((order.folder / TOKENS_FILE).read_bytes())
+    spec, frame, tokens = study_spec(order), _frame(order), token_ids((order.folder / TOKENS_FILE).read_bytes())
     asked = dataclasses.replace(spec, **OTHER_STUDY.get(order.cheat, {}))  # type: ignore[arg-type]
     shard = study(model, asked, frame, tokens)
     path = order.folder / f"shard-{order.number}.safetensors"
@@ -193,7 +193,8 @@ def _edited(shard: Shard) -> Shard:
     return dataclasses.replace(shard, top_ids=top, answer_ids=answers)
 
 
-def _study_spec(order: LessonOrder) -> StudySpec:
+def study_spec(order: LessonOrder) -> StudySpec:
+    """The unit of study that every way computes."""
     tokens = (order.folder / TOKENS_FILE).read_bytes()
     frame = _frame(order)
     return StudySpec(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from memgrid.units import ComputeDtype
+from memgrid_coordinator.policy.known_cheats import SAYS_FINER as SAYS_FINER
 
 _F32, _F16, _B16 = ComputeDtype.FLOAT32, ComputeDtype.FLOAT16, ComputeDtype.BFLOAT16
 FINER_FIRST = (_F32, _F16, _B16)
@@ -74,7 +75,6 @@ HONEST: tuple[Way, ...] = (
 BASE = HONEST[0]
 HALF = next(way for way in HONEST if way.name == "bfloat16")
 TF32 = Way(name="tf32", compute_dtype=_F32, products=Products.TF32)
-SAYS_FINER = "a coarser dtype than it says"
 WEIGHT_CHEATS = (
     "int8 weights", "int8 weights and inputs", "fp8 weights", "int6 weights", "int4 weights", "nf4 weights",
     "fine-tuned by 2.5e-4", "fine-tuned by 1.2e-5",
@@ -101,9 +101,13 @@ SCORE_CHEATS = (
     "a better cube", "a worse bare model", "less divergence", "the bare model for the cube",
 )  # fmt: skip
 """What `lessons` makes wrong conversations and wrong scores with."""
-CHEATS = tuple(
-    dict.fromkeys((*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, *STUDY_CHEATS, *SCORE_CHEATS, SAYS_FINER))
-)
+COURSE_CHEATS = (
+    "no work", "one step fewer", "stale start", "other data", "another learning rate", "noise on the result",
+    "extrapolated", "poisoned last segment", "int8 weights",
+)  # fmt: skip
+"""Trainings that were not done; `train_cheats.TRAIN_CHEATS` makes them."""
+_ALL = (*WEIGHT_CHEATS, *TOKEN_CHEATS, *CACHE_CHEATS, *STUDY_CHEATS, *SCORE_CHEATS, *COURSE_CHEATS, SAYS_FINER)
+CHEATS = tuple(dict.fromkeys(_ALL))
 QUICK_WAYS = tuple(way for way in HONEST if not (way.is_dear or way.is_capped))
 LESSON_WAYS = tuple(
     way

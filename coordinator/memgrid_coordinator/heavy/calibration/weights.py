@@ -201,9 +201,17 @@ def _product(module: nn.Linear, products: Products) -> Callable[[torch.Tensor], 
     cut: Rounding = _cut if products is Products.TF32 else lambda values: values
     weight = cut(module.weight.detach().float())
     bias: Any = None if module.bias is None else module.bias.detach().float()
+    rounded: dict[torch.dtype, torch.Tensor] = {}
 
     def forward(values: torch.Tensor) -> torch.Tensor:
-        return functional.linear(cut(values.float()), weight, bias).to(values.dtype)
+        kind = values.device.type
+        if not torch.is_autocast_enabled(kind):
+            return functional.linear(cut(values.float()), weight, bias).to(values.dtype)
+        dtype = torch.get_autocast_dtype(kind)
+        if dtype not in rounded:
+            rounded[dtype] = weight.to(dtype).float()
+        with torch.autocast(kind, enabled=False):
+            return functional.linear(values.to(dtype).float(), rounded[dtype], bias).to(dtype)
 
     return forward
 
