@@ -54,6 +54,7 @@ def calibrate(
     may_miss: Annotated[
         list[str] | None, typer.Option("--may-miss", help="A cheat that need not be seen; may be repeated.")
     ] = None,
+    only_caches: Annotated[bool, typer.Option("--only-caches", help="Leave study, evaluate and train out.")] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Parts computed at once.")] = 1,
     ray: Annotated[str | None, typer.Option("--ray", help="Compute on Ray: auto, or an address.")] = None,
     database: DatabaseOption = None,
@@ -84,6 +85,7 @@ def calibrate(
             seed=seed,
             may_miss=allowed,
             ways=QUICK_WAYS if quick else HONEST,
+            is_taught=not only_caches,
             at_once=processes,
         )
         clock = SystemClock() if grid is None else grid.clock

@@ -56,8 +56,8 @@ def prepare_course(order: LessonOrder) -> None:
     frame = ChatFrame.from_bytes((order.folder / FRAME_FILE).read_bytes())
     tokens = token_ids((order.folder / TOKENS_FILE).read_bytes())
     for number in range(2):
-        spec = dataclasses.replace(study_spec(order), first=number * order.sizes.conversations)
-        write_shard(order.folder / f"train-{number}.safetensors", study(model, spec, frame, tokens))
+        asked = dataclasses.replace(study_spec(order), first=number * order.sizes.conversations)
+        write_shard(order.folder / f"train-{number}.safetensors", study(model, asked, frame, tokens))
     for name, adapter in ADAPTERS.items():
         path = order.folder / f"{name}-cold.safetensors"
         start_state(model, adapter, Start.FIRST_TOKENS, tokens, order.seed, path)
