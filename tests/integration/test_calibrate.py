@@ -66,7 +66,7 @@ def calibrate(*words: object) -> Result:
 
 
 def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path, data: Path, tmp_path: Path) -> None:
-    words = ("--data", data, "--report", tmp_path, "--quick", "--chunks", 12, "--tokens", 48, "--json")
+    words = ("--data", data, "--report", tmp_path, "--quick", "--tokens", 64, "--only-caches", "--json")
     result = calibrate("--model", model, *words)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -82,13 +82,7 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
     assert measured.over(BUILT_IN) == limits and measured.rows != BUILT_IN.rows
     checks = [key.split("/")[0] for key in measured.rows]
     found = {check: checks.count(check) for check in checks}
-    assert found == {
-        "prefill.sketch": 18,
-        "prefill.layer0": 3,
-        "prefill.window": 3,
-        "study.replay": 3,
-        "evaluate.replay": 3,
-    }
+    assert found == {"prefill.sketch": 18, "prefill.layer0": 3, "prefill.window": 3}
 
     named = asyncio.run(store.read(partial(reachable.in_calibrations, after=None, failed_since=datetime.now(UTC))))
     assert told["tolerances"].encode() in named.texts, "the collector would take it for rubbish"
@@ -97,12 +91,12 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
     store.close()
 
     evidence = json.loads((tmp_path / EVIDENCE_FILE).read_text())
-    assert evidence["refused"] is False and len(evidence["rows"]) == 30
+    assert evidence["refused"] is False and len(evidence["rows"]) == 21
     seen = {sight["cheat"] for row in evidence["rows"].values() for sight in row["sights"] if sight["is_seen"]}
     assert {"int8 weights", "RoPE off by one", "last layer skipped", "one token changed"} <= seen
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 25 and "int8 weights" in page
-    assert (tmp_path / "report.md").read_text().count(".svg)") == 25
+    assert page.count("<svg") == 10 and "int8 weights" in page
+    assert (tmp_path / "report.md").read_text().count(".svg)") == 10
 
 
 @pytest.mark.parametrize(
@@ -127,15 +121,14 @@ def test_what_can_not_be_calibrated_is_told_in_a_line(model: Path, words: tuple[
 
 
 def measured(model: Path, folder: Path, cheats: tuple[str, ...], **given: object) -> Calibrated:
+    options: dict[str, object] = {"sizes": Sizes(chunks=16, tokens=64, cheat_stride=4), "is_taught": False, **given}
     asked = CalibrationAsked(
         model_folder=model,
         work_folder=folder,
-        sizes=Sizes(chunks=16, tokens=64, cheat_stride=2),
         ways=(BASE, HONEST[2], HALF),
         cheats=cheats,
         stores=(StoreDtype.BFLOAT16,),
-        is_taught=False,
-        **given,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
     )
 
     async def run() -> Calibrated:
@@ -165,3 +158,20 @@ def test_a_model_whose_weights_stand_near_a_grid_is_refused_and_one_on_it_is_not
     assert found.refusal()[0].startswith("int8 weights can't be told from honest answers in prefill.")
     allowed = measured(near_grid, tmp_path, ("int8 weights",), may_miss=frozenset({"int8 weights"}))
     assert not allowed.is_refused and any(line.startswith("int8 weights") for line in allowed.unseen_in_words())
+
+
+def test_study_evaluate_and_train_are_calibrated_by_replays_of_real_answers(model: Path, tmp_path: Path) -> None:
+    cheats = ("another seed", "answers edited", "a better cube", "one step fewer", "poisoned last segment")
+    sizes = Sizes(chunks=4, tokens=32, cheat_stride=4, conversations=8, text_tokens=64, train_row_tokens=96)
+    found = measured(model, tmp_path, cheats, sizes=sizes, is_taught=True)
+    assert found.untaught == ""
+    for check, expected in (
+        ("study.replay", {"another seed", "answers edited"}),
+        ("evaluate.replay", {"a better cube"}),
+        ("train.segment", {"one step fewer", "poisoned last segment"}),
+    ):
+        for claimed in ("float32", "bfloat16"):
+            row = found.rows[f"{check}/{claimed}+float32"]
+            assert row.rejected == 0 and row.tried_on > 0
+            assert {sight.cheat for sight in row.sights if sight.faults == sight.cases} >= expected
+    assert found.rows["train.segment/bfloat16+float32"].statistics["relative L2"].honest_max > 1e-3

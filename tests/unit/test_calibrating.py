@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid_coordinator.heavy.calibration.evidence import evidence, tolerances_of
 from memgrid_coordinator.heavy.calibration.probing import UNIT_LIMITS, in_effect
@@ -17,6 +18,9 @@ from memgrid_coordinator.policy.known_cheats import MAY_MISS, floors, may_miss
 ROW = "train.sketch/bfloat16+float32"
 NAMES = tuple(BUILT_IN.rows[ROW])
 PIECES = 20
+SMOL = ModelGeometry(
+    layers=30, heads=9, kv_heads=3, head_dim=64, hidden=576, vocab=49152, parameters=134515008, tied_embeddings=True
+)
 
 
 def samples(cheat: str, smallest: float, largest: float, *, row: str = ROW, seed: int = 0) -> Samples:
@@ -100,10 +104,10 @@ def test_numbers_that_are_none_and_anything_where_nothing_is_allowed_are_infinit
 
 def test_blocks_widen_what_layers_are_allowed_as_the_check_does() -> None:
     key = "prefill.sketch/bfloat16+float32/bfloat16"
-    found = in_effect(key, {**BUILT_IN.rows[key], "V worst block": 3.0}, 256)
+    found = in_effect(key, {**BUILT_IN.rows[key], "V worst block": 3.0}, SMOL, 256)
     assert found["V worst layer"] == pytest.approx(3.0 / 4 / 1.25)
     assert found["V median"] == BUILT_IN.rows[key]["V median"]
-    assert in_effect(ROW, {"worst part": 1.0}, 256) == {"worst part": 1.0}
+    assert in_effect(ROW, {"worst part": 1.0}, SMOL, 256) == {"worst part": 1.0}
 
 
 def test_the_table_keeps_what_is_no_limit_and_the_evidence_is_plain_json() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from memgrid.cube.identity import ModelIdentity
 from memgrid.digest import Digest
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibrate import (
@@ -184,11 +185,11 @@ class Calibrating:
             dir=asked.work_folder, prefix="calibrate-", ignore_cleanup_errors=True
         ) as folder:
             made = await self._caches(asked, begun.chunks, Path(folder))
-            samples = await self._compared(asked, begun.chunks, made.kept, begun.model.geometry.layers)
+            samples = await self._compared(asked, begun.chunks, made.kept, begun.model.geometry)
             samples += made.replayed
             taught, untaught = await self._lessons(asked, begun.model.digest, Path(folder), made.lossless)
             samples += taught
-        rows = await asyncio.to_thread(_fitted, samples, asked)
+        rows = await asyncio.to_thread(_fitted, samples, asked, begun.model.geometry)
         return Calibrated(
             asked=asked, model=begun.model, rows=rows, samples=samples, lossless=made.lossless, untaught=untaught
         )

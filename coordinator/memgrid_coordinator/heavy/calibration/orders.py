@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.digest import Digest
+from memgrid.kinds.prefill import ModelGeometry
 from memgrid.units import StoreDtype
 from memgrid_coordinator.heavy.calibration.chunks import Chunk
 from memgrid_coordinator.heavy.calibration.planning import Sizes
