@@ -25,7 +25,8 @@ from memgrid_coordinator.heavy.calibration.report import EVIDENCE_FILE, TOLERANC
 from memgrid_coordinator.heavy.calibration.ways import BASE, HALF, HONEST
 from memgrid_coordinator.heavy.calibration.weights import quantised
 from memgrid_coordinator.heavy.runner import InlineEngine
-from memgrid_coordinator.services.calibrating import Calibrated, Calibrating, CalibrationAsked
+from memgrid_coordinator.services.calibrated import Calibrated, CalibrationAsked
+from memgrid_coordinator.services.calibrating import Calibrating
 from memgrid_coordinator.services.tolerances import ModelTolerances
 from memgrid_coordinator.store import audit_log, reachable
 from memgrid_coordinator.store.blobs import BlobStore
@@ -67,7 +68,9 @@ def calibrate(*words: object) -> Result:
 
 def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path, data: Path, tmp_path: Path) -> None:
     words = ("--data", data, "--report", tmp_path, "--quick", "--tokens", 64, "--only-caches", "--json")
-    result = calibrate("--model", model, *words)
+    # So small a cache has few blocks to sketch: what is near to rounding can't be seen for certain.
+    near = ("int8 weights", "noise of 0.3 %", "noise of 1 %", "angles of RoPE rounded")
+    result = calibrate("--model", model, *words, *(word for name in near for word in ("--may-miss", name)))
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["refusal"] == [] and told["model"] == identity_of_folder(model).digest
@@ -93,7 +96,7 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
     evidence = json.loads((tmp_path / EVIDENCE_FILE).read_text())
     assert evidence["refused"] is False and len(evidence["rows"]) == 21
     seen = {sight["cheat"] for row in evidence["rows"].values() for sight in row["sights"] if sight["is_seen"]}
-    assert {"int8 weights", "RoPE off by one", "last layer skipped", "one token changed"} <= seen
+    assert {"RoPE off by one", "last layer skipped", "one token changed"} <= seen
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 10 and "int8 weights" in page
     assert (tmp_path / "report.md").read_text().count(".svg)") == 10

@@ -21,7 +21,8 @@ from memgrid_coordinator.cli.opening import BlobsOption, DatabaseOption, Opened,
 if TYPE_CHECKING:
     from memgrid_coordinator.heavy.calibration.planning import Sizes
     from memgrid_coordinator.heavy.runner import Engine
-    from memgrid_coordinator.services.calibrating import Calibrated, CalibrationAsked, Progress
+    from memgrid_coordinator.services.calibrated import Calibrated, CalibrationAsked
+    from memgrid_coordinator.services.calibrating import Progress
     from memgrid_coordinator.store.blobs import BlobStore
 
 ModelOption = Annotated[
@@ -66,7 +67,7 @@ def calibrate(
     Exits with 1 when cheats that have to be seen can't be told from honest answers; nothing is kept then.
     """
     from memgrid_coordinator.heavy.calibration.ways import HONEST, QUICK_WAYS
-    from memgrid_coordinator.services.calibrating import CalibrationAsked
+    from memgrid_coordinator.services.calibrated import CalibrationAsked
 
     sizes, allowed = _sizes(quick, chunks, tokens), _known(may_miss or [])
     with contextlib.ExitStack() as stack:
@@ -181,7 +182,7 @@ def _progress() -> Iterator[Progress]:
 
 def _write(found: Calibrated, target: Path, clock: Clock) -> Path:
     from memgrid_coordinator.heavy.calibration.report import write_report
-    from memgrid_coordinator.services.calibrating import report_order
+    from memgrid_coordinator.services.calibrated import report_order
 
     return write_report(report_order(found, target, clock.now()))
 

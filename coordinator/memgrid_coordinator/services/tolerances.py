@@ -13,7 +13,7 @@ from memgrid.digest import Digest
 from memgrid.kinds.tolerances import BUILT_IN, Tolerances
 from memgrid_coordinator.heavy.calibration.evidence import evidence
 from memgrid_coordinator.records import Caller
-from memgrid_coordinator.services.calibrating import Calibrated
+from memgrid_coordinator.services.calibrated import Calibrated
 from memgrid_coordinator.store import audit_log, calibrations
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.calibrations import Calibration
