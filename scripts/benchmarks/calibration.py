@@ -59,7 +59,7 @@ def run(console: Console, quick: bool) -> Report:
 
 
 def _tiny_model(folder: Path) -> Path:
-    """A random Llama of four layers whose heads are as wide as real ones: its caches have as many blocks to sketch."""
+    """A random Llama of four layers, with heads as wide as real ones, so that sketches are as fine."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -23,8 +23,8 @@ from memgrid_coordinator.heavy.calibration.ways import (
 )
 from memgrid_coordinator.heavy.plan import load_tokenizer, longest_context
 
-SLICE_CHUNKS = 8
-"""So many chunks a task: their caches are in memory at once."""
+SLICE_CHUNKS = 16
+"""So many chunks a task: their caches are in memory at once, and each task starts a process and loads the model."""
 TRAINED_ON = 3
 
 
