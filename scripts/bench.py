@@ -18,7 +18,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISAB
 NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd", "engine", "sketch")
 LONG = (
     *("scale", "polls", "planning", "peers"),
-    *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "calibration"),
+    *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "check_cost", "calibration"),
 )
 """Minutes to an hour each on two cores: they run when named, and with `all`."""
 ALL = "all"

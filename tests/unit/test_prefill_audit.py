@@ -188,7 +188,7 @@ def test_windows_lie_apart_within_the_unit_and_begin_with_its_first_tokens(token
     assert all(0 < len(window) <= WINDOW_TOKENS and window.stop <= tokens for window in windows)
     assert all(one.stop <= other.start for one, other in pairwise(windows))
     assert len(windows) <= WINDOWS_MAX
-    assert sum(map(len, windows)) <= max(16, tokens / 32)
+    assert sum(map(len, windows)) <= max(16, tokens / 64)
 
 
 def test_every_token_is_drawn_about_as_often_as_any_other() -> None:

@@ -45,9 +45,11 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Causal
 @contextmanager
 def without_fused_attention(model: CausalLM, on: bool = True) -> Iterator[None]:
     """Attention as plain products, for whoever wants to see that a result does not hang on one kernel."""
+    if not on:
+        yield
+        return
     former = model.config._attn_implementation
-    if on:
-        model.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
     try:
         yield
     finally:

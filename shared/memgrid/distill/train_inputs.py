@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from memgrid.cube.geometry import config_of, geometry_of
 from memgrid.distill.adapters import PREFIX_TENSOR, load_adapter
@@ -46,6 +47,16 @@ def read_course(spec: TrainSpec, inputs: Mapping[str, Path], model: CausalLM) ->
 
 def geometry_of_model(model: CausalLM) -> ModelGeometry:
     """The sizes of a loaded model; its weights need not be read again for them."""
+    if model not in _geometries:
+        _geometries[model] = _geometry_of(model)
+    return _geometries[model]
+
+
+_geometries: WeakKeyDictionary[CausalLM, ModelGeometry] = WeakKeyDictionary()
+"""Counting parameters takes longer than some checks may."""
+
+
+def _geometry_of(model: CausalLM) -> ModelGeometry:
     config = config_of(model.config.to_dict())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return geometry_of(config, parameters=parameters, tied=bool(config.get("tie_word_embeddings")))

@@ -15,10 +15,12 @@ from memgrid.specs import PrefillSpec
 
 WINDOW_TOKENS = 4
 WINDOWS_MIN = 4
-"""Also for the shortest units, for which auditing then costs more than a share of 1/32."""
+"""Also for the shortest units, for which auditing then costs more than a twentieth."""
 WINDOWS_MAX = 32
-_SHARE = 32
-"""One token in so many is in a window; with layer 0 and the weights read for it, about a twentieth of the work."""
+_SHARE = 64
+"""One token in so many is in a window: with layer 0, and what is read of weights and claims, about a twentieth of
+the work from a thousand tokens on (`scripts/bench check_cost`).
+"""
 
 
 def drawn_windows(spec: PrefillSpec, draw: bytes) -> tuple[range, ...]:
