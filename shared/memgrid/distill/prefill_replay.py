@@ -36,6 +36,8 @@ FIRST_TOKENS = 16
 """At the very beginning of a text, where there is little to attend to, rounding shows several times as strongly."""
 _PIECE_TOKENS, _PIECE_TOKENS_AGAIN = 512, 96
 _SMALLEST = 1e-30
+_OWN_LIMIT = 0.3
+"""Three times what rounding to 16 bits makes of the first tokens, and less than one wrong tile of a product does."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -75,6 +77,24 @@ def audit_prefill(
     found = judge({name: value for name, (value, _) in statistics.items()}, limits, flops=0)
     _, where = statistics[found.worst[0]]
     return judge(found.statistics, limits, where=where, flops=replay_flops(spec, geometry, windows))
+
+
+def own_difference(
+    model: CausalLM, spec: PrefillSpec, tokens: Sequence[int], past: Sequence[Path], own: Path, draw: bytes
+) -> str | None:
+    """What a host sees that computes a window of its own answer again, on its own device; None when all is well.
+
+    Not a check of rounding, for which a host has no limits of its model: what it names are machines that do not
+    compute the same twice.
+    """
+    windows = drawn_windows(spec, draw)
+    chosen = windows[1 + draw[0] % (len(windows) - 1)] if len(windows) > 1 else windows[0]
+    claimed = ClaimedKv(past, own, spec.start)
+    statistics = replayed_windows(model, claimed, tokens, [chosen], together=False).of_windows(spec.start)
+    for name, (value, where) in statistics.items():
+        if name.endswith("layer") and not value <= _OWN_LIMIT:
+            return f"{name} {value:.1e}, at {where}"
+    return None
 
 
 def past_files(inputs: Mapping[str, Path]) -> list[Path]:

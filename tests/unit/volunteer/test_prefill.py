@@ -165,3 +165,24 @@ def test_a_past_of_the_wrong_length_is_refused(runner: Prefill, make_unit: MakeU
         runner.run(make_unit("short", TOKENS[32:64], start=40, past=past))
     with pytest.raises(InvalidError, match="no past came with it"):
         runner.run(make_unit("none", TOKENS[32:64], start=40))
+
+
+@pytest.mark.parametrize("start", [0, 48])
+def test_a_machine_that_errs_once_does_not_report(
+    make_unit: MakeUnit, tiny_model_folder: Path, tmp_path: Path, start: int
+) -> None:
+    """In the first pass over all tokens one layer comes out wrong; the second look at a window sees it."""
+    past: tuple[Path, ...] = ()
+    if start:
+        before = make_unit("before", TOKENS[:start])
+        Prefill(find_devices()[-1], SystemClock()).run(before)
+        past = (before.out_dir / "kv.safetensors",)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval().base_model
+    model.layers[0].register_forward_hook(
+        lambda module, given, made: made * 1.7 + 1.0 if made.shape[1] == 96 - start else None
+    )
+    flaky = Prefill(find_devices()[-1], SystemClock(), load=lambda *_: model)
+    job = make_unit("flaky", TOKENS[start:], start=start, past=past)
+    with pytest.raises(ArithmeticError, match=r"does not compute the same twice: .* at "):
+        flaky.run(job)
+    assert not (job.out_dir / "sketch.safetensors").exists()

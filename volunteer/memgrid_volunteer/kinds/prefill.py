@@ -6,6 +6,7 @@ p tokens of past, n new tokens, d head dimension.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from memgrid.clock import Clock
 from memgrid.digest import digest_of, token_ids
+from memgrid.distill.prefill_replay import own_difference
 from memgrid.errors import InvalidError
 from memgrid.kinds.prefill import KV_FILE, KV_FORMAT
 from memgrid.kinds.sketch import sketch_file
@@ -40,7 +42,8 @@ class Prefill:
     def run(self, job: Job) -> WorkFacts:
         """Write `kv.safetensors` and `sketch` into the job's output folder.
 
-        Raises InvalidError when the inputs are not the spec's, ArithmeticError when the result is not finite.
+        Raises InvalidError when the inputs are not the spec's, ArithmeticError when the result is not finite or does
+        not come out again: a window of it is computed twice, for machines that err now and then do not know it.
         """
         spec_bytes = (job.unit_dir / "spec.json").read_bytes()
         spec = PrefillSpec.from_bytes(spec_bytes)
@@ -48,10 +51,15 @@ class Prefill:
         compute_dtype = resolve(spec.compute_dtype, self._device)
         model = self._load(job.model_dir, TORCH_DTYPE[compute_dtype], self._device)
         began_s = self._clock.monotonic_s()
-        past = read_past(sorted((job.unit_dir / "past").glob("*.safetensors")), spec.start)
+        past_files = sorted((job.unit_dir / "past").glob("*.safetensors"))
+        past = read_past(past_files, spec.start)
         pairs = prefill(model, tokens, past, TORCH_DTYPE[compute_dtype], self._device.torch_device)
         write_kv(job.out_dir / KV_FILE, tokens, pairs, TORCH_DTYPE[spec.store_dtype])
-        (job.out_dir / SKETCH_FILE).write_bytes(sketch_file(job.out_dir / KV_FILE, spec.key))
+        sketch = sketch_file(job.out_dir / KV_FILE, spec.key)
+        draw = hashlib.sha256(sketch).digest()
+        if (found := own_difference(model, spec, tokens, past_files, job.out_dir / KV_FILE, draw)) is not None:
+            raise ArithmeticError(f"this machine does not compute the same twice: {found}")
+        (job.out_dir / SKETCH_FILE).write_bytes(sketch)
         return facts_of(
             self._device,
             compute_dtype,
