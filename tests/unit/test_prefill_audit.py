@@ -10,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from memgrid.digest import digest_of
 from memgrid.distill.audit import audit
+from memgrid.distill.claimed_kv import ClaimedKv
 from memgrid.distill.model import load_model
+from memgrid.distill.prefill_replay import first_layer, replayed_windows
 from memgrid.errors import InvalidError
 from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.draws import sample
@@ -206,3 +209,38 @@ def test_a_sample_has_no_member_twice_and_none_from_outside(draw: bytes, size: i
     picked = sample(draw, "test", range(5, 5 + of), size)
     assert len(set(picked)) == len(picked) == min(size, of)
     assert all(5 <= each < 5 + of for each in picked) and list(picked) == sorted(picked)
+
+
+OTHERS: dict[str, dict[str, int | bool]] = {
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_models_are_replayed_by_their_own_code(kind: str, tmp_path: Path) -> None:
+    """With attention that slides in all layers, in some of them, and with positions that are learned."""
+    config = AutoConfig.for_model(
+        kind,
+        **{"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, **OTHERS[kind]},
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    unit = make_kv_unit(tmp_path, model.base_model, tmp_path, IDS, start=START)
+    windows = [range(0, 4), range(20, 24), range(64, 68)]
+    files = claim(unit, honest(unit), tmp_path / "honest")
+    past = [path for name, path in sorted(unit.inputs.items()) if name.startswith("past/")]
+    claimed = ClaimedKv(past, files[KV_FILE], START)
+    found = [first_layer(model, claimed, unit.tokens, piece=33).of_first_layer()]
+    found += [
+        replayed_windows(model, claimed, unit.tokens, windows, together=together).of_windows(START)
+        for together in (True, False)
+    ]
+    assert max(value for each in found for value, _ in each.values()) < 2e-6
+    blind = ClaimedKv(past, claim(unit, without_its_past(unit), tmp_path / "blind")[KV_FILE], START)
+    for together in (True, False):
+        false = replayed_windows(model, blind, unit.tokens, windows, together=together).of_windows(START)
+        assert false["window V worst block"][0] > 0.01
