@@ -207,6 +207,6 @@ def test_a_campaigns_wishes_only_tighten_and_bind_the_patient_cheat(
         assert left <= strict.epsilon * (1 + 1e-9)
 
 
-def test_reaching_trust_takes_some_hundred_and_sixty_honest_results() -> None:
+def test_reaching_trust_takes_some_hundred_and_fifty_honest_results() -> None:
     needed = sum(1 / audit_probability(TrustRecord(results=99, passed=k), RULE) for k in range(48))
-    assert 150 < needed < 210
+    assert 140 < needed < 160

@@ -48,9 +48,9 @@ class TrustRule:
     """The share of the work that is assumed to be done by cheats."""
     detection: float = 0.95
     """How likely one audit of a wrong result sees it."""
-    audits_min: float = 0.05
+    audits_min: float = 0.1
     """The share of results that is audited however good the record."""
-    blind_share: float = 0.02
+    blind_share: float = 0.01
     """The share of unaudited results that is computed once more by somebody else."""
     probation_results: int = 5
     """The first results of a record are all audited ..."""
@@ -144,7 +144,7 @@ def audit_probability(record: TrustRecord, rule: TrustRule) -> float:
     >>> round(audit_probability(TrustRecord(results=40, passed=24), TrustRule()), 3)
     0.531
     >>> audit_probability(TrustRecord(results=500, passed=100), TrustRule())
-    0.05
+    0.1
     """
     if record.results < rule.probation_results or Zone.SUSPICIOUS in record.recent:
         return 1.0
