@@ -9,6 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,69 +136,6 @@ def _score_spec(order: LessonOrder, inputs: Mapping[str, Path]) -> EvaluateSpec:
         items=order.sizes.conversations,
         compute_dtype=ComputeDtype.AUTO,
     )
-
-
-OTHER_STUDY.get(order.cheat, {}))  # type: ignore[arg-type]
-    shard = study(model, asked, frame, tokens)
-    path = order.folder / f"shard-{order.number}.safetensors"
-    write_shard(path, _edited(shard) if order.cheat == "answers edited" else shard)
-    inputs = {name: order.folder / name for name in (FRAME_FILE, TOKENS_FILE)}
-
-    def replay(draw: bytes, claim: ComputeDtype) -> Audit:
-        return audit(
-            spec,
-            model_folder=order.model_folder,
-            inputs=inputs,
-            files={SHARD_FILE: path},
-            compute_dtype=claim,
-            draw=draw,
-            tolerances=UNIT_LIMITS,
-        )
-
-    draws = _draws(spec.conversations, lambda draw: audited(spec, draw))
-    return list(_samples(order, "study.replay", draws, replay))
-
-
-def score_and_replay(order: LessonOrder) -> list[Samples]:
-    """Scores of the held-out conversations in one way, and audits of them."""
-    model, _ = model_of(order.model_folder, order.way, order.cheat, _texts(order))
-    inputs = {
-        FRAME_FILE: order.folder / FRAME_FILE,
-        ADAPTER_FILE: order.folder / ADAPTER_FILE,
-        shard_name(0): order.folder / _HELD_OUT,
-    }
-    spec = EvaluateSpec(
-        model=order.model,
-        frame=digest_of_file(inputs[FRAME_FILE]),
-        adapter=PREFIX,
-        adapter_file=digest_of_file(inputs[ADAPTER_FILE]),
-        shards=(digest_of_file(inputs[shard_name(0)]),),
-        first=0,
-        items=order.sizes.conversations,
-        compute_dtype=ComputeDtype.AUTO,
-    )
-    adapter = load_adapter(inputs[ADAPTER_FILE], PREFIX, model)
-    content = scores_bytes(evaluate(model, _frame(order), read_items(spec, inputs), adapter))
-    if order.cheat in EDITED_SCORES:
-        tensors = {name: array.copy() for name, array in load(content).items()}
-        EDITED_SCORES[order.cheat](tensors)
-        content = save(tensors, {"format": SCORES_FORMAT})
-    path = order.folder / f"scores-{order.number}.safetensors"
-    path.write_bytes(content)
-
-    def replay(draw: bytes, claim: ComputeDtype) -> Audit:
-        return audit(
-            spec,
-            model_folder=order.model_folder,
-            inputs=inputs,
-            files={SCORES_FILE: path},
-            compute_dtype=claim,
-            draw=draw,
-            tolerances=UNIT_LIMITS,
-        )
-
-    draws = _draws(spec.items, lambda draw: audited_items(spec, draw))
-    return list(_samples(order, "evaluate.replay", draws, replay))
 
 
 OTHER_STUDY: Mapping[str, dict[str, object]] = {
