@@ -26,14 +26,24 @@ _SCORE_BYTES = 256
 
 
 def stages_of(
-    campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity, present: Collection[UnitKey]
+    campaign: CampaignFile,
+    documents: Sequence[NewDocument],
+    base: ModelIdentity,
+    present: Collection[UnitKey],
+    *,
+    is_calibrated: bool = False,
 ) -> tuple[StageEstimate, ...]:
-    """One entry for each kind of unit, in the order in which they come; `present` are those accepted before."""
+    """One entry for each kind of unit, in the order in which they come; `present` are those accepted before.
+
+    Of a model that the grid was calibrated for, one host computes a unit, unless the campaign says otherwise.
+    """
     units = {unit.key: unit for document in documents for unit in document.units}
     if campaign.recipe == "activation":
-        return (_planned(PrefillSpec.kind, list(units.values()), campaign, base, present),)
-    study = _planned(StudySpec.kind, list(units.values()), campaign, base, present)
-    return (study, _training(campaign, documents, base), _evaluation(campaign, documents, base))
+        replicas = campaign.trust.replicas(audited=is_calibrated)
+        return (_planned(PrefillSpec.kind, list(units.values()), replicas, base, present),)
+    study = _planned(StudySpec.kind, list(units.values()), campaign.trust.replicas(audited=True), base, present)
+    scored = _evaluation(campaign, documents, base, replicas=campaign.trust.replicas(audited=is_calibrated))
+    return (study, _training(campaign, documents, base), scored)
 
 
 def ahead_flops(seen: Seen, *, is_trained: bool) -> int:
@@ -54,10 +64,9 @@ def ahead_flops(seen: Seen, *, is_trained: bool) -> int:
 
 
 def _planned(
-    kind: str, units: Sequence[NewUnit], campaign: CampaignFile, base: ModelIdentity, present: Collection[UnitKey]
+    kind: str, units: Sequence[NewUnit], replicas: int, base: ModelIdentity, present: Collection[UnitKey]
 ) -> StageEstimate:
     """Of units that are known already."""
-    replicas = campaign.trust.replicas(audited=kind != PrefillSpec.kind)
     left = [unit for unit in units if unit.key not in present]
     return StageEstimate(
         kind=kind,
@@ -135,7 +144,9 @@ def _train_spec(campaign: CampaignFile, tokens: int, base: ModelIdentity, member
     )
 
 
-def _evaluation(campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity) -> StageEstimate:
+def _evaluation(
+    campaign: CampaignFile, documents: Sequence[NewDocument], base: ModelIdentity, *, replicas: int
+) -> StageEstimate:
     each = campaign.distill.items_per_evaluation
     units = items = flops = largest = 0
     for document in documents:
@@ -146,7 +157,6 @@ def _evaluation(campaign: CampaignFile, documents: Sequence[NewDocument], base: 
         items += held_out
         flops += kind_of(spec).flops(spec, base.geometry)
         largest = max(largest, kind_of(one).flops(one, base.geometry))
-    replicas = campaign.trust.replicas(audited=False)
     return StageEstimate(
         kind=EvaluateSpec.kind,
         units=units,

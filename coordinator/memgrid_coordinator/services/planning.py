@@ -31,7 +31,7 @@ from memgrid_coordinator.services.gauging import ALIVE
 from memgrid_coordinator.services.models import Models, PooledModel
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import hosts, pool, units
+from memgrid_coordinator.store import calibrations, hosts, pool, units
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 
@@ -105,12 +105,13 @@ class Planning:
 
         def query(connection: Connection) -> CampaignEstimate:
             known = units.by_key(connection, keys)
+            is_calibrated = calibrations.latest(connection, planned.identity.digest) is not None
             present = {key for key, unit in known.items() if has_result(unit)}
             return CampaignEstimate(
                 recipe=wanted.recipe,
                 documents=len(planned.documents),
                 tokens=sum(document.tokens for document in planned.documents),
-                stages=stages_of(wanted, planned.documents, planned.identity, present),
+                stages=stages_of(wanted, planned.documents, planned.identity, present, is_calibrated=is_calibrated),
                 speeds=tuple(hosts.speeds_seen_since(connection, since)),
                 documents_present=pool.count_cubes(connection, names, wanted.publish.version),
             )
