@@ -127,8 +127,9 @@ class Auditing:
             )
             replays: list[Replay] = []
             while (look := next_look([(replay.look, replay.zone) for replay in replays])) is not None:
-                number += look is Look.ELSEWHERE
-                drawn = replace(order, draw=self._rule.draw(evidence.lease, number), again=look is Look.AGAIN)
+                number += look is Look.ELSEWHERE and evidence.is_all_there
+                again = look is Look.AGAIN or (look is Look.ELSEWHERE and not evidence.is_all_there)
+                drawn = replace(order, draw=self._rule.draw(evidence.lease, number), again=again)
                 found = await self._replay(evidence, drawn)
                 if found.audit is None:  # not even the unit's form, which is no matter of numbers
                     return Concluded(zone=Zone.FAULT, replays=tuple(replays), reason=found.refused)
@@ -151,7 +152,8 @@ class Auditing:
 def _evidence(connection: Connection, audit: WantedAudit) -> tuple[Evidence, int]:
     """What lies here of a result, and how many draws its audits have used."""
     (evidence,) = evidence_of(connection, [audit.lease.lease_id])
-    return evidence, audits.draws_used(connection, audit.lease.lease_id)
+    # Of what was fetched in part only the first draw's part is here.
+    return evidence, audits.draws_used(connection, audit.lease.lease_id) if evidence.is_all_there else 0
 
 
 def _record(audit: Audit, seconds: float, look: Look, number: int) -> Replay:

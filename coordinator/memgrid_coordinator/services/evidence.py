@@ -44,6 +44,11 @@ class Evidence:
         assert self.lease.facts is not None, f"lease {self.lease.lease_id} has not been reported"
         return self.lease.facts
 
+    @property
+    def is_all_there(self) -> bool:
+        """Whether every output was fetched; of training only what was drawn is, so nothing else can be looked at."""
+        return len(self.files) == len(self.lease.outputs)
+
     def is_whole(self, paths: Mapping[Digest, Path]) -> bool:
         """Whether all of it is at hand."""
         return None not in self.past.values() and all(digest in paths for digest in self.digests())
