@@ -87,6 +87,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("identity", json.dumps({**samples.BASE.to_json(), "sliding_window": 2**63}).encode()),
     ("identity", json.dumps({**samples.BASE.to_json(), "\ud800": 1}).encode()),
     ("model_config", b'{"rope_theta": "\\u001b[2J"}'),
+    ("tolerances", json.dumps({**json.loads(every()["tolerances"].seeds()[0]), "origin": "\ud800"}).encode()),
     ("grid_url", b"http:" + b"9" * 60_000),
     ("token", b"operator.\xff"),
     ("token", b"host.\xff.x"),

@@ -70,7 +70,8 @@ class Tolerances:
             raise InvalidError(f"tolerances: {type(error).__name__}: {error}"[:300]) from None
         if value_format != TOLERANCES_FORMAT:
             raise InvalidError(f"tolerances: expected format {TOLERANCES_FORMAT}, found {value_format!r}"[:300])
-        if not isinstance(origin, str) or len(origin) > _ORIGIN_MAX or not isinstance(rows, dict):
+        is_text = isinstance(origin, str) and origin.isprintable() and len(origin) <= _ORIGIN_MAX
+        if not is_text or not isinstance(rows, dict):
             raise InvalidError(f"tolerances: expected an origin of at most {_ORIGIN_MAX} characters, and rows")
         return cls(origin=origin, rows={key: _checked(key, row) for key, row in rows.items()})
 
