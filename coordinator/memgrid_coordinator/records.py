@@ -123,7 +123,7 @@ class Unit:
     fence: int
     """The fence of the newest lease; the next lease gets one more."""
     failures: int
-    """Leases that expired, failed or were rejected."""
+    """Leases that expired or failed."""
     output_digest: Digest | None
     """Of the main output, the first."""
     output_bytes: int

@@ -338,8 +338,6 @@ class UnitHistory(RuleBasedStateMachine):
         for move in outcome.lease_moves:
             old = by_id[move.lease_id]
             by_id[move.lease_id] = replace(old, state=after(LEASE_MOVES, old.state, move.move), reason=move.reason)
-        rejected = sum(1 for move in outcome.lease_moves if move.move == "reject")
-        self.unit = replace(self.unit, failures=self.unit.failures + rejected)
         self.leases = list(by_id.values())
         if isinstance(event, UploadVerified) and {"accept", "hold"} & set(outcome.unit_moves):
             self.unit = replace(self.unit, accepted_lease_id=event.lease_id)

@@ -14,7 +14,10 @@ from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, difference
 from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
 FAILURES_MAX = 12
-"""Leases of one unit that may expire, fail or be rejected before the unit is given up: then it is the unit."""
+"""Leases of one unit that may expire or fail before the unit is given up: then it is the unit.
+
+What is rejected says nothing of the unit, and cheats could end any by it; each account can do that but once.
+"""
 
 
 NOT_WANTED = Reason(code=ReasonCode.CAMPAIGN_CANCELLED, text="no campaign wants this unit any more")
@@ -181,7 +184,7 @@ def _collect(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Differenc
     if (given_up := _given_up(leases)) is not None:
         return _end(leases, "fail", given_up)
     if unit.failures >= FAILURES_MAX:
-        text = f"{unit.failures} leases expired, failed or were rejected"
+        text = f"{unit.failures} leases expired or failed"
         return _end(leases, "fail", Reason(code=ReasonCode.TOO_MANY_FAILURES, text=text))
     if verdict.compare:
         return Outcome(compare=verdict.compare, vacancies=0)

@@ -177,7 +177,6 @@ def _write(
     for lease, reason in worthless:
         leases.move(connection, [lease.lease_id], "reject", reason)
         log.append(_event("report_refused", lease, now, reason=reason))
-    units.count_failures(connection, [lease.unit_id for lease, _ in worthless])
     charged = [(lease, found[lease.unit_id].kind, reason.code) for lease, reason in worthless]
     follows = trusting.charge(connection, charged, rule.trust, now)
     events.append(connection, log)

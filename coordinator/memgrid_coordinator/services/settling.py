@@ -175,7 +175,6 @@ class _Carrying:
             moved = leases.move(self.connection, lease_ids, verb, reason)
             assert moved == len(lease_ids), f"{verb} moved {moved} of {len(lease_ids)} leases that this step had read"
         rejected = [move for outcome in outcomes.values() for move in outcome.lease_moves if move.move == "reject"]
-        units.count_failures(self.connection, [self.leases[move.lease_id].unit_id for move in rejected])
         charged = [(*self._with_kind(move.lease_id), move.reason.code) for move in rejected]
         self.follows |= trusting.charge(self.connection, charged, self.rule.trust, self.now)
         agreeing = [lease_id for (verb, _), ids in alike.items() if verb == "agree" for lease_id in ids]
