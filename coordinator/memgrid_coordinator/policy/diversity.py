@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from memgrid.units import AccountId
@@ -71,6 +72,7 @@ def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return mapped or address
 
 
+@lru_cache(maxsize=4096)
 def _neighbourhood(network: str) -> str:
     prefix = ip_network(network)
     return str(prefix.supernet(new_prefix=_NEIGHBOURHOOD_BITS[prefix.version]))
