@@ -108,6 +108,23 @@ def test_looking_back_and_waiting_for_finality_each_find_what_the_other_does_not
     assert with_both.wrong_final < with_both.wrong_first
 
 
+def test_quiet_cheats_are_found_by_suspicions_alone_and_their_results_computed_anew() -> None:
+    seen = {"audit": 0.0, "suspicious": 0.25, "sketch": 0.0}
+    quiet = {"name": "quiet", "share": 0.1, "kind": "sleeper", "wrong_rate": 1.0, "detection": seen}
+    tally = outcome(scenario(quiet, days=20, hosts=60))
+    assert len(tally.populations["quiet"].caught_hours) == tally.populations["quiet"].cheated_hosts == 6
+    assert tally.computed_anew > 100
+    assert tally.populations["quiet"].wrong_standing < tally.populations["quiet"].wrong / 10
+
+
+def test_whoever_takes_a_new_name_after_each_wrong_result_leaves_nothing() -> None:
+    """Audits miss one in twenty, and there is never a later one under the same name."""
+    farm = {"name": "farm", "share": 0.1, "kind": "sybil", "wrong_rate": 1.0, "group": 0}
+    tally = outcome(scenario(farm, days=5, hosts=100))
+    assert tally.populations["farm"].wrong > 1000
+    assert tally.populations["farm"].wrong_standing <= 5
+
+
 def test_honest_hosts_are_never_accused_though_their_audits_are_suspicious_now_and_then() -> None:
     tally = outcome(scenario(days=15, hosts=100, audits={"suspicious": 0.002, "suspicious_again": 1.0}))
     assert tally.second_audits > 0

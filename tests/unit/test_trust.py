@@ -89,6 +89,17 @@ def test_a_fault_loses_everything_but_the_count_of_faults(record: TrustRecord, r
     assert audit_probability(after, rule) == 1.0
 
 
+@given(st.integers(0, 19))
+def test_whoever_is_marked_is_always_audited_until_the_mark_is_twenty_audits_old(at: int) -> None:
+    recent = [Zone.PASS] * 20
+    recent[at] = Zone.SUSPICIOUS
+    marked = replace(trusted(), recent=tuple(recent))
+    for _ in range(at + 1):
+        assert audit_probability(marked, RULE) == 1.0
+        marked, _ = after_audit(marked, Zone.PASS, RULE)
+    assert audit_probability(marked, RULE) == RULE.audits_min
+
+
 def test_whoever_erred_needs_twice_as_many_audits_to_be_trusted_again() -> None:
     once = math.ceil(RULE.audits_to_trust)
     assert audit_probability(trusted(once), RULE) == RULE.audits_min
