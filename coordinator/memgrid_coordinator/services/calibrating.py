@@ -32,6 +32,7 @@ from memgrid_coordinator.heavy.calibration.ways import (
     STUDY_CHEATS,
 )
 from memgrid_coordinator.heavy.runner import Engine
+from memgrid_coordinator.policy.calibrating import HONEST as HONEST_ANSWERS
 from memgrid_coordinator.policy.calibrating import FittedRow, Samples, fit
 from memgrid_coordinator.policy.known_cheats import floors, may_miss
 from memgrid_coordinator.services.calibrated import Calibrated, CalibrationAsked
@@ -93,10 +94,11 @@ class Calibrating:
             made = await self._engine.run(compute_caches, order)
             if made.moved < LOSSLESS:
                 lossless.add(task.cheat)
-            samples.extend(made.samples)
+            wanted = {HONEST_ANSWERS, *asked.cheats}
+            samples.extend(each for each in made.samples if each.cheat in wanted)
             indices = frozenset(chunk.index for chunk in task.chunks)
-            for cheat, file in made.files.items():
-                kept.append(Kept(file=file, way=task.way, cheat=cheat, indices=indices))
+            for cheat in made.files.keys() & wanted:
+                kept.append(Kept(file=made.files[cheat], way=task.way, cheat=cheat, indices=indices))
 
         tasks = list(cache_tasks(chunks, asked.sizes, asked.ways, asked.cheats))
         parts = [(f"{task.way.name}{': ' * bool(task.cheat)}{task.cheat}", partial(make, task)) for task in tasks]

@@ -82,7 +82,7 @@ def train_and_replay(order: LessonOrder) -> list[Samples]:
                 continue
             # Cheats in one segment alone are tried, not fitted to.
             is_tried = is_last or touched in (LAST, FIRST)
-            piece = place + (order.sizes.fit_chunks if is_tried else 0)
+            piece = place + (order.sizes.fit_chunks if is_tried else -len(ADAPTERS))
             values = _replayed(order, unit, files, segment)
             for claim in claims(order.way, order.cheat):
                 found.setdefault(claim, []).append((piece, values))

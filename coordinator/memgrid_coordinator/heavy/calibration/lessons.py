@@ -160,7 +160,7 @@ def _samples(
     """An audit that found a rule broken is infinitely far in every statistic."""
     names = tuple(name for name in CHECKS[check] if name != RANK_EDGE)
     half = len(draws) // 2
-    pieces = [place if place < half else order.sizes.fit_chunks + place for place in range(len(draws))]
+    pieces = [place - half if place < half else order.sizes.fit_chunks + place for place in range(len(draws))]
     for claim, called in claims(order.way, order.cheat):
         shares = [shares_of(replay(draw, claim)) for draw in draws]
         yield Samples(
