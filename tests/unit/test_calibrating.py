@@ -25,8 +25,9 @@ SMOL = ModelGeometry(
 
 def samples(cheat: str, smallest: float, largest: float, *, row: str = ROW, seed: int = 0) -> Samples:
     """Three cases a text, evenly between two values, in every statistic."""
-    values = np.random.default_rng(seed).uniform(smallest, largest, (3 * PIECES, len(NAMES)))
-    return Samples(row=row, cheat=cheat, ways="", names=NAMES, values=values, pieces=np.repeat(np.arange(PIECES), 3))
+    names = tuple(BUILT_IN.rows[row])
+    values = np.random.default_rng(seed).uniform(smallest, largest, (3 * PIECES, len(names)))
+    return Samples(row=row, cheat=cheat, ways="", names=names, values=values, pieces=np.repeat(np.arange(PIECES), 3))
 
 
 def fitted(*given: Samples, **options: object) -> FittedRow:
@@ -84,17 +85,21 @@ def test_one_statistic_is_enough_to_see_a_cheat_and_is_named() -> None:
 
 
 def test_pairs_of_a_coarse_class_are_allowed_at_least_what_each_is_against_float32() -> None:
-    coarse = "train.sketch/bfloat16+bfloat16"
-    rows = fit(
-        [samples("", 0.9e-3, 1e-3), samples("", 1e-5, 2e-5, row=coarse)],
-        fit_pieces=10,
-        may_miss=may_miss,
-        floors=floors,
+    against, alike, exact = (
+        f"prefill.sketch/{pair}/bfloat16" for pair in ("bfloat16+float32", "bfloat16+bfloat16", "float32+float32")
     )
-    assert rows[coarse].limits == rows[ROW].limits
-    float32 = "train.sketch/float32+float32"
-    rows = fit([samples("", 0, 0, row=float32)], fit_pieces=10, may_miss=may_miss, floors=floors)
-    assert rows[float32].limits == BUILT_IN.rows[float32]
+    given = [samples("", 0.9e-2, 1e-2, row=against), samples("", 1e-5, 2e-5, row=alike), samples("", 0, 0, row=exact)]
+    rows = fit(given, fit_pieces=10, may_miss=may_miss, floors=floors)
+    assert rows[alike].limits == rows[against].limits
+    assert all(limit > 1e-2 for limit in rows[against].limits.values())
+    assert rows[exact].limits == BUILT_IN.rows[exact]
+
+
+def test_few_audits_widen_built_in_limits_and_never_tighten_them() -> None:
+    (row,) = fit([samples("", 1e-9, 2e-9)], fit_pieces=10, may_miss=may_miss, floors=floors).values()
+    assert row.limits == BUILT_IN.rows[ROW]
+    (row,) = fit([samples("", 0.5, 0.6)], fit_pieces=10, may_miss=may_miss, floors=floors).values()
+    assert all(row.limits[name] > BUILT_IN.rows[ROW][name] for name in NAMES)
 
 
 def test_numbers_that_are_none_and_anything_where_nothing_is_allowed_are_infinitely_far() -> None:

@@ -36,8 +36,6 @@ TALK_MAY_MISS = {
 """Of conversations and scores in bfloat16, which are few numbers."""
 COURSE_MAY_MISS = {SAYS_FINER: "float16 with sums in float32 is nearly as exact, and costs nobody anything"}
 """Of trainings in float32."""
-RARE = ("question margin", "mean question margin", "answer margin", "mean answer margin", "first choices")
-"""Statistics of events that happen to one token in hundreds: a calibration sees too few to tighten their limits."""
 
 
 def coarser_of(row: str) -> ComputeDtype:
@@ -74,19 +72,21 @@ def floors(row: str, fitted: Mapping[str, Mapping[str, float]]) -> Mapping[str, 
 
     What float32 rounds to is a matter of machines rather than of models, and one machine shows little of it: the
     built-in limits of float32 stay. Two hosts of one coarse class may lie as far apart as either lies from float32,
-    though two kernels of one machine hardly do: limits of such pairs are those against float32, or wider.
+    though two kernels of one machine hardly do: limits of such pairs are those against float32, or wider. Of
+    conversations, scores and trainings a calibration sees few: it widens their built-in limits, and never tightens
+    them.
 
-    >>> key = "train.sketch/bfloat16+bfloat16"
-    >>> floors(key, {"train.sketch/bfloat16+float32": {"worst part": 0.2}})
-    {'worst part': 0.2}
+    >>> key = "prefill.sketch/bfloat16+bfloat16/bfloat16"
+    >>> floors(key, {"prefill.sketch/bfloat16+float32/bfloat16": {"K median": 0.2}})
+    {'K median': 0.2}
     """
     check, pair, *store = row.split("/")
     coarser, _, finer = pair.partition("+")
-    rare = {name: limit for name, limit in _built_in(row).items() if name.endswith(RARE)}
+    if not check.startswith("prefill."):
+        return _built_in(row)
     if finer == ComputeDtype.FLOAT32:
-        return {**_built_in("/".join([check, f"{finer}+{finer}", *store])), **rare}
-    against_float32 = "/".join([check, f"{coarser}+{ComputeDtype.FLOAT32}", *store])
-    return {**fitted.get(against_float32, {}), **rare}
+        return _built_in("/".join([check, f"{finer}+{finer}", *store]))
+    return fitted.get("/".join([check, f"{coarser}+{ComputeDtype.FLOAT32}", *store]), {})
 
 
 def _built_in(row: str) -> Mapping[str, float]:
