@@ -67,22 +67,11 @@ def calibrate(*words: object) -> Result:
 
 
 def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path, data: Path, tmp_path: Path) -> None:
-    words = (
-        "--data",
-        data,
-        "--report",
-        tmp_path,
-        "--quick",
-        "--chunks",
-        8,
-        "--tokens",
-        64,
-        "--only-caches",
-        "--json",
-    )
+    quick = ("--quick", "--only-caches", "--chunks", 8, "--tokens", 64)
     # So small a cache has few blocks to sketch: what is near to rounding can't be seen for certain.
     near = ("int8 weights", "noise of 0.3 %", "noise of 1 %", "angles of RoPE rounded")
-    result = calibrate("--model", model, *words, *(word for name in near for word in ("--may-miss", name)))
+    missed = [word for name in near for word in ("--may-miss", name)]
+    result = calibrate("--model", model, "--data", data, "--report", tmp_path, "--json", *quick, *missed)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["refusal"] == [] and told["model"] == identity_of_folder(model).digest
