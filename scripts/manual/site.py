@@ -17,13 +17,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from manual import calls, campaign_file, commands, http, manifest, series, settings  # noqa: E402
+from manual import calls, campaign_file, commands, manifest, routes, series, settings  # noqa: E402
 
 REFERENCE = {
     "reference/commands.md": commands.page,
     "reference/campaign-file.md": campaign_file.page,
     f"reference/{campaign_file.SCHEMA_FILE}": campaign_file.schema,
-    "reference/http.md": http.page,
+    "reference/http.md": routes.page,
     "reference/calls.md": calls.page,
     "reference/series.md": series.page,
     "reference/manifest.md": manifest.page,

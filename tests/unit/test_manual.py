@@ -20,7 +20,7 @@ from memgrid_coordinator.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from manual import calls, campaign_file, commands, http, manifest, series, settings  # noqa: E402
+from manual import calls, campaign_file, commands, manifest, routes, series, settings  # noqa: E402
 
 
 def test_every_command_is_on_its_page_with_every_option() -> None:
@@ -71,7 +71,7 @@ def test_every_setting_is_on_its_page() -> None:
 
 
 def test_every_http_call_is_told() -> None:
-    told = http.calls()
+    told = routes.calls()
     assert "GET /metrics" in told and "PUT /v2/{name}/manifests/{reference}" in told
     assert [call for call, means in told.items() if not means] == []
 

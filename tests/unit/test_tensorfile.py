@@ -30,7 +30,7 @@ def tensor(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[s
 
 @given(
     st.dictionaries(
-        st.text(min_size=1, max_size=8),
+        st.text(min_size=1, max_size=8).filter(str.isprintable),
         hnp.arrays(
             dtype=st.sampled_from([np.float32, np.float16, np.int32, np.uint8, np.int64]),
             shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=5),

@@ -23,6 +23,7 @@ from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.kinds.registry import kind_of
 from memgrid.kinds.shard import SHARD_FILE, write_shard
 from memgrid.kinds.study import StudyKind
+from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.specs import (
     AdapterKind,
     AdapterSpec,
@@ -75,6 +76,7 @@ def test_a_study_units_output_passes_every_check(grid: Studied, tmp_path: Path) 
         files=files,
         compute_dtype=facts.compute_dtype,
         draw=b"d" * 32,
+        tolerances=BUILT_IN,
     )
     assert facts.compute_dtype is ComputeDtype.FLOAT32
     assert facts.tokens == grid.spec.token_count + len(grid.honest.question_ids) + len(grid.honest.answer_ids)
@@ -125,6 +127,7 @@ def test_an_evaluate_units_output_passes_every_check(grid: Studied, tmp_path: Pa
         files=files,
         compute_dtype=facts.compute_dtype,
         draw=b"d" * 32,
+        tolerances=BUILT_IN,
     )
     assert told[-1] == Progress(done=1.0, text="100% of 9 conversations scored")
 
