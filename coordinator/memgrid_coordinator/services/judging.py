@@ -347,10 +347,13 @@ class Judging:
         told = _event("audited", lease, now, concluded.reason, f"{concluded.zone}: {concluded.in_words()}")
         events.append(connection, [told])
         is_final = trusting.is_final_at_once(connection, lease, unit, self._rule.trust)
-        happened = self._of_unit(connection, unit, lease, concluded.reason, is_final=is_final)
-        if concluded.reason is None:
-            # Whoever is found at fault by suspicions loses this result with the others.
-            happened |= trusting.after_audit(connection, audited, concluded.zone, self._rule.trust, now)
+        follows: dict[int, UnitEvent] = {}
+        reason = concluded.reason
+        if reason is None:
+            follows = trusting.after_audit(connection, audited, concluded.zone, self._rule.trust, now)
+            own = follows.get(unit.unit_id)
+            reason = own.reason if isinstance(own, Recalled) else None
+        happened = follows | self._of_unit(connection, unit, lease, reason, is_final=is_final)
         settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
         self._have_waiting_audited(connection, settlement.held, now)
         return settlement
@@ -365,7 +368,7 @@ class Judging:
                 return {unit.unit_id: UploadVerified(lease_id=lease.lease_id, is_final=is_final)}
             return {unit.unit_id: UploadFailed(lease_id=lease.lease_id, reason=reason)}
         if reason is not None:
-            return {unit.unit_id: Recalled(reason=reason, is_wrong=True)}
+            return {unit.unit_id: Recalled(reason=reason, is_wrong=reason.code is ReasonCode.REPLAY_DIFFERS)}
         return {unit.unit_id: Confirmed()} if unit.state is UnitState.PROVISIONAL else {}
 
     async def _end_uploads(

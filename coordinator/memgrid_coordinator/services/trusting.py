@@ -77,7 +77,8 @@ def after_audit(
 ) -> dict[int, UnitEvent]:
     """What an audit that found no fault means for its host, and for what the host reported before.
 
-    A fault is charged when its lease is rejected (`charge`), so that it is charged once, whoever found it.
+    A fault is charged when its lease is rejected (`charge`), so that it is charged once, whoever found it. Whoever was
+    suspicious too often loses this result with the others.
     """
     lease, here = audited.lease, (audited.kind, audited.lease.numerics_class)
     host = _host(connection, lease.host_id)
@@ -131,7 +132,7 @@ def _at_fault(
     final = leases.by_id(connection, audits.final_of(connection, host.host_id, kind, rule.look_back))
     recalled = audits.provisional_of(connection, host.host_id)
     if recompute:
-        recalled += [each.unit_id for each in final.values()]
+        recalled += [lease.unit_id, *(each.unit_id for each in final.values())]
         counted = f"{len(recalled)} results recalled"
     else:
         audits.want(connection, [_looked_back_on(each, kind, now) for each in final.values()])
