@@ -125,6 +125,13 @@ def test_whoever_takes_a_new_name_after_each_wrong_result_leaves_nothing() -> No
     assert tally.populations["farm"].wrong_standing <= 5
 
 
+def test_nothing_stays_provisional_beyond_its_time_where_audits_are_rare() -> None:
+    """At a unit an hour two later audits take a day; here a result waits for six hours, then gets its own."""
+    tally = outcome(scenario(days=15, hosts=20, trust={"provisional_max_hours": 6}))
+    assert tally.overdue_audits > 100
+    assert 0 < tally.provisional <= 20 * 7
+
+
 def test_honest_hosts_are_never_accused_though_their_audits_are_suspicious_now_and_then() -> None:
     tally = outcome(scenario(days=15, hosts=100, audits={"suspicious": 0.002, "suspicious_again": 1.0}))
     assert tally.second_audits > 0

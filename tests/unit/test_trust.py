@@ -24,6 +24,7 @@ from memgrid_coordinator.policy.trust import (
     held_max,
     is_class_suspended,
     is_final,
+    is_final_at_once,
     is_overdue,
 )
 
@@ -186,6 +187,11 @@ def test_a_class_is_suspended_when_many_of_its_audits_and_hosts_fail(
     of_class = ClassRecord(audits=audits, failed=failed, hosts=hosts, hosts_failed=hosts_failed)
     many = audits >= 20 and 20 * failed > audits
     assert is_class_suspended(of_class, RULE) == (many and hosts_failed >= 3 and 5 * hosts_failed > hosts)
+
+
+@given(records)
+def test_an_audit_passed_makes_a_result_final_at_once_except_in_probation(record: TrustRecord) -> None:
+    assert is_final_at_once(record, RULE) == (record.results >= RULE.probation_results)
 
 
 def test_an_unaudited_result_is_final_after_two_later_audits_and_waits_a_day_at_most() -> None:
