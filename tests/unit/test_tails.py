@@ -56,7 +56,9 @@ def test_the_longest_of_those_worth_copying_goes_first(running: list[Running], f
     worth = [
         one
         for one in running
-        if one.copies < RULE.copies_max and remaining_s(one, RULE) >= RULE.speedup_min * one.flops / flops_per_s
+        if one.copies < RULE.copies_max
+        and one.elapsed_s >= RULE.elapsed_min_s
+        and remaining_s(one, RULE) >= RULE.speedup_min * one.flops / flops_per_s
     ]
     longest = max((remaining_s(one, RULE) for one in worth), default=None)
     assert (key is None) == (longest is None)
@@ -64,7 +66,9 @@ def test_the_longest_of_those_worth_copying_goes_first(running: list[Running], f
 
 
 def test_a_silent_host_is_expected_never_to_end() -> None:
-    silent = Running(unit_key=UnitKey("a"), flops=10**12, elapsed_s=10, estimate_s=20, silent_s=901)
+    silent = Running(unit_key=UnitKey("a"), flops=10**12, elapsed_s=30, estimate_s=60, silent_s=901)
     assert worth_copying([silent], flops_per_s=1e9, units=10, rule=RULE) == "a"
-    heard = Running(unit_key=UnitKey("a"), flops=10**12, elapsed_s=10, estimate_s=20)
+    heard = Running(unit_key=UnitKey("a"), flops=10**12, elapsed_s=30, estimate_s=60)
     assert worth_copying([heard], flops_per_s=1e9, units=10, rule=RULE) is None
+    begun = Running(unit_key=UnitKey("a"), flops=10**12, elapsed_s=29, estimate_s=10**5)
+    assert worth_copying([begun], flops_per_s=1e12, units=10, rule=RULE) is None
