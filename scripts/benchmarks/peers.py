@@ -31,7 +31,7 @@ from benchmarks.report import Report, Row
 PACKAGES = ("celery[redis]==5.7.0", "procrastinate==3.10.0", "psycopg[binary]", "psutil")
 ENVIRONMENT = ROOT / ".cache" / "benchmarks" / "peers"
 PROGRAMS = Path(__file__).parent / "peer_programs"
-OURS = (Setting(quorum=1, batch=1), Setting(quorum=1, batch=20))
+OURS = (Setting(quorum=2, batch=1), Setting(quorum=2, batch=20))
 
 
 def run(console: Console, quick: bool) -> Report:
