@@ -223,7 +223,6 @@ def _verdicts() -> list[Any]:
             COUNT,
             Query(gauge("memgrid_audits_due"), "due"),
             Query(gauge("memgrid_classes_suspended"), "classes suspended"),
-            width=6,
         ),
         lines(
             "Taken back",
@@ -231,7 +230,6 @@ def _verdicts() -> list[Any]:
             PER_S,
             Query(rate("memgrid_units_recalled_total"), "results recalled"),
             Query(rate("memgrid_cubes_retracted_total"), "cubes retracted"),
-            width=6,
         ),
         lines(
             "What replays cost",

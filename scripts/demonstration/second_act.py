@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from demonstration.answers import Answers, answer_three_ways
-from demonstration.grid import HONEST, LAZY, SCRIPTS, Grid
+from demonstration.grid import CHEAT, HONEST, LAZY, SCRIPTS, Grid
 from demonstration.processes import DemoError
 from demonstration.steps import Steps
 from demonstration.table import distilled_table
@@ -96,7 +96,7 @@ def _check_outcome(grid: Grid, campaign: dict[str, Any]) -> dict[str, str]:
     (document,) = campaign["documents"]
     if document["state"] != "published":
         raise DemoError(f"no cube: {document['reason']}")
-    rejections = [each for each in grid.rejections() if each["reason"] == "replay_differs"]
+    rejections = [each for each in grid.rejections() if each["volunteer"] != CHEAT]  # who was caught in the first act
     blamed = {rejection["volunteer"] for rejection in rejections}
     if blamed != {LAZY}:
         raise DemoError(f"expected training of {LAZY} alone to be rejected, found: {', '.join(blamed) or 'none'}")

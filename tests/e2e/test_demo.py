@@ -73,7 +73,7 @@ def test_every_document_becomes_a_cube(facts: dict[str, Any]) -> None:
 
 def test_the_cheat_alone_is_caught_and_told_why(facts: dict[str, Any]) -> None:
     assert {rejection["volunteer"] for rejection in facts["reports_rejected"]} == {"mallory"}
-    assert all(rejection["reason"] == "disagrees" for rejection in facts["reports_rejected"])
+    assert {rejection["reason"] for rejection in facts["reports_rejected"]} <= {"replay_differs", "disagrees"}
     assert all("allowed" in rejection["text"] for rejection in facts["reports_rejected"])
 
 
@@ -84,8 +84,9 @@ def test_the_cube_stands_for_having_read_the_text(facts: dict[str, Any]) -> None
     assert "23 kilobytes" not in facts["answer_without_text"]
 
 
-def test_checking_costs_what_replicas_cost(facts: dict[str, Any]) -> None:
-    assert 2 * facts["produced_flops"] <= facts["spent_flops"] <= 3.5 * facts["produced_flops"]
+def test_one_host_a_chunk_is_nearly_enough(facts: dict[str, Any]) -> None:
+    """Half of the results of newcomers are computed twice; and what the cheat did was done again."""
+    assert facts["produced_flops"] <= facts["spent_flops"] <= 3 * facts["produced_flops"]
     assert 0 < facts["saved_flops"] < facts["produced_flops"]
     assert facts["cube_bytes"] > 23_000 * facts["cube_tokens"]
 

@@ -15,6 +15,7 @@ from memgrid.digest import Digest, digest_of
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import BadSignatureError, NotAllowedError, SessionReplacedError, StaleSequenceError
 from memgrid.kinds.prefill import ModelGeometry
+from memgrid.kinds.sketch import SKETCH_FORMAT
 from memgrid.signing import SigningKey
 from memgrid.testing import SimulatedGpu, SimulatedHost, SimulatedWork
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, Release, SyncAsk, UploadOrder
@@ -160,7 +161,8 @@ async def test_reports_that_cannot_be_meant_are_refused_with_their_reason(
             ReasonCode.BAD_SKETCH,
         )
         shape = (geometry.layers, 1, 7)
-        sick = save({"k": np.full(shape, np.nan, np.float32), "v": np.ones(shape, np.float32)})
+        sick_halves = {"k": np.full(shape, np.nan, np.float32), "v": np.ones(shape, np.float32)}
+        sick = save(sick_halves, metadata={"format": SKETCH_FORMAT})
         assert (await refusal(host, with_sketch(works[2], sick))).code is ReasonCode.NOT_FINITE
         unsent = replace(works[3].claim, sketch_digest=Digest("sha256:" + "0" * 64))
         assert (await refusal(host, replace(works[3], claim=unsent))).code is ReasonCode.BAD_SKETCH

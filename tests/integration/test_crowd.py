@@ -91,7 +91,7 @@ class Counted:
 
 async def test_a_crowd_comes_back_while_a_host_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log_ins, exchanges = Counted(EnrolmentService._log_in), 0
-    monkeypatch.setattr(EnrolmentService, "_log_in", lambda self, signed: log_ins(self, signed))
+    monkeypatch.setattr(EnrolmentService, "_log_in", lambda self, signed, network: log_ins(self, signed, network))
     async with running_coordinator(tmp_path / "data", **TINY) as (coordinator, endpoint):
         async with simulated_hosts(endpoint, 1) as (worker,):
             channels = [open_channel(endpoint, lambda: None) for _ in range(10)]

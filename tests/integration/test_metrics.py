@@ -15,8 +15,11 @@ from tests.grids import push_model, run_until_ended, running_coordinator, simula
 UNTOUCHED_HERE = {
     "memgrid_audit_flops_total",
     "memgrid_audited_flops_total",
+    "memgrid_audits_due",
+    "memgrid_classes_suspended",
     "memgrid_connections_refused_total",
     "memgrid_cube_pulls_total",
+    "memgrid_cubes_retracted_total",
     "memgrid_hosts_suspended",
     "memgrid_pulled_flops_total",
     "memgrid_refusals_total",
@@ -26,6 +29,7 @@ UNTOUCHED_HERE = {
     "memgrid_sweep_failures_total",
     "memgrid_turned_away_total",
     "memgrid_units_given_up_total",
+    "memgrid_units_recalled_total",
 }
 """Nothing goes wrong in this test, nothing is trained, and nobody comes for the cube."""
 OVER = {

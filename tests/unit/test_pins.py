@@ -23,6 +23,7 @@ def test_the_oldest_python_is_the_one_that_is_promised() -> None:
 def test_every_pin_admits_the_oldest_python() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    installed = {name for name, version in pins.items() if distribution(name).version.partition("+")[0] == version}
-    assert installed == set(pins)
-    assert [name for name in sorted(pins) if not admits_oldest_python(name)] == []
+    # What only builds memgrid is installed for that moment, somewhere else.
+    kept = set(pins) - {"hatchling"}
+    assert {name for name in kept if distribution(name).version.partition("+")[0] == pins[name]} == kept
+    assert [name for name in sorted(kept) if not admits_oldest_python(name)] == []

@@ -113,7 +113,7 @@ class Auditing:
     async def _look_at(self, evidence: Evidence, number: int) -> Concluded | None:
         """Replay until enough was seen; `number` is that of the first draw that no audit of this result has used."""
         tolerances = await self._tolerances.of(evidence.unit.model)
-        async with self._blobs.at_hand(evidence.digests()) as paths:
+        async with self._blobs.at_hand(evidence.every_digest()) as paths:
             if not evidence.is_whole(paths):
                 return None
             order = ReplayOrder(

@@ -29,9 +29,13 @@ class Evidence:
     """None for a cache that was recalled or lost."""
 
     def digests(self) -> Iterator[Digest]:
-        """Everything that has to be at hand to judge it."""
+        """What has to be at hand to check its form."""
         yield from self.files.values()
         yield from self.inputs.values()
+
+    def every_digest(self) -> Iterator[Digest]:
+        """What has to be at hand to compute a part of it again."""
+        yield from self.digests()
         yield from (digest for digest in self.past.values() if digest is not None)
 
     def read(self) -> dict[str, Digest]:
@@ -51,7 +55,7 @@ class Evidence:
 
     def is_whole(self, paths: Mapping[Digest, Path]) -> bool:
         """Whether all of it is at hand."""
-        return None not in self.past.values() and all(digest in paths for digest in self.digests())
+        return None not in self.past.values() and all(digest in paths for digest in self.every_digest())
 
     def is_to_be_audited(self) -> bool:
         """Whether a part of it is replayed before it counts."""
