@@ -77,8 +77,8 @@ def after_audit(
 ) -> dict[int, UnitEvent]:
     """What an audit that found no fault means for its host, and for what the host reported before.
 
-    A fault is charged when its lease is rejected (`charge`), so that it is charged once, whoever found it. A host that
-    was suspicious too often loses this result with the others.
+    A fault is charged when its lease is rejected (`charge`), so that it is charged once, whoever found it. A host
+    that was suspicious too often loses this result with the others.
     """
     lease, here = audited.lease, (audited.kind, audited.lease.numerics_class)
     host = _host(connection, lease.host_id)
