@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from memgrid.units import UnitKey
 from memgrid_coordinator.policy.tails import Running, TailRule, remaining_s, worth_copying
 
-RULE = TailRule(elapsed_min_s=0.0)
+RULE = TailRule()
 
 runnings = st.lists(
     st.builds(
