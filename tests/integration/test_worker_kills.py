@@ -67,7 +67,10 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_left_behind(home: Hom
         if number % 4 == 3:
             grid.lost_answers = 1
         await killed(process)
+    asked = len(grid.asks)
     last = await start(home)
+    # Until the agent takes a SIGTERM, Python dies of it: a run that has nothing left to do must be waited for.
+    await grid.until(lambda: len(grid.asks) > asked)
     await grid.until(lambda: len(grid.settled) == UNITS and not grid.granted)
     await grid.until(lambda: not list(home.outbox.iterdir()))
     last.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from memgrid_coordinator.policy import trust
 from memgrid_coordinator.policy.kinds import is_adaptive, spec_in
 from memgrid_coordinator.policy.latecomers import is_believed_alone
 from memgrid_coordinator.policy.life import Confirmed, Recalled, UnitEvent
-from memgrid_coordinator.policy.trust import Check, Judgement, TrustRecord, TrustRule
+from memgrid_coordinator.policy.trust import Check, Judgement, TrustRule
 from memgrid_coordinator.records import AuditPurpose, Event, Host, Lease, Unit, WantedAudit
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.store import audits, events, hosts, leases, trust_records
@@ -29,18 +29,22 @@ def checks_of(
     connection: Connection, host: Host, reported: Sequence[tuple[Lease, Unit]], rule: JudgingRule, now: datetime
 ) -> list[Check]:
     """What is done about each of these reports of one host, now that they are bound to it."""
-    records: dict[tuple[str, str], TrustRecord] = {}
+    suspended = set(trust_records.suspended(connection))
+    before = {
+        here: trust_records.get(connection, host.host_id, *here)
+        for here in {(unit.kind, lease.numerics_class) for lease, unit in reported}
+    }
+    records = dict(before)
     checks = []
     for lease, unit in reported:
         here = (unit.kind, lease.numerics_class)
-        record = records.get(here) or trust_records.get(connection, host.host_id, *here)
-        is_suspended = trust_records.is_suspended(connection, *here)
-        check = rule.check(lease, unit, record, is_class_suspended=is_suspended)
+        check = rule.check(lease, unit, records[here], is_class_suspended=here in suspended)
         checks.append(check)
         if not check.is_audited:
-            records[here] = trust.after_result(record)
+            records[here] = trust.after_result(records[here])
     for (kind, numerics_class), record in records.items():
-        trust_records.put(connection, host, kind, numerics_class, record, now)
+        if record != before[kind, numerics_class]:
+            trust_records.put(connection, host, kind, numerics_class, record, now)
     return checks
 
 

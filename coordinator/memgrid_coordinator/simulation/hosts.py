@@ -13,7 +13,7 @@ from memgrid.units import AccountId, HostId
 from memgrid_coordinator.policy.deadlines import first_guess
 from memgrid_coordinator.policy.diversity import Origin
 from memgrid_coordinator.records import Host
-from memgrid_coordinator.simulation.behaviour import CHEATS, COME_BACK_NEW, Kind
+from memgrid_coordinator.simulation.behaviour import COME_BACK_NEW, Kind
 from memgrid_coordinator.simulation.scenario import Availability, Device, Population, Scenario
 from memgrid_coordinator.simulation.units import Lease
 
@@ -83,10 +83,6 @@ class VirtualHost:
     @property
     def kind(self) -> Kind:
         return self.population.kind
-
-    @property
-    def is_cheat(self) -> bool:
-        return self.population.kind in CHEATS
 
     @property
     def comes_back_new(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from memgrid_coordinator.policy.diversity import may_confirm
@@ -17,7 +18,7 @@ _BOINC_VALID_MIN = 10
 _REPORTS_MAX = 10
 
 
-class Replication:
+class Replication(ABC):
     """What replicating policies have in common: reports gather, and what stands is final at once."""
 
     replicas_min = 1
@@ -38,15 +39,16 @@ class Replication:
     def may_have(self, host: VirtualHost, unit: Unit) -> bool:
         return True
 
-    def ending(self, work: Work) -> None:
+    def ending(self, work: Work) -> None:  # noqa: B027 - nothing to do is what these policies do
         """What is accepted is final."""
 
     def reported(self, unit: Unit, host: VirtualHost, answer: int) -> None:
         unit.claims.append((host, answer))
         self.judge(unit)
 
+    @abstractmethod
     def judge(self, unit: Unit) -> None:
-        raise NotImplementedError
+        """Look at what was reported so far: accept it, or ask for more."""
 
     def more(self, unit: Unit, reports: int) -> None:
         """Ask for further reports; begin again where there are too many already."""

@@ -439,16 +439,6 @@ def unwanted_units(connection: Connection) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def campaigns_of_unit(connection: Connection, unit_id: int) -> list[CampaignId]:
-    query = (
-        select(documents.c.campaign_id)
-        .join(document_units, document_units.c.document_id == documents.c.document_id)
-        .where(document_units.c.unit_id == unit_id)
-        .distinct()
-    )
-    return [CampaignId(found) for found in connection.execute(query).scalars()]
-
-
 def _unit_sums(connection: Connection, campaign_id: CampaignId) -> Sequence[Row[Any]]:
     query = (
         select(

@@ -118,10 +118,6 @@ def beginning_with(connection: Connection, prefix: str) -> list[HostId]:
     return [HostId(found) for found in connection.execute(query).scalars()]
 
 
-def count_seen_since(connection: Connection, since: datetime) -> int:
-    return len(connection.execute(select(hosts.c.host_id).where(hosts.c.seen_at >= since)).all())
-
-
 def speeds_seen_since(connection: Connection, since: datetime) -> list[float]:
     """FLOP/s of the hosts alive, slowest first."""
     query = select(hosts.c.flops_per_s).where(hosts.c.seen_at >= since).order_by(hosts.c.flops_per_s)
