@@ -17,7 +17,7 @@ from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
-from memgrid_volunteer.owner import Situation, may_run
+from memgrid_volunteer.owner.policy import Situation, may_run
 from memgrid_volunteer.workbench import Workbench
 
 OWNER_CHECK_S = 0.25

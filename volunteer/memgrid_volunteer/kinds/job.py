@@ -10,6 +10,8 @@ from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
 
 SKETCH_FILE = "sketch.safetensors"
+DeviceId = str
+"""A device of this machine as torch names it: `cuda:0`, `mps`, `cpu`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
