@@ -52,6 +52,7 @@ async def running_coordinator(
 ) -> AsyncIterator[tuple[Coordinator, GridEndpoint]]:
     """A coordinator on free ports; sweeps run fast, new accounts may hold much, nobody is tested in secret.
 
+    Simulated hosts compute nothing, so that hosts alone decide which of them is right.
     `trust` judges strangers otherwise than a grid's owner could ask for: never by chance, say. With `ray` it has an
     engine of its own, else one that all tests share.
     """
@@ -60,6 +61,7 @@ async def running_coordinator(
         "drain_max": timedelta(seconds=5),
         "trust_held_at_first": 64,
         "canary_share": 0.0,
+        "arbiter": False,
     }
     given = {"http_port": 0, "grpc_port": 0, **quick, **changed}
     settings = Settings(data=data, **given) if trust is None else _Judging(data=data, rule=trust, **given)

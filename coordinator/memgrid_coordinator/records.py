@@ -9,6 +9,7 @@ from typing import NewType
 
 from memgrid.digest import Digest
 from memgrid.kinds.audit import Zone
+from memgrid.kinds.part import Part
 from memgrid.units import (
     AccountId,
     ComputeDtype,
@@ -158,6 +159,8 @@ class Lease:
     reason: Reason | None
     is_drawn: bool = False
     """Drawn for an audit when it was reported."""
+    disputed: Part | None = None
+    """Where it differs from another account's report: its audit looks there."""
     network: str = ""
     """Of its host when it was granted; empty on a private network."""
 
@@ -173,6 +176,8 @@ class AuditPurpose(StrEnum):
 
     DRAWN = "drawn"
     """It was drawn when it was reported, or its kind is always audited."""
+    DISPUTED = "disputed"
+    """Another account's report differs there; both are looked at."""
     WAITED = "waited"
     """It is provisional, and no later audits of its host have made it final."""
     LOOK_BACK = "look back"
@@ -398,6 +403,8 @@ class ReplicaClaim:
     output_digest: Digest
     sketch: bytes
     compute_dtype: ComputeDtype
+    outputs: tuple[Output, ...] = ()
+    numerics_class: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """The share of all work that is assumed to be done by cheats, where a campaign assumes no more."""
     trust_held_at_first: int = Field(default=TrustRule().held_at_first, ge=1)
     """Leases that the hosts of a new account may hold together; doubled by every ten audits passed."""
+    arbiter: bool = True
+    """Whether the grid decides between two reports that differ, by computing a piece of both; else a third host."""
     canary_share: float = Field(default=0.002, ge=0, le=1)
     """How many of the units that a host is given have been done before: their answer is known, so they test it."""
     provisional_max: timedelta = timedelta(hours=1)

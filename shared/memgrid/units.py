@@ -39,6 +39,7 @@ class ReasonCode(StrEnum):
     # in judgement
     AGREES = "agrees"
     DISAGREES = "disagrees"
+    DISPUTED = "disputed"
     NO_AGREEMENT = "no_agreement"
     TOO_MANY_FAILURES = "too_many_failures"
     # of an upload

@@ -15,7 +15,6 @@ from safetensors.numpy import load, save, save_file
 from memgrid.digest import digest_of, digest_of_file
 from memgrid.distill.adapters import PREFIX_TENSOR, Adapter, load_adapter
 from memgrid.distill.audit import audit
-from memgrid.distill.dispute import Answer, Right, decide
 from memgrid.distill.evaluate import evaluate
 from memgrid.distill.evaluate_replay import audited_items
 from memgrid.distill.shared_context import read_context
@@ -268,16 +267,15 @@ def test_disputed_items_are_scored_again_and_decide_who_is_right(grid: Scored, t
     nll[5] *= 0.9
     arms = {**grid.honest.arms, CUBE: dataclasses.replace(grid.honest.arms[CUBE], nll=nll)}
     contents = {"good": scores_bytes(grid.honest), "bad": scores_bytes(dataclasses.replace(grid.honest, arms=arms))}
-    answers, replicas = {}, {}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        answers[name] = Answer(files={SCORES_FILE: tmp_path / name}, compute_dtype=FLOAT32)
-        replicas[name] = Replica(sketch=content, compute_dtype=FLOAT32)
+    replicas = {name: Replica(sketch=content, compute_dtype=FLOAT32) for name, content in contents.items()}
     part = KIND.narrow(grid.spec, replicas["bad"], replicas["good"], grid.studied.geometry, BUILT_IN)
     assert part == Part(pieces=(5,))
-    found = decide(grid.spec, answers["good"], answers["bad"], part, model_folder=grid.studied.folder,
-                   inputs=grid.inputs, tolerances=BUILT_IN)  # fmt: skip
-    assert found.right is Right.ONE
+    for name, zone in (("good", Zone.PASS), ("bad", Zone.FAULT)):
+        (tmp_path / name).write_bytes(contents[name])
+        found = audit(grid.spec, model_folder=grid.studied.folder, inputs=grid.inputs,
+                      files={SCORES_FILE: tmp_path / name}, compute_dtype=FLOAT32, draw=bytes(32),
+                      tolerances=BUILT_IN, part=part)  # fmt: skip
+        assert found.zone is zone
 
 
 @pytest.mark.parametrize(

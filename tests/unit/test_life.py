@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from memgrid.digest import Digest, digest_of
 from memgrid.kinds.kind import Difference
+from memgrid.kinds.part import Part
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, WorkFacts
 from memgrid_coordinator.lifecycle import (
     ENDED_UNITS,
@@ -83,10 +84,10 @@ def reported(number: int, answer: str) -> Lease:
     return replace(lease(number), state=LeaseState.REPORTED, reported_at=NOW, outputs=outputs, facts=facts)
 
 
-def all_differ(leases: list[Lease]) -> dict[Pair, Difference]:
-    """Outputs with other bytes are other outputs."""
+def all_differ(leases: list[Lease], part: Part | None = None) -> dict[Pair, Difference]:
+    """Outputs with other bytes are other outputs; `part` is where the reports tell that they differ."""
     names = [one.lease_id for one in leases]
-    apart = Difference(distance=9.0, exceeded="V median 0.3, allowed 0.0003")
+    apart = Difference(distance=9.0, exceeded="V median 0.3, allowed 0.0003", part=part)
     return {frozenset((one, other)): apart for one in names for other in names if one != other}
 
 
@@ -310,6 +311,9 @@ def test_reports_agree_only_when_every_file_does() -> None:
     assert len(digests) == 3
 
 
+PART = Part(pieces=(0, 1), layer=3)
+
+
 class UnitHistory(RuleBasedStateMachine):
     """Any order of grants, reports, expiries and uploads; the tables of moves and the promises must hold."""
 
@@ -325,9 +329,15 @@ class UnitHistory(RuleBasedStateMachine):
         self.life = 0
         self.paid_in: set[tuple[AccountId, int]] = set()
         self.recalls = 0
+        self.part: Part | None = None
+
+    @initialize(is_narrowed=st.booleans())
+    def begin(self, is_narrowed: bool) -> None:
+        """Some reports tell where they differ; of others only a third host can decide."""
+        self.part = PART if is_narrowed else None
 
     def _known(self) -> dict[Pair, Difference]:
-        return all_differ(self.leases)
+        return all_differ(self.leases, self.part)
 
     def _apply(self, event: life.UnitEvent) -> None:
         outcome = self._step(event)
@@ -338,9 +348,13 @@ class UnitHistory(RuleBasedStateMachine):
         for move in outcome.lease_moves:
             old = by_id[move.lease_id]
             by_id[move.lease_id] = replace(old, state=after(LEASE_MOVES, old.state, move.move), reason=move.reason)
+        for lease_id, part in outcome.disputed.items():
+            by_id[lease_id] = replace(by_id[lease_id], disputed=part)
         self.leases = list(by_id.values())
-        if isinstance(event, UploadVerified) and {"accept", "hold"} & set(outcome.unit_moves):
-            self.unit = replace(self.unit, accepted_lease_id=event.lease_id)
+        if outcome.result is not None:
+            assert {"accept", "hold"} & set(outcome.unit_moves)
+            assert by_id[outcome.result].state is LeaseState.AGREED
+            self.unit = replace(self.unit, accepted_lease_id=outcome.result)
         self._pay(outcome)
         self.ordered = outcome.order_from if self.unit.state is UnitState.CHECKING else None
         self.vacancies = outcome.vacancies if self.unit.state is UnitState.OPEN else 0
@@ -386,6 +400,8 @@ class UnitHistory(RuleBasedStateMachine):
     def upload_unaudited(self) -> None:
         """Nobody looked at it: audits of its host decide."""
         assert self.ordered is not None
+        if any(one.disputed for one in self.leases):
+            return  # what is disputed is looked at
         self._apply(UploadVerified(lease_id=self.ordered, is_final=False))
         assert self.unit.state is UnitState.PROVISIONAL
 
@@ -512,7 +528,7 @@ class UnitHistory(RuleBasedStateMachine):
                 for one in self.leases
                 if one.state is LeaseState.AGREED and one.outputs == result.outputs
             }
-            assert len(agreed) >= self.unit.min_replicas
+            assert len(agreed) >= self.unit.min_replicas or result.disputed is not None
 
     @invariant()
     def work_within_its_lease_is_never_left_unjudged(self) -> None:
@@ -531,7 +547,7 @@ class UnitHistory(RuleBasedStateMachine):
     @invariant()
     def nobody_is_paid_on_their_own_word_unless_believed(self) -> None:
         for one in self.leases:
-            if one.lease_id in self.paid and one.lease_id not in self.believed:
+            if one.lease_id in self.paid and one.lease_id not in self.believed and one.disputed is None:
                 others = [other for other in self.leases if other.facts is not None and other is not one]
                 assert any(other.outputs == one.outputs for other in others)
 

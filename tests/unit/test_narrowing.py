@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memgrid.digest import digest_of_file
-from memgrid.distill.dispute import Answer, Right, decide
+from memgrid.digest import digest_of, digest_of_file
+from memgrid.distill.audit import audit
 from memgrid.distill.model import load_model
+from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.kind import Replica
-from memgrid.kinds.part import Part, first_parting
+from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import KV_FILE
 from memgrid.kinds.prefill_kind import PrefillKind
 from memgrid.kinds.shard import SHARD_FILE, write_shard
 from memgrid.kinds.sketch import Sketch, first_difference, sketch_file, sketch_form
 from memgrid.kinds.study import StudyKind, sketch_shard
 from memgrid.kinds.tolerances import BUILT_IN
-from memgrid.kinds.train import STATE_FILE, TrainKind, output_names, states_apart
+from memgrid.kinds.train import TrainKind, output_names, segment_files
 from memgrid.units import ComputeDtype, Output
 from memgrid_volunteer.kinds.prefill import Pair
 from tests.kv_cheats import CPU, KvUnit, claim, honest, make_kv_unit, one_token_changed, with_int8_weights
@@ -31,6 +34,7 @@ from tests.studies import Studied, make_studied
 from tests.train_cheats import compute, make_unit, poisoned_last_segment, write_outputs
 from tests.training import PREFIX
 
+NO_DRAW = bytes(32)
 FLOAT32, BFLOAT16 = ComputeDtype.FLOAT32, ComputeDtype.BFLOAT16
 TOKENS = 640
 IDS = [(7 * place + place * place // 5) % 300 for place in range(TOKENS)]
@@ -62,19 +66,6 @@ def test_the_first_block_and_its_earliest_layer_are_found(
     assert first_difference(one, within, [[0.01, 0.1], [0.01, 0.1]]) == (block, layer)
 
 
-@given(st.integers(1, 300), st.data())
-def test_the_first_parting_is_found_with_few_questions(count: int, data: st.DataObject) -> None:
-    parted = data.draw(st.integers(0, count - 1))
-    asked: list[int] = []
-
-    def is_apart(step: int) -> bool:
-        asked.append(step)
-        return step >= parted
-
-    assert first_parting(count, is_apart) == parted
-    assert len(asked) <= (count - 1).bit_length()
-
-
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory: pytest.TempPathFactory) -> KvUnit:
     folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), layers=4)
@@ -82,10 +73,27 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> KvUnit:
     return make_kv_unit(folder, model, tmp_path_factory.mktemp("unit"), IDS)
 
 
-def answer(unit: KvUnit, pairs: list[Pair], where: Path, dtype: ComputeDtype = FLOAT32) -> tuple[Answer, Replica]:
+def answer(unit: KvUnit, pairs: list[Pair], where: Path) -> tuple[dict[str, Path], Replica]:
     files = claim(unit, pairs, where)
-    sketch = sketch_file(files[KV_FILE], unit.spec.key)
-    return Answer(files=files, compute_dtype=dtype), Replica(sketch=sketch, compute_dtype=dtype)
+    return files, Replica(sketch=sketch_file(files[KV_FILE], unit.spec.key), compute_dtype=FLOAT32)
+
+
+def zone(unit: Any, files: Mapping[str, Path], part: Part) -> Zone:
+    """What the arbiter says of a piece of an answer."""
+    return found(unit, files, part).zone
+
+
+def found(unit: Any, files: Mapping[str, Path], part: Part) -> Audit:
+    return audit(
+        unit.spec,
+        model_folder=unit.folder,
+        inputs=unit.inputs,
+        files=files,
+        compute_dtype=FLOAT32,
+        draw=NO_DRAW,
+        tolerances=BUILT_IN,
+        part=part,
+    )
 
 
 def geometry_of(unit: KvUnit) -> object:
@@ -115,10 +123,8 @@ def test_a_disputed_cache_is_decided_by_one_block(unit: KvUnit, cheat: str, tmp_
     assert part.pieces[0] == first // form.block_tokens * form.block_tokens
     assert len(part.pieces) == form.block_tokens
     assert part.layer == {"a token": 0, "weights": 0, "a layer from the middle on": 2}[cheat]
-    for one, other, right in ((good, bad, Right.ONE), (bad, good, Right.OTHER)):
-        found = decide(unit.spec, one, other, part, model_folder=unit.folder, inputs=unit.inputs, tolerances=BUILT_IN)
-        assert found.right is right
-    assert found.one.in_words() != found.other.in_words()
+    assert zone(unit, good, part) is Zone.PASS
+    assert zone(unit, bad, part) is Zone.FAULT
 
 
 def test_equal_caches_leave_nothing_to_narrow(unit: KvUnit, tmp_path: Path) -> None:
@@ -144,14 +150,13 @@ def test_disputed_conversations_are_read_again(studied: Studied, tmp_path: Path)
     answers, replicas = {}, {}
     for name, shard in shards.items():
         write_shard(tmp_path / name, shard)
-        answers[name] = Answer(files={SHARD_FILE: tmp_path / name}, compute_dtype=FLOAT32)
+        answers[name] = {SHARD_FILE: tmp_path / name}
         replicas[name] = Replica(sketch=sketch_shard(shard), compute_dtype=FLOAT32)
     part = StudyKind().narrow(studied.spec, replicas["good"], replicas["bad"], studied.geometry, BUILT_IN)
     assert part == Part(pieces=(3, 11))
-    found = decide(studied.spec, answers["bad"], answers["good"], part, model_folder=studied.folder,
-                   inputs=studied.inputs, tolerances=BUILT_IN)  # fmt: skip
-    assert found.right is Right.OTHER
-    assert found.one.where in ("conversation 3", "conversation 11")
+    assert zone(studied, answers["good"], part) is Zone.PASS
+    bad = found(studied, answers["bad"], part)
+    assert bad.zone is Zone.FAULT and bad.where in ("conversation 3", "conversation 11")
     same = StudyKind().narrow(studied.spec, replicas["good"], replicas["good"], studied.geometry, BUILT_IN)
     assert same is None
 
@@ -169,6 +174,7 @@ def test_a_disputed_training_is_decided_by_the_segment_in_which_the_chains_part(
         name: Replica(
             sketch=b"",
             compute_dtype=FLOAT32,
+            numerics_class="cpu-x86_64-avx2/torch-2.13",
             outputs=tuple(
                 Output(name=file, digest=digest_of_file(files[file]), size_bytes=files[file].stat().st_size)
                 for file in output_names(trained.spec)
@@ -181,16 +187,18 @@ def test_a_disputed_training_is_decided_by_the_segment_in_which_the_chains_part(
     geometry, kind = geometry_of_model(trained.model), TrainKind()
     part = kind.narrow(trained.spec, replicas["good"], replicas["bad"], geometry, BUILT_IN)
     assert part == Part(pieces=(3,))
-    answers = {name: Answer(files=files, compute_dtype=FLOAT32) for name, files in both.items()}
-    found = decide(trained.spec, answers["bad"], answers["good"], part, model_folder=trained.folder,
-                   inputs=trained.inputs, tolerances=BUILT_IN)  # fmt: skip
-    assert found.right is Right.OTHER
-    rough = replace(replicas["bad"], compute_dtype=BFLOAT16)
-    assert kind.narrow(trained.spec, replicas["good"], rough, geometry, BUILT_IN) is None
+    assert zone(trained, both["good"], part) is Zone.PASS
+    assert zone(trained, both["bad"], part) is Zone.FAULT
+    for changed in ({"compute_dtype": BFLOAT16}, {"numerics_class": "cpu-aarch64-neon/torch-2.13"}):
+        unlike = replace(replicas["bad"], **changed)
+        assert kind.narrow(trained.spec, replicas["good"], unlike, geometry, BUILT_IN) is None, "any step does"
 
-    def is_apart(segment: int) -> bool:
-        name = STATE_FILE if segment == 3 else f"state-{segment + 1:04d}.safetensors"
-        return states_apart(trained.spec, trained.inputs[STATE_FILE], (both["good"][name], FLOAT32),
-                            (both["bad"][name], BFLOAT16), geometry, BUILT_IN)  # fmt: skip
 
-    assert first_parting(4, is_apart) == 3
+def test_of_a_disputed_training_the_ends_of_that_segment_are_fetched(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    spec = make_unit(make_tiny_model(tmp_path_factory.mktemp("tiny")), tmp_path / "unit", PREFIX).spec
+    outputs = [Output(name=name, digest=digest_of(name.encode()), size_bytes=1) for name in output_names(spec)]
+    wanted = TrainKind().wanted(spec, outputs, NO_DRAW, Part(pieces=(1,)))
+    names = {output.name for output in wanted}
+    assert set(segment_files(spec, 1)) <= names and len(names) < len(outputs)

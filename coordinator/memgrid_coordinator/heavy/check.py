@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 
 from memgrid.kinds.kind import Difference, Replica
@@ -26,6 +27,8 @@ class Comparison:
     spec: bytes
     geometry: ModelGeometry
     tolerances: Tolerances
+    is_narrowed: bool = False
+    """Whether to say of two that differ where they do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +57,20 @@ def compare(asked: Comparison) -> dict[Pair, Difference]:
 
     A report that can't be compared (its sketch is none, its dtype unknown) differs from every other.
     """
-    spec = parse_spec(asked.spec)
-    kind = kind_of(spec)
     return {
-        frozenset((one.lease_id, other.lease_id)): kind.compare(
-            spec, _replica(one), _replica(other), asked.geometry, asked.tolerances
-        )
+        frozenset((one.lease_id, other.lease_id)): _difference(asked, _replica(one), _replica(other))
         for one, other in combinations(asked.claims, 2)
         if one.output_digest != other.output_digest
     }
+
+
+def _difference(asked: Comparison, one: Replica, other: Replica) -> Difference:
+    spec = parse_spec(asked.spec)
+    kind, against = kind_of(spec), (asked.geometry, asked.tolerances)
+    found = kind.compare(spec, one, other, *against)
+    if not asked.is_narrowed or found.exceeded is None or not isfinite(found.distance):
+        return found
+    return replace(found, part=kind.narrow(spec, one, other, *against))
 
 
 def check_output(uploaded: UploadedOutput) -> Reason | None:
@@ -80,4 +88,9 @@ def check_output(uploaded: UploadedOutput) -> Reason | None:
 
 
 def _replica(claim: ReplicaClaim) -> Replica:
-    return Replica(sketch=claim.sketch, compute_dtype=claim.compute_dtype)
+    return Replica(
+        sketch=claim.sketch,
+        compute_dtype=claim.compute_dtype,
+        outputs=claim.outputs,
+        numerics_class=claim.numerics_class,
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.kinds.kind import Difference
+from memgrid.kinds.part import Part
 from memgrid.units import LeaseId, Output, Reason, ReasonCode
 from memgrid_coordinator.lifecycle import HAVE_RESULTS, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.policy import latecomers
-from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, difference, settle
+from memgrid_coordinator.policy.quorum import Agreed, Hopeless, Pair, Pending, difference, settle
 from memgrid_coordinator.records import Lease, ReplicaClaim, Unit
 
 FAILURES_MAX = 12
@@ -100,6 +101,10 @@ class Outcome:
     """How many more hosts should hold the unit from now on."""
     order_from: LeaseId | None = None
     """Whose output to fetch."""
+    disputed: Mapping[LeaseId, Part] = field(default_factory=dict)
+    """Reports that differ, and the piece that is computed again of each."""
+    result: LeaseId | None = None
+    """Whose output is the unit's result from now on."""
     compare: tuple[Pair, ...] = ()
     """What has to be compared before this can be decided."""
 
@@ -135,7 +140,7 @@ def step(
         return _collect(unit, leases, known)
     if unit.state is UnitState.CHECKING:
         if isinstance(event, UploadVerified):
-            return _take(leases, is_final=event.is_final)
+            return _hear_the_other(leases, event.lease_id) or _take(leases, event.lease_id, is_final=event.is_final)
         if isinstance(event, UploadFailed):
             return _try_another(unit, leases, event, known, tried)
     if unit.state in HAVE_RESULTS:
@@ -156,6 +161,8 @@ def claim_of(lease: Lease) -> ReplicaClaim:
         output_digest=result_digest(lease.outputs),
         sketch=lease.sketch,
         compute_dtype=lease.facts.compute_dtype,
+        outputs=lease.outputs,
+        numerics_class=lease.facts.numerics_class,
     )
 
 
@@ -178,6 +185,8 @@ def _collect(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Differenc
         moves = [_agrees(lease_id) for lease_id in verdict.agreed]
         moves += [_disagrees(lease_id, exceeded) for lease_id, exceeded in verdict.rejected]
         return Outcome(unit_moves=("agree",), lease_moves=tuple(moves), order_from=verdict.medoid)
+    if (disputed := _dispute(unit, leases, verdict, known)) is not None:
+        return disputed
     if isinstance(verdict, Hopeless):
         text = f"{len(claims)} reports and no majority among them"
         return _end(leases, "fail", Reason(code=ReasonCode.NO_AGREEMENT, text=text))
@@ -203,11 +212,46 @@ def _given_up(leases: Sequence[Lease]) -> Reason | None:
     return None
 
 
-def _take(leases: Sequence[Lease], *, is_final: bool) -> Outcome:
+def _dispute(
+    unit: Unit, leases: Sequence[Lease], verdict: Pending | Agreed | Hopeless, known: Mapping[Pair, Difference]
+) -> Outcome | None:
+    """Two reports differ where two are wanted: no third host has to compute it all, the arbiter looks at the piece.
+
+    None where the reports don't tell the piece, or it was looked at before.
+    """
+    reported = _in(leases, LeaseState.REPORTED)
+    is_open = isinstance(verdict, Hopeless) or (isinstance(verdict, Pending) and not verdict.compare)
+    if unit.min_replicas != 2 or len(reported) != 2 or not is_open:
+        return None
+    one, other = reported
+    pair = frozenset((one.lease_id, other.lease_id))
+    part = known[pair].part if pair in known else None
+    if part is None or one.account_id == other.account_id or None not in (one.disputed, other.disputed):
+        return None
+    # By digest: whoever reports first must not decide which bytes a cube is made of.
+    first = min(reported, key=lambda lease: result_digest(lease.outputs))
+    return Outcome(
+        unit_moves=("agree",),
+        lease_moves=(_is_looked_at(first),),
+        order_from=first.lease_id,
+        disputed={lease.lease_id: part for lease in reported},
+    )
+
+
+def _hear_the_other(leases: Sequence[Lease], lease_id: LeaseId) -> Outcome | None:
+    """Nobody is turned down for differing from a good answer, only for what the arbiter finds: so it hears both."""
+    heard = next(lease for lease in leases if lease.lease_id == lease_id)
+    waiting = [lease for lease in _in(leases, LeaseState.REPORTED) if lease.disputed is not None]
+    if heard.disputed is None or not waiting:
+        return None
+    return Outcome(lease_moves=(_is_looked_at(waiting[0]),), order_from=waiting[0].lease_id)
+
+
+def _take(leases: Sequence[Lease], lease_id: LeaseId, *, is_final: bool = True) -> Outcome:
     moves = [
         LeaseMove(lease_id=lease.lease_id, move="cancel", reason=SETTLED) for lease in _in(leases, LeaseState.LEASED)
     ]
-    return Outcome(unit_moves=("accept" if is_final else "hold",), lease_moves=tuple(moves))
+    return Outcome(unit_moves=("accept" if is_final else "hold",), lease_moves=tuple(moves), result=lease_id)
 
 
 def _recall(unit: Unit, leases: Sequence[Lease], event: Recalled) -> Outcome:
@@ -251,6 +295,8 @@ def _try_another(
     out = {event.lease_id} if lied else set()
     agreed = [lease for lease in _in(leases, LeaseState.AGREED) if lease.lease_id not in out]
     dropped = [LeaseMove(lease_id=lease_id, move="reject", reason=event.reason) for lease_id in sorted(out)]
+    if next(lease for lease in leases if lease.lease_id == event.lease_id).disputed is not None:
+        return _decide(unit, leases, event)
     accounts = {lease.account_id for lease in agreed}
     untried = [lease for lease in agreed if lease.lease_id not in tried and lease.lease_id != event.lease_id]
     if len(accounts) >= unit.min_replicas and untried:
@@ -262,6 +308,19 @@ def _try_another(
     running = len(_in(leases, LeaseState.LEASED))
     vacancies = max(0, unit.min_replicas - reported - running)
     return Outcome(unit_moves=("reopen",), reason=event.reason, lease_moves=(*dropped, *kept), vacancies=vacancies)
+
+
+def _decide(unit: Unit, leases: Sequence[Lease], event: UploadFailed) -> Outcome:
+    """One of two that differ is out; the other is heard, or was, and stands."""
+    out = LeaseMove(lease_id=event.lease_id, move="reject", reason=event.reason)
+    if passed := [lease for lease in _in(leases, LeaseState.AGREED) if lease.lease_id != event.lease_id]:
+        taken = _take(leases, passed[0].lease_id)
+        return replace(taken, lease_moves=(out, *taken.lease_moves))
+    if (other := _hear_the_other(leases, event.lease_id)) is not None:
+        return replace(other, lease_moves=(out, *other.lease_moves))
+    there = len(_in(leases, LeaseState.REPORTED, LeaseState.LEASED))
+    vacancies = max(0, unit.min_replicas - there)
+    return Outcome(unit_moves=("reopen",), reason=event.reason, lease_moves=(out,), vacancies=vacancies)
 
 
 def _judge_latecomers(unit: Unit, leases: Sequence[Lease], known: Mapping[Pair, Difference]) -> Outcome:
@@ -333,6 +392,11 @@ _AT_THE_END = {LeaseState.LEASED: "cancel", LeaseState.AGREED: "unagree"}
 
 
 _MISSING = Reason(code=ReasonCode.UPLOAD_MISSING, text="the ordered output was not uploaded in time")
+
+
+def _is_looked_at(lease: Lease) -> LeaseMove:
+    reason = Reason(code=ReasonCode.DISPUTED, text="another report differs: a piece of both is computed again")
+    return LeaseMove(lease_id=lease.lease_id, move="agree", reason=reason)
 
 
 def _agrees(lease_id: LeaseId) -> LeaseMove:

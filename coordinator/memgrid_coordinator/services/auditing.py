@@ -9,13 +9,14 @@ from sqlalchemy import Connection
 
 from memgrid.clock import Clock
 from memgrid.kinds.audit import Audit, Zone
+from memgrid.kinds.part import Part
 from memgrid.log import get_logger
 from memgrid.units import Reason, ReasonCode
 from memgrid_coordinator.heavy.replay import Replayed, ReplayOrder, replay
 from memgrid_coordinator.heavy.runner import Engine
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.looks import next_look, zone_of
-from memgrid_coordinator.records import Look, Replay, WantedAudit
+from memgrid_coordinator.records import AuditPurpose, Look, Replay, WantedAudit
 from memgrid_coordinator.services.backlog import Backlog
 from memgrid_coordinator.services.evidence import Evidence, evidence_of, is_standing, located
 from memgrid_coordinator.services.models import ModelFolders
@@ -101,7 +102,8 @@ class Auditing:
         try:
             evidence, number = await self._store.read(lambda connection: _evidence(connection, audit))
             is_needed = is_standing(evidence.unit, evidence.lease)
-            await self._conclude(audit, await self._look_at(evidence, number) if is_needed else None)
+            part = evidence.lease.disputed if audit.purpose is AuditPurpose.DISPUTED else None
+            await self._conclude(audit, await self._look_at(evidence, number, part) if is_needed else None)
         except Exception:
             # Not the host's fault, as far as one can tell: it waits, and others are replayed meanwhile.
             pause_s = min(_FIRST_PAUSE_S * 2.0**times, _LONGEST_PAUSE_S)
@@ -110,8 +112,11 @@ class Auditing:
         finally:
             self._busy.discard(audit.audit_id)
 
-    async def _look_at(self, evidence: Evidence, number: int) -> Concluded | None:
-        """Replay until enough was seen; `number` is that of the first draw that no audit of this result has used."""
+    async def _look_at(self, evidence: Evidence, number: int, part: Part | None) -> Concluded | None:
+        """Replay until enough was seen, a disputed part first.
+
+        `number` is that of the first draw that no audit of this result has used.
+        """
         tolerances = await self._tolerances.of(evidence.unit.model)
         async with self._blobs.at_hand(evidence.every_digest()) as paths:
             if not evidence.is_whole(paths):
@@ -129,7 +134,9 @@ class Auditing:
             while (look := next_look([(replay.look, replay.zone) for replay in replays])) is not None:
                 number += look is Look.ELSEWHERE and evidence.is_all_there
                 again = look is Look.AGAIN or (look is Look.ELSEWHERE and not evidence.is_all_there)
-                drawn = replace(order, draw=self._rule.draw(evidence.lease, number), again=again)
+                if look is Look.ELSEWHERE and evidence.is_all_there:
+                    part = None
+                drawn = replace(order, draw=self._rule.draw(evidence.lease, number), again=again, part=part)
                 found = await self._replay(evidence, drawn)
                 if found.audit is None:  # not even the unit's form, which is no matter of numbers
                     return Concluded(zone=Zone.FAULT, replays=tuple(replays), reason=found.refused)

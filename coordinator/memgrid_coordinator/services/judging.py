@@ -228,6 +228,7 @@ class Judging:
                 spec=unit.spec,
                 geometry=self._catalogue.geometry(connection, unit.model),
                 tolerances=limits[unit.model],
+                is_narrowed=self._rule.has_arbiter,
             )
             for unit in found.values()
         ]
@@ -298,7 +299,13 @@ class Judging:
             return
         now = self._clock.now()
         wanted = [
-            WantedAudit(lease=one.lease, kind=one.unit.kind, purpose=AuditPurpose.DRAWN, due_at=now) for one in good
+            WantedAudit(
+                lease=one.lease,
+                kind=one.unit.kind,
+                purpose=AuditPurpose.DRAWN if one.lease.disputed is None else AuditPurpose.DISPUTED,
+                due_at=now,
+            )
+            for one in good
         ]
 
         def step(connection: Connection) -> None:

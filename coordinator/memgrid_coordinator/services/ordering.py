@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from typing import Self
 
 from memgrid.digest import canonical_json
@@ -28,6 +29,8 @@ class JudgingRule:
     slowest_bytes_per_s: int
     secret: bytes
     trust: TrustRule
+    has_arbiter: bool
+    """Whether this coordinator decides between two reports that differ: it may, and has what that takes."""
 
     @classmethod
     def of(cls, settings: Settings, grid_key: SigningKey) -> Self:
@@ -37,6 +40,7 @@ class JudgingRule:
             slowest_bytes_per_s=settings.upload_slowest_bytes_per_s,
             secret=hashlib.sha256(_PURPOSE + grid_key.private.private_bytes_raw()).digest(),
             trust=settings.trust,
+            has_arbiter=settings.arbiter and find_spec("torch") is not None,
         )
 
     def due_at(self, size_bytes: int, now: datetime) -> datetime:
@@ -60,4 +64,4 @@ class JudgingRule:
     def wanted(self, spec: bytes, lease: Lease) -> Sequence[Output]:
         """The files to fetch, the main output first."""
         parsed, kind = kind_in(spec)
-        return kind.wanted(parsed, lease.outputs, self.draw(lease))
+        return kind.wanted(parsed, lease.outputs, self.draw(lease), lease.disputed)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 
 from sqlalchemy import Connection
 
 from memgrid.kinds.kind import Difference
-from memgrid.units import HostId, LeaseId, Output, Reason
+from memgrid.units import HostId, LeaseId, Output, Reason, ReasonCode
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LeaseState, UnitState
 from memgrid_coordinator.policy import life
-from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed, UploadVerified
+from memgrid_coordinator.policy.life import LeaseMove, Outcome, UnitEvent, UploadFailed
 from memgrid_coordinator.policy.quorum import Pair
 from memgrid_coordinator.records import Event, Lease, Unit
 from memgrid_coordinator.services import trusting
@@ -150,13 +150,7 @@ class _Carrying:
     def carry_out(self, happened: Mapping[int, UnitEvent], outcomes: Mapping[int, Outcome]) -> None:
         self._move_leases(outcomes)
         self._move_units(outcomes)
-        self._take(
-            {
-                unit_id: happened[unit_id]
-                for unit_id, one in outcomes.items()
-                if {"hold", "accept"} & set(one.unit_moves)
-            }
-        )
+        self._take({unit_id: one for unit_id, one in outcomes.items() if {"hold", "accept"} & set(one.unit_moves)})
         self._recall(outcomes)
         self._pay_latecomers(outcomes)
         credits.grant(self.connection, self.earned, self.now)
@@ -177,7 +171,12 @@ class _Carrying:
         rejected = [move for outcome in outcomes.values() for move in outcome.lease_moves if move.move == "reject"]
         charged = [(*self._with_kind(move.lease_id), move.reason.code) for move in rejected]
         self.follows |= trusting.charge(self.connection, charged, self.rule.trust, self.now)
-        agreeing = [lease_id for (verb, _), ids in alike.items() if verb == "agree" for lease_id in ids]
+        agreeing = [
+            lease_id
+            for (verb, reason), ids in alike.items()
+            if verb == "agree" and reason.code is not ReasonCode.DISPUTED
+            for lease_id in ids
+        ]
         if agreeing:
             hosts.forgive(self.connection, sorted({self.leases[lease_id].host_id for lease_id in agreeing}))
             confirmed = [self._with_kind(lease_id) for lease_id in agreeing if self._has_company(lease_id, agreeing)]
@@ -203,7 +202,7 @@ class _Carrying:
         self.log.append(
             Event(
                 at=self.now,
-                name=_LEASE_EVENTS[move.move],
+                name="report_disputed" if _is_disputed(move) else _LEASE_EVENTS[move.move],
                 unit_id=lease.unit_id,
                 lease_id=lease.lease_id,
                 host_id=lease.host_id,
@@ -216,7 +215,8 @@ class _Carrying:
         for unit_id, outcome in outcomes.items():
             for verb in outcome.unit_moves:
                 alike[verb].append(unit_id)
-                self.log.append(Event(at=self.now, name=_UNIT_EVENTS[verb], unit_id=unit_id, reason=outcome.reason))
+                name = "unit_disputed" if outcome.disputed else _UNIT_EVENTS[verb]
+                self.log.append(Event(at=self.now, name=name, unit_id=unit_id, reason=outcome.reason))
         for verb, unit_ids in alike.items():
             reasons = {unit_id: outcomes[unit_id].reason for unit_id in unit_ids if verb in ("fail", "cancel")}
             moved = units.move(self.connection, unit_ids, verb, self.now)
@@ -225,19 +225,24 @@ class _Carrying:
             if verb in ("fail", "cancel"):
                 self.done.ended += [self.units[unit_id] for unit_id in unit_ids]
 
-    def _take(self, happened: Mapping[int, UnitEvent]) -> None:
+    def _take(self, outcomes: Mapping[int, Outcome]) -> None:
         """These units have their result, for good or until audits confirm it: their children begin."""
-        arrived = [self.leases[event.lease_id] for event in happened.values() if isinstance(event, UploadVerified)]
+        arrived = [self.leases[one.result] for one in outcomes.values() if one.result is not None]
         if arrived:
             units.set_results(self.connection, arrived)
             self._open_children([lease.unit_id for lease in arrived])
-        for unit_id, event in happened.items():
+        for unit_id, outcome in outcomes.items():
             unit = self.units[unit_id]
-            agreed = [lease for lease in self.of_unit[unit_id] if lease.state is LeaseState.AGREED]
-            if isinstance(event, UploadVerified):
+            out = {move.lease_id for move in outcome.lease_moves if move.move == "reject"}
+            agreed = [
+                lease
+                for lease in self.of_unit[unit_id]
+                if lease.state is LeaseState.AGREED and lease.lease_id not in out
+            ]
+            if outcome.result is not None:
                 reported = max(lease.reported_at for lease in agreed if lease.reported_at is not None)
                 self.done.stages.append(("checking", self.now - reported))
-                if not event.is_final:
+                if "hold" in outcome.unit_moves:
                     self.done.held.append(unit)
                     continue
             self._pay(unit, agreed)
@@ -286,13 +291,21 @@ class _Carrying:
         self.done.news_for |= {lease.host_id for lease in earned}
 
     def _order(self, outcomes: Mapping[int, Outcome]) -> None:
-        chosen = [self.leases[one.order_from] for one in outcomes.values() if one.order_from is not None]
+        chosen = [
+            replace(lease, disputed=one.disputed.get(lease.lease_id, lease.disputed))
+            for one in outcomes.values()
+            if one.order_from is not None
+            for lease in [self.leases[one.order_from]]
+        ]
         orders = [
             (lease, wanted, self.rule.due_at(_size_of(wanted), self.now))
             for lease in chosen
             for wanted in [self.rule.wanted(self.units[lease.unit_id].spec, lease)]
         ]
         uploads.order(self.connection, orders)
+        leases.dispute(
+            self.connection, {lease: part for one in outcomes.values() for lease, part in one.disputed.items()}
+        )
         for lease, wanted, _ in orders:
             self.done.ordered.append((lease, wanted))
             self.done.news_for.add(lease.host_id)
@@ -316,6 +329,11 @@ class _Carrying:
         }
         units.set_vacancies(self.connection, vacancies)
         self.done.work_opened |= any(vacancies.values())
+
+
+def _is_disputed(move: LeaseMove) -> bool:
+    """Whether it is fetched to be looked at, rather than because others agree with it."""
+    return move.reason.code is ReasonCode.DISPUTED
 
 
 def _size_of(outputs: Sequence[Output]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, exists, func, insert, or_, select, text, update
 
 from memgrid.digest import Digest
+from memgrid.kinds.part import Part
 from memgrid.units import AccountId, ComputeDtype, HostId, LeaseId, Output, Reason, ReportClaim, UnitKey, WorkFacts
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LEASE_MOVES, LeaseState, UnitState
 from memgrid_coordinator.policy.tails import Running
@@ -189,6 +190,16 @@ def report(
     connection.execute(_REPORT, rows)
 
 
+def dispute(connection: Connection, parts: Mapping[LeaseId, Part]) -> None:
+    """These differ in this piece each: their audits look there, and nothing of them counts before."""
+    if parts:
+        rows = [
+            {"reported": lease_id, "new_part": json.dumps([part.pieces, part.layer])}
+            for lease_id, part in parts.items()
+        ]
+        connection.execute(_DISPUTE, rows)
+
+
 def add_statement(connection: Connection, host_id: HostId, body: bytes, signature: bytes, now: datetime) -> int:
     """Keep what a host signed, as it signed it."""
     given = {"host_id": host_id, "body": body, "signature": signature, "received_at": now}
@@ -285,6 +296,13 @@ _REPORT = (
 )
 
 
+_DISPUTE = (
+    update(leases)
+    .where(leases.c.lease_id == bindparam("reported"))
+    .values(is_drawn=True, disputed=bindparam("new_part"))
+)
+
+
 def _select(connection: Connection, where: Any, limit: int | None = None) -> list[Lease]:
     query = _WITH_KEY.where(where).limit(limit)
     return [_lease(row) for row in connection.execute(query)]
@@ -307,6 +325,7 @@ def _lease(row: Any) -> Lease:
         facts=_facts_from_json(row.facts),
         reason=reason_from(row.reason_code, row.reason_text),
         is_drawn=row.is_drawn,
+        disputed=_part_from_json(row.disputed),
         network=row.network,
     )
 
@@ -322,6 +341,13 @@ def _outputs_from_json(text: str) -> tuple[Output, ...]:
         Output(name=name, digest=Digest(digest), size_bytes=size_bytes)
         for name, digest, size_bytes in json.loads(text)
     )
+
+
+def _part_from_json(text: str | None) -> Part | None:
+    if text is None:
+        return None
+    pieces, layer = json.loads(text)
+    return Part(pieces=tuple(pieces), layer=layer)
 
 
 def _facts_to_json(facts: WorkFacts) -> str:

@@ -316,6 +316,8 @@ class LeaseRow(SQLModel, table=True):
     statement_id: int | None = None
     is_drawn: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
     """Drawn for an audit when it was reported: it does not count before the audit."""
+    disputed: str | None = None
+    """Where another report differs, as JSON: pieces, and a layer."""
     network: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
     """Of its host when it was granted: hosts of one network don't confirm each other."""
     reason_code: str | None = None

@@ -82,7 +82,9 @@ class EvaluateKind:
             raise RefusedError(ReasonCode.BAD_SKETCH, f"sketch: expected the {outputs[0].size_bytes} bytes of scores")
         parse_scores(sketch, spec)
 
-    def wanted(self, spec: EvaluateSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+    def wanted(
+        self, spec: EvaluateSpec, outputs: Sequence[Output], draw: bytes, part: Part | None = None
+    ) -> tuple[Output, ...]:
         return tuple(outputs)
 
     def compare(

@@ -34,17 +34,21 @@ class Replica:
     compute_dtype: ComputeDtype
     outputs: tuple[Output, ...] = ()
     """By name and digest; only narrowing a dispute over a training looks at them."""
+    numerics_class: str = ""
+    """Of the device; within one class float32 gives equal bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """How far two outputs are apart: `distance` relative to what is allowed, 1 at the limit.
 
-    `exceeded` names the statistic that went over, for people; None when the two agree.
+    `exceeded` names the statistic that went over, for people; None when the two agree. `part` is where they differ,
+    as far as the reports tell it.
     """
 
     distance: float
     exceeded: str | None
+    part: Part | None = None
 
 
 def difference(found: Mapping[str, float], limits: Mapping[str, float]) -> Difference:
@@ -78,10 +82,13 @@ class UnitKind(Protocol, Generic[S_contra]):
     def check_claim(self, spec: S_contra, outputs: Sequence[Output], sketch: bytes, geometry: ModelGeometry) -> None:
         """At the door, before anything is stored: names and sizes of the outputs, and the sketch's form."""
 
-    def wanted(self, spec: S_contra, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+    def wanted(
+        self, spec: S_contra, outputs: Sequence[Output], draw: bytes, part: Part | None = None
+    ) -> tuple[Output, ...]:
         """Which outputs to fetch from the chosen host; the main output comes first.
 
         `draw` is 32 secret bytes that exist only after the report: what follows from it can't have been foreseen.
+        A disputed `part` is replayed instead of what the draw picks.
         """
 
     def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -15,23 +14,3 @@ class Part:
 
     pieces: tuple[int, ...]
     layer: int = 0
-
-
-def first_parting(count: int, is_apart: Callable[[int], bool]) -> int:
-    """Which of `count` steps is the first after which two chains are apart, asked as seldom as can be.
-
-    What parted stays apart: each step begins where the former one ended. The last one is known to be apart. Asks
-    log2 of the count, for each answer may take files that have to be fetched first.
-
-    >>> asked = []
-    >>> first_parting(16, lambda step: (asked.append(step), step >= 11)[1]), asked
-    (11, [7, 11, 9, 10])
-    """
-    low, high = 0, count - 1
-    while low < high:
-        middle = (low + high) // 2
-        if is_apart(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low

@@ -45,7 +45,9 @@ class PrefillKind:
             raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {KV_FILE} of at most {largest} bytes")
         parse_sketch(sketch, _form(spec, geometry))
 
-    def wanted(self, spec: PrefillSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+    def wanted(
+        self, spec: PrefillSpec, outputs: Sequence[Output], draw: bytes, part: Part | None = None
+    ) -> tuple[Output, ...]:
         return tuple(outputs)
 
     def compare(

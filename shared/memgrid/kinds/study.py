@@ -61,7 +61,9 @@ class StudyKind:
             raise RefusedError(ReasonCode.WRONG_OUTPUTS, f"expected one {SHARD_FILE} of at most {largest} bytes")
         parse_sketch(sketch, spec.conversations)
 
-    def wanted(self, spec: StudySpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+    def wanted(
+        self, spec: StudySpec, outputs: Sequence[Output], draw: bytes, part: Part | None = None
+    ) -> tuple[Output, ...]:
         return tuple(outputs)
 
     def compare(

@@ -69,9 +69,12 @@ class TrainKind:
                 )
         parse_delta_sketch(sketch, group_count(spec.adapter, geometry))
 
-    def wanted(self, spec: TrainSpec, outputs: Sequence[Output], draw: bytes) -> tuple[Output, ...]:
+    def wanted(
+        self, spec: TrainSpec, outputs: Sequence[Output], draw: bytes, part: Part | None = None
+    ) -> tuple[Output, ...]:
         """The result, the trace, and both ends of the segment to replay."""
-        names = {STATE_FILE, TRACE_FILE, *segment_files(spec, drawn_segment(spec, draw))}
+        segment = drawn_segment(spec, draw) if part is None else part.pieces[0]
+        names = {STATE_FILE, TRACE_FILE, *segment_files(spec, segment)}
         return tuple(output for output in outputs if output.name in names)
 
     def compare(
@@ -91,10 +94,11 @@ class TrainKind:
     ) -> Part | None:
         """The first segment after which committed states differ, by their digests.
 
-        None between hosts that did not both compute in float32: there the digests part in the first segment, and
-        `states_apart` has to be asked of states that were fetched (`first_parting` says of which).
+        None unless both computed in float32 on devices of one numerics class, where equal steps give equal bits:
+        between others the digests part at once, whoever is right.
         """
-        if {one.compute_dtype, other.compute_dtype} != {ComputeDtype.FLOAT32}:
+        classes = {one.numerics_class, other.numerics_class}
+        if {one.compute_dtype, other.compute_dtype} != {ComputeDtype.FLOAT32} or len(classes) > 1 or "" in classes:
             return None
         digests = [{output.name: output.digest for output in replica.outputs} for replica in (one, other)]
         for segment in range(spec.segments):
@@ -134,20 +138,6 @@ class TrainKind:
 
     def flops(self, spec: TrainSpec, geometry: ModelGeometry) -> int:
         return train_flops(spec, geometry, spec.stop_step - spec.first_step)
-
-
-def states_apart(
-    spec: TrainSpec,
-    start: Path,
-    one: tuple[Path, ComputeDtype],
-    other: tuple[Path, ComputeDtype],
-    geometry: ModelGeometry,
-    tolerances: Tolerances,
-) -> bool:
-    """Whether two hosts' states after the same segment differ by more than is tolerated."""
-    first, second = (sketch_states(start, path, spec.adapter, geometry, spec.key) for path, _ in (one, other))
-    limits = pair_limits(tolerances, one[1], other[1], spec.first_step - spec.cold_step)
-    return difference(differences(first, second), limits).exceeded is not None
 
 
 def train_flops(spec: TrainSpec, geometry: ModelGeometry, steps: int) -> int:
