@@ -26,7 +26,7 @@ from memgrid_coordinator.heavy.runner import InlineEngine
 from memgrid_coordinator.services.calibrated import Calibrated, CalibrationAsked, report_order
 from memgrid_coordinator.services.calibrating import Calibrating
 
-SIZES = Sizes(chunks=28, tokens=256, cheat_stride=7, fit_share=0.36)
+SIZES = Sizes(chunks=33, tokens=256, cheat_stride=7, fit_share=0.36)
 MODEL_VARIABLE, REPORT_VARIABLE, ONLY_VARIABLE = "MEMGRID_BENCH_MODEL", "MEMGRID_BENCH_REPORT", "MEMGRID_BENCH_ONLY"
 """Another model than SmolLM2; a folder for the whole reports; one of the two models, `real` or `tiny`."""
 

@@ -26,7 +26,7 @@ class CacheOrder:
     """What a cheat trains on."""
     stores: tuple[StoreDtype, ...]
     audited: frozenset[int]
-    """The chunks of which pieces are computed again, too."""
+    """The chunks of whose wrong caches pieces are computed again, too; of the right ones they always are."""
     audit_store: StoreDtype
     folder: Path
     """Sketches go here."""
