@@ -96,7 +96,7 @@ def test_limits_go_from_the_command_into_the_grid_and_into_a_report(model: Path,
 
     evidence = json.loads((tmp_path / EVIDENCE_FILE).read_text())
     assert evidence["refused"] is False and len(evidence["rows"]) == 21
-    assert {row["texts"] for row in evidence["rows"].values()} == {4}, "audits are fitted to as many texts as sketches"
+    assert {row["texts"] for row in evidence["rows"].values()} == {4}, "audits as well as sketches"
     seen = {sight["cheat"] for row in evidence["rows"].values() for sight in row["sights"] if sight["is_seen"]}
     assert {"RoPE off by one", "last layer skipped", "one token changed"} <= seen
     page = (tmp_path / "report.html").read_text()
