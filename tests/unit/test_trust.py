@@ -17,6 +17,7 @@ from memgrid_coordinator.policy.trust import (
     Judgement,
     TrustRecord,
     TrustRule,
+    after_agreement,
     after_audit,
     after_result,
     audit_probability,
@@ -52,6 +53,14 @@ zones = st.sampled_from(list(Zone))
 
 def trusted(passed: int = 1000, faults: int = 0) -> TrustRecord:
     return TrustRecord(results=20 * passed, passed=passed, faults=faults)
+
+
+def test_who_agrees_with_itself_is_looked_at_no_less() -> None:
+    record = NEWCOMER
+    for _ in range(1000):
+        record = after_agreement(record)
+    assert audit_probability(record, RULE) == audit_probability(NEWCOMER, RULE) == 1
+    assert not is_final_at_once(record, RULE)
 
 
 @given(records, rules)

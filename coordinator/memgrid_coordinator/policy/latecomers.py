@@ -48,12 +48,12 @@ def is_still_taken(lease: Lease, unit: Unit, of_unit: Sequence[Lease], now: date
 
 
 def is_believed_alone(record: TrustRecord, rule: TrustRule) -> bool:
-    """Whether a host's report is credited where nobody can confirm it any more: when it has passed its probation.
+    """Whether a host's report is credited where nobody can confirm it any more: when enough of its work was good.
 
     >>> is_believed_alone(TrustRecord(passed=5), TrustRule()), is_believed_alone(TrustRecord(passed=4), TrustRule())
     (True, False)
     """
-    return record.passed >= rule.probation_results
+    return record.passed + record.agreed >= rule.probation_results
 
 
 def standing(leases: Sequence[Lease]) -> list[Lease]:

@@ -111,6 +111,8 @@ class TrustRecord:
     """Ever."""
     recent: tuple[Zone, ...] = ()
     """The newest audits since the last fault, the newest last; at most `suspicion_window`."""
+    agreed: int = 0
+    """Results since the last fault that another account computed too, and agreed with."""
 
 
 NEWCOMER = TrustRecord()
@@ -182,7 +184,7 @@ def after_audit(
     >>> record.passed, judgement
     (1, <Judgement.PASSED: 'passed'>)
     >>> after_audit(record, Zone.FAULT, TrustRule())
-    (TrustRecord(results=0, passed=0, faults=1, recent=()), <Judgement.AT_FAULT: 'at fault'>)
+    (TrustRecord(results=0, passed=0, faults=1, recent=(), agreed=0), <Judgement.AT_FAULT: 'at fault'>)
     """
     if zone is Zone.FAULT:
         return TrustRecord(faults=record.faults + 1), Judgement.AT_FAULT
@@ -200,9 +202,20 @@ def after_result(record: TrustRecord) -> TrustRecord:
     """The record after a result that nobody looked at.
 
     >>> after_result(TrustRecord(results=7, passed=5))
-    TrustRecord(results=8, passed=5, faults=0, recent=())
+    TrustRecord(results=8, passed=5, faults=0, recent=(), agreed=0)
     """
-    return TrustRecord(results=record.results + 1, passed=record.passed, faults=record.faults, recent=record.recent)
+    return replace(record, results=record.results + 1)
+
+
+def after_agreement(record: TrustRecord) -> TrustRecord:
+    """The record after a result that another account agreed with.
+
+    It may hold more by that, but is looked at no less: two accounts of one cheat agree on anything.
+
+    >>> after_agreement(TrustRecord(results=7, passed=5)).agreed
+    1
+    """
+    return replace(record, agreed=record.agreed + 1)
 
 
 def is_final_at_once(record: TrustRecord, rule: TrustRule) -> bool:
@@ -229,7 +242,7 @@ def is_overdue(provisional_since: datetime, now: datetime, rule: TrustRule) -> b
 
 
 def held_max(passed: int, rule: TrustRule, held_max: int) -> int:
-    """How many leases somebody may hold who has passed so many audits; never more than `held_max`.
+    """How many leases somebody may hold who has passed so many audits, or agreed as often; at most `held_max`.
 
     >>> [held_max(passed, TrustRule(), 64) for passed in (0, 9, 10, 30, 1000)]
     [2, 2, 4, 16, 64]

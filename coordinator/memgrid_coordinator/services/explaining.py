@@ -123,7 +123,8 @@ def _trusted(connection: Connection, host: Host) -> str:
     if not records:
         return "Nothing of it was checked yet."
     return " ".join(
-        f"{kind}, {numerics_class}: {record.passed} audits passed since its last fault, {record.faults} faults."
+        f"{kind}, {numerics_class}: {record.passed} audits passed since its last fault, {record.agreed} results that "
+        f"others agree with, {record.faults} faults."
         for (kind, numerics_class), record in records.items()
     )
 

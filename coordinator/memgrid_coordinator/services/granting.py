@@ -98,12 +98,12 @@ class Granting:
         )
         if not allowed:
             return 0, reason
-        passed = trust_records.passed_by(connection, host.account_id)
-        trusted_with = trust.held_max(passed, self._rule.trust, most)
+        good = trust_records.good_of(connection, host.account_id)
+        trusted_with = trust.held_max(good, self._rule.trust, most)
         if trusted_with >= most:
             return allowed, reason
         held_by_all = leases.count_held(connection, host.account_id)
-        return dispatch.within_quota(allowed, reason, held=held_by_all, held_max=trusted_with, passed=passed)
+        return dispatch.within_quota(allowed, reason, held=held_by_all, held_max=trusted_with, passed=good)
 
     def _open(self, connection: Connection, host: Host, most: int, now: datetime) -> list[Unit]:
         """Open units, less those on which somebody works who may well be the same person."""

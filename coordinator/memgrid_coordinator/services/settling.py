@@ -180,7 +180,7 @@ class _Carrying:
         if agreeing:
             hosts.forgive(self.connection, sorted({self.leases[lease_id].host_id for lease_id in agreeing}))
             confirmed = [self._with_kind(lease_id) for lease_id in agreeing if self._has_company(lease_id, agreeing)]
-            trusting.pass_all(self.connection, confirmed, self.rule.trust, self.now)
+            trusting.note_agreement(self.connection, confirmed, self.now)
 
     def _with_kind(self, lease_id: LeaseId) -> tuple[Lease, str]:
         lease = self.leases[lease_id]

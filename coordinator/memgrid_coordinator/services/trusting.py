@@ -48,13 +48,13 @@ def checks_of(
     return checks
 
 
-def pass_all(connection: Connection, agreed: Iterable[tuple[Lease, str]], rule: TrustRule, now: datetime) -> None:
-    """Other accounts agree with these leases, each with the kind of its unit: for a record as good as an audit."""
+def note_agreement(connection: Connection, agreed: Iterable[tuple[Lease, str]], now: datetime) -> None:
+    """Other accounts agree with these leases, each with the kind of its unit."""
     counts = Counter((lease.host_id, kind, lease.numerics_class) for lease, kind in agreed)
     for (host_id, kind, numerics_class), count in counts.items():
         record = trust_records.get(connection, host_id, kind, numerics_class)
         for _ in range(count):
-            record, _ = trust.after_audit(record, Zone.PASS, rule)
+            record = trust.after_agreement(record)
         trust_records.put(connection, _host(connection, host_id), kind, numerics_class, record, now)
 
 

@@ -399,6 +399,7 @@ class TrustRecordRow(SQLModel, table=True):
     faults: int = 0
     recent: str = ""
     """The zones of the last audits, a letter each, the newest last."""
+    agreed: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     updated_at: datetime = Field(sa_column=_time(nullable=False))
 
 

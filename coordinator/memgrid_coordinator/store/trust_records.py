@@ -22,7 +22,7 @@ def get(connection: Connection, host_id: HostId, kind: str, numerics_class: str)
     if row is None:
         return NEWCOMER
     recent = tuple(_ZONES[letter] for letter in row.recent)
-    return TrustRecord(results=row.results, passed=row.passed, faults=row.faults, recent=recent)
+    return TrustRecord(results=row.results, passed=row.passed, faults=row.faults, recent=recent, agreed=row.agreed)
 
 
 def put(
@@ -35,6 +35,7 @@ def put(
         "passed": record.passed,
         "faults": record.faults,
         "recent": "".join(_LETTERS[zone] for zone in record.recent),
+        "agreed": record.agreed,
         "updated_at": now,
     }
     if not connection.execute(_UPDATE, {**key, **{f"new_{name}": value for name, value in values.items()}}).rowcount:
@@ -42,9 +43,10 @@ def put(
         connection.execute(_INSERT, {**named, "account_id": host.account_id, **values})
 
 
-def passed_by(connection: Connection, account_id: AccountId) -> int:
-    """Audits that an account's best record has passed: what its quota follows from."""
-    query = select(func.max(trust_records.c.passed)).where(trust_records.c.account_id == account_id)
+def good_of(connection: Connection, account_id: AccountId) -> int:
+    """Audits that an account's best record has passed, or results agreed with: what its quota follows from."""
+    good = trust_records.c.passed + trust_records.c.agreed
+    query = select(func.max(good)).where(trust_records.c.account_id == account_id)
     return int(connection.execute(query).scalar() or 0)
 
 
@@ -101,6 +103,7 @@ _UPDATE = (
         passed=bindparam("new_passed"),
         faults=bindparam("new_faults"),
         recent=bindparam("new_recent"),
+        agreed=bindparam("new_agreed"),
         updated_at=bindparam("new_updated_at"),
     )
 )
