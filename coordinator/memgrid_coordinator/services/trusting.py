@@ -159,6 +159,8 @@ def _is_class_suspended(
         return False
     if trust_records.suspend(connection, kind, numerics_class, found, now):
         log.error("numerics class suspended", kind=kind, numerics_class=numerics_class, failed=found.failed)
+        # Those that failed before there were enough of them to see the bug are no worse than the others.
+        hosts.forgive(connection, trust_records.forgive(connection, kind, numerics_class))
         detail = f"{numerics_class}: {found.failed} of {found.audits} audits failed, of {found.hosts_failed} hosts"
         events.append(connection, [Event(at=now, name="class_suspended", detail=detail)])
     return True

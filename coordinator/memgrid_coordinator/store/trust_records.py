@@ -75,6 +75,19 @@ def suspend(connection: Connection, kind: str, numerics_class: str, found: Class
     return True
 
 
+def forgive(connection: Connection, kind: str, numerics_class: str) -> list[HostId]:
+    """Forget the faults of a class; returns the hosts that had some."""
+    here = (
+        trust_records.c.kind == kind,
+        trust_records.c.numerics_class == numerics_class,
+        trust_records.c.faults > 0,
+    )
+    found = connection.execute(select(trust_records.c.host_id).where(*here)).scalars()
+    forgiven = [HostId(host_id) for host_id in found]
+    connection.execute(update(trust_records).where(*here).values(faults=0))
+    return forgiven
+
+
 def resume(connection: Connection, kind: str, numerics_class: str) -> bool:
     """Punish again; False when there was no suspension."""
     here = (class_suspensions.c.kind == kind, class_suspensions.c.numerics_class == numerics_class)
