@@ -79,6 +79,22 @@ class ReasonCode(StrEnum):
     HOST_SUSPENDED = "host_suspended"
     ALL_SEEN = "all_seen"
     DRAINING = "draining"
+    # why a machine's owner holds it back; for the owner's eyes: a grid is told owner_paused and no more
+    DEVICE_DISABLED = "device_disabled"
+    OUT_OF_HOURS = "out_of_hours"
+    ON_BATTERY = "on_battery"
+    MACHINE_IN_USE = "machine_in_use"
+    SCREEN_FILLED = "screen_filled"
+    PROGRAM_RUNS = "program_runs"
+    DEVICE_WANTED = "device_wanted"
+    MACHINE_BUSY = "machine_busy"
+    TOO_HOT = "too_hot"
+    TOO_MUCH_POWER = "too_much_power"
+    DISK_FULL = "disk_full"
+    NETWORK_SPARED = "network_spared"
+    DUTY_LIMITED = "duty_limited"
+    NOT_SEEN = "not_seen"
+    NOT_TAKEN = "not_taken"
     # a code of a newer release, whose text still tells
     OTHER = "other"
 

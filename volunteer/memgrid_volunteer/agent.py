@@ -17,7 +17,7 @@ from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
-from memgrid_volunteer.owner.policy import Situation, may_run
+from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.workbench import Workbench
 
 OWNER_CHECK_S = 0.25
@@ -42,6 +42,7 @@ class Agent:
         limits: Limits,
     ) -> None:
         self._home = home
+        self._control = Control(home.folder)
         self._correspondence = correspondence
         self._workbench = workbench
         self._deliveries = deliveries
@@ -85,12 +86,17 @@ class Agent:
     async def _watch(self) -> None:
         """Loop: look at what the owner wants, and whether this run is through."""
         while True:
-            reason = may_run(Situation(paused=self._home.is_paused))
+            reason = self._owners_pause()
             if reason != self._correspondence.paused:
                 await self._obey(reason)
             if self._is_through():
                 self._stopped.set()
             await asyncio.sleep(OWNER_CHECK_S)
+
+    def _owners_pause(self) -> Reason | None:
+        if all(pause.device_id is not None for pause in self._control.pauses(self._clock.now())):
+            return None
+        return Reason(code=ReasonCode.OWNER_PAUSED, text="the owner of the machine has paused it")
 
     async def _obey(self, reason: Reason | None) -> None:
         self._correspondence.paused = reason

@@ -10,16 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
+from memgrid.clock import SystemClock
 from memgrid.errors import InvalidError
 from memgrid.log import configure_logging
 from memgrid.nickname import nickname
 from memgrid_volunteer import running, team_cli
 from memgrid_volunteer.home import Home, default_home
 from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.owner import cli as owner_cli
+from memgrid_volunteer.owner.control import Control
+from memgrid_volunteer.owner.local_time import LOCAL
+from memgrid_volunteer.owner.words import pause_text
 from memgrid_volunteer.sandbox import WORKER_MODULE
 from memgrid_volunteer.stopping import Stopping
 
 app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
+owner_cli.register(app)
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
@@ -120,24 +126,6 @@ def team(
 
 
 @app.command()
-def pause(home: HomeOption = None) -> None:
-    """Stop working within a second, and stay stopped until `resume`; finished work is still delivered."""
-    place = _home(home)
-    place.membership()
-    place.pause(True)
-    typer.echo("paused")
-
-
-@app.command()
-def resume(home: HomeOption = None) -> None:
-    """Go on working."""
-    place = _home(home)
-    place.membership()
-    place.pause(False)
-    typer.echo("resumed")
-
-
-@app.command()
 def leave(home: HomeOption = None) -> None:
     """Leave the grid: give everything back and empty the folder. The key stays, and so does the credit."""
     configure_logging(level="WARNING")
@@ -174,10 +162,13 @@ def _status(home: Home) -> dict[str, Any]:
     written = home.status()
     # What a killed process wrote last is not how things stand.
     state = written.get("state", "stopped") if home.is_running else "stopped"
+    now = SystemClock().now().astimezone(LOCAL)
+    pauses = Control(home.folder).pauses(now)
     return {
         **written,
         "state": state,
-        "paused": home.is_paused,
+        "paused": bool(pauses),
+        "pauses": [pause_text(pause, now) for pause in pauses],
         "grid": membership.name,
         "url": membership.url,
         "host_id": membership.host_id,
@@ -190,7 +181,7 @@ def _status(home: Home) -> dict[str, Any]:
 def _in_words(facts: dict[str, Any]) -> str:
     devices = ", ".join(device["name"] for device in facts.get("devices", [])) or "not known yet"
     idle = facts.get("idle_reason") or {}
-    state = f"{facts['state']}{', paused by its owner' if facts['paused'] else ''}"
+    state = ", ".join([facts["state"], *facts["pauses"]])
     lines = [
         f"{facts['label']} on {facts['grid']} (host {facts['host_id']})",
         f"  state      {state}" + (f": {idle['text'] or idle['code']}" if idle else _progress(facts)),

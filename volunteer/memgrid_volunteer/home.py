@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import platformdirs
 from memgrid.errors import InvalidError
 from memgrid.signing import SigningKey
 from memgrid.units import AccountId, HostId
+from memgrid_volunteer.owner.files import replace_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +78,6 @@ class Home:
         """Nobody else can tell it again: the grid has only its digest."""
         write_whole(self.folder / "team.json", {"url": url, "team": team, "code": code})
 
-    @property
-    def is_paused(self) -> bool:
-        return bool((self._read("control.json") or {}).get("paused", False))
-
-    def pause(self, paused: bool) -> None:
-        write_whole(self.folder / "control.json", {"paused": paused})
-
     def status(self) -> dict[str, Any]:
         """What the last run wrote; empty before the first."""
         return self._read("status.json") or {}
@@ -123,13 +115,7 @@ class Home:
 
 def write_whole(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
     """Replace a JSON file in one step; `durable`: it survives a power cut."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    Path(name).replace(path)
+    replace_text(path, json.dumps(value, indent=1), durable=durable)
 
 
 def _try_lock(handle: int) -> bool:

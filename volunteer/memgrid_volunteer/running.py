@@ -29,6 +29,7 @@ from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.kept import gather
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
 from memgrid_volunteer.session import CoordinatorSession, enrol
@@ -75,6 +76,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
     membership = home.membership()
     home.make()
     with home.lock():
+        Control(home.folder).restarted(SystemClock().now())
         gather(home.work, SystemClock().now())
         async with _worker(home, options) as sandbox:
             facts = await _facts(sandbox)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,6 +19,7 @@ from memgrid.errors import (
     UnknownHostError,
 )
 from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid_volunteer.owner.control import Control
 from tests.scripted_grid import ScriptedGrid
 from tests.unit.volunteer.conftest import Volunteer
 
@@ -219,7 +221,7 @@ async def test_pausing_kills_the_worker_gives_leases_back_and_still_delivers(
     grid.lost_answers = 0
     async with volunteer.running():
         await grid.until(lambda: volunteer.units_run() == ["one", "two"])
-        volunteer.home.pause(True)
+        Control(volunteer.home.folder).pause(datetime.now(UTC))
         await grid.until(lambda: {release.lease_id for release in grid.released} >= {"two", "three"}, limit_s=2)
         assert {release.reason.code for release in grid.released} == {ReasonCode.OWNER_PAUSED}
         await grid.until(lambda: grid.settled == {"one"})
@@ -229,7 +231,7 @@ async def test_pausing_kills_the_worker_gives_leases_back_and_still_delivers(
         asked = len(grid.asks)
         await asyncio.sleep(0.5)
         assert all(ask.want == 0 for ask in grid.asks[asked:]) and len(grid.asks) < asked + 5
-        volunteer.home.pause(False)
+        Control(volunteer.home.folder).resume(datetime.now(UTC))
         await grid.until(lambda: volunteer.home.status()["accepted"] == 2)
     assert volunteer.units_run() == ["one", "two", "four"]
 

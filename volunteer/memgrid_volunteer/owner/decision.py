@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from memgrid.units import Reason
+from memgrid.units import Reason, ReasonCode
 
 
 class Action(StrEnum):
@@ -33,6 +33,11 @@ class Decision:
     @property
     def may_compute(self) -> bool:
         return self.action in (Action.RUN, Action.THROTTLE)
+
+    @property
+    def reason_for_grid(self) -> Reason:
+        """What a grid hears when leases go back: what runs on this machine, and when, is nobody's business."""
+        return Reason(code=ReasonCode.OWNER_PAUSED, text="the owner of the machine needs it")
 
 
 RUN = Decision(action=Action.RUN)

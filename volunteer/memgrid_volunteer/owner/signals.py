@@ -17,6 +17,15 @@ class Pause:
     is_until_restart: bool = False
 
 
+def holds(pause: Pause, device_id: DeviceId) -> bool:
+    """Whether a pause is about a device.
+
+    >>> holds(Pause(), "cuda:0"), holds(Pause(device_id="cuda:1"), "cuda:0")
+    (True, False)
+    """
+    return pause.device_id is None or pause.device_id == device_id
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSignals:
     """One GPU, or the CPU as a whole. What our own worker uses counts as nobody else's."""
