@@ -29,6 +29,7 @@ from memgrid.kinds.sketch import sketch_file
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
 from memgrid.specs import PrefillSpec
 from memgrid.testing_faults import Faults as Faults
+from memgrid.testing_gpu import FakeNvml as FakeNvml
 from memgrid.units import (
     ComputeDtype,
     DeviceFacts,

@@ -1,7 +1,8 @@
-"""The owner's commands: pause and resume."""
+"""The owner's commands: pause, resume, what is seen and decided, and preferences."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,20 @@ HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="One device such as cuda:0 or cpu; without: all.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+KeyArgument = Annotated[str, typer.Argument(help="Such as when.idle_minutes or devices.cuda:0.duty_percent.")]
+
+preferences_app = typer.Typer(
+    name="preferences", help="What this machine may be used for, and when.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the owner's commands to `memgrid volunteer`."""
     app.command()(pause)
     app.command()(resume)
+    app.command()(probe)
+    app.add_typer(preferences_app)
 
 
 def pause(
@@ -59,6 +68,84 @@ def resume(home: HomeOption = None, device: DeviceOption = None) -> None:
     control.resume(now, device_id=_device_id(device))
     left = [pause_text(other, now.astimezone(LOCAL)) for other in control.pauses(now)]
     typer.echo("\n".join(["resumed", *(f"still {line}" for line in left)]))
+
+
+def probe(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show what each probe sees, or why it can't, and what each device may do now."""
+    from rich.console import Console
+
+    from memgrid_volunteer.owner.looking import look_once
+    from memgrid_volunteer.owner.showing import report_json, report_table
+
+    look = look_once(Home(home or default_home()))
+    facts = (look.sights, look.decisions, look.pauses, look.problems, look.now)
+    if as_json:
+        typer.echo(json.dumps(report_json(*facts), indent=1))
+    else:
+        Console().print(report_table(*facts))
+
+
+@preferences_app.command()
+def show(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show all that holds, what the preset says included."""
+    from memgrid_volunteer.owner.preferences_file import PreferencesFile
+    from memgrid_volunteer.owner.preferences_toml import to_toml
+
+    file = PreferencesFile(Home(home or default_home()).folder)
+    preferences = file.current()
+    for problem in file.problems:
+        typer.echo(f"{problem} (what was said before holds)", err=True)
+    text = json.dumps(preferences.model_dump(mode="json"), indent=1) if as_json else to_toml(preferences).rstrip()
+    typer.echo(text)
+
+
+@preferences_app.command("set")
+def set_key(
+    key: KeyArgument,
+    value: Annotated[str, typer.Argument(help="As TOML has it: 5, true, pause, '[\"sat-sun\"]'.")],
+    home: HomeOption = None,
+) -> None:
+    """Set one key; comments and everything else in the file stay. It holds at once."""
+    from memgrid_volunteer.owner.preferences_file import PreferencesFile
+
+    place = _made(home)
+    PreferencesFile(place.folder).set(key, value)
+    typer.echo(f"{key} set")
+
+
+@preferences_app.command()
+def unset(key: KeyArgument, home: HomeOption = None) -> None:
+    """Leave one key to the preset again."""
+    from memgrid_volunteer.owner.preferences_file import PreferencesFile
+
+    PreferencesFile(_made(home).folder).unset(key)
+    typer.echo(f"{key} is the preset's again")
+
+
+@preferences_app.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="polite, night or always.")],
+    home: HomeOption = None,
+) -> None:
+    """Choose a preset; what the file says beside it still goes before it."""
+    from memgrid_volunteer.owner.preferences_file import PreferencesFile
+
+    PreferencesFile(_made(home).folder).set("preset", name)
+    typer.echo(f"preset {name}")
+
+
+@preferences_app.command()
+def path(home: HomeOption = None) -> None:
+    """Print where the file is."""
+    from memgrid_volunteer.owner.preferences_file import PreferencesFile
+
+    typer.echo(PreferencesFile(Home(home or default_home()).folder).path)
+
+
+def _made(home: Path | None) -> Home:
+    place = Home(home or default_home())
+    place.make()
+    return place
 
 
 def _device_id(text: str | None) -> DeviceId | None:

@@ -47,6 +47,15 @@ def read_preferences(text: str, name: str) -> Preferences:
         raise InvalidError("\n".join(problems)) from None
 
 
+def to_toml(preferences: Preferences) -> str:
+    """All keys with their values; what is not limited is left out.
+
+    >>> read_preferences(to_toml(preferences_of({"preset": "night"})), "").when.hours
+    ('22:00-07:00',)
+    """
+    return tomlkit.dumps(preferences.model_dump(mode="json", exclude_none=True))
+
+
 def changed(text: str, key: str, value: Any) -> str:
     """The text with one key set, everything else as it stands; `value` None takes the key out.
 
