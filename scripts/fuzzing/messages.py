@@ -34,6 +34,7 @@ from memgrid.units import (
     SyncAsk,
     UploadOrder,
     VerdictNotice,
+    Wishes,
 )
 from memgrid.v1 import campaigns_pb2, common_pb2
 from memgrid.v1 import volunteers_pb2 as pb
@@ -121,6 +122,13 @@ def _sync_request() -> pb.SyncRequest:
         released=(Release(lease_id=LEASE, fence=3, reason=REASON),),
         want=2,
         wait=timedelta(seconds=20),
+        wishes=Wishes(
+            kinds=frozenset({"prefill"}),
+            campaigns=frozenset({"handbook"}),
+            avoided_campaigns=frozenset({"another"}),
+            cached_models=frozenset({digest_of(b"model")}),
+            longest=timedelta(minutes=5),
+        ),
     )
     return wire.sync_ask_to_message(ask, KEY.sign(REPORTS_TYPE, _reports_body()))
 

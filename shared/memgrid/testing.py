@@ -31,6 +31,7 @@ from memgrid.specs import PrefillSpec
 from memgrid.testing_faults import Faults as Faults
 from memgrid.testing_gpu import FakeNvml as FakeNvml
 from memgrid.units import (
+    NO_WISHES,
     ComputeDtype,
     DeviceFacts,
     HeldLease,
@@ -47,6 +48,7 @@ from memgrid.units import (
     SyncAsk,
     UnitKey,
     UploadOrder,
+    Wishes,
     WorkFacts,
 )
 from memgrid.v1 import volunteers_pb2 as pb
@@ -195,6 +197,7 @@ class SimulatedHost:
         work: Sequence[SimulatedWork] = (),
         released: Sequence[Release] = (),
         wait: timedelta = timedelta(0),
+        wishes: Wishes = NO_WISHES,
     ) -> SyncAnswer:
         """One Sync as an honest host makes it."""
         self.sequence += 1
@@ -207,6 +210,7 @@ class SimulatedHost:
             released=tuple(released),
             want=want,
             wait=wait,
+            wishes=wishes,
         )
         signed = self.signed([one.claim for one in work]) if work else None
         return await self.send(ask, signed)

@@ -79,6 +79,7 @@ class ReasonCode(StrEnum):
     HOST_SUSPENDED = "host_suspended"
     ALL_SEEN = "all_seen"
     DRAINING = "draining"
+    NOT_WISHED = "not_wished"
     # why a machine's owner holds it back; for the owner's eyes: a grid is told owner_paused and no more
     DEVICE_DISABLED = "device_disabled"
     OUT_OF_HOURS = "out_of_hours"
@@ -262,6 +263,25 @@ class Cancellation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """Which units a host would rather have; an empty field wishes nothing. Campaigns by id or name."""
+
+    kinds: frozenset[str] = frozenset()
+    campaigns: frozenset[str] = frozenset()
+    avoided_campaigns: frozenset[str] = frozenset()
+    cached_models: frozenset[Digest] = frozenset()
+    longest: timedelta | None = None
+
+    @property
+    def are_picky(self) -> bool:
+        """Whether there are units that a host with these may not be given."""
+        return bool(self.kinds or self.campaigns or self.avoided_campaigns or self.longest is not None)
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncAsk:
     """What a host says in one Sync; the signed reports are parsed only after their signature held."""
 
@@ -273,6 +293,7 @@ class SyncAsk:
     released: tuple[Release, ...]
     want: int
     wait: timedelta
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

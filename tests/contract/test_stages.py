@@ -10,13 +10,14 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from memgrid.digest import digest_of
-from memgrid.units import AccountId, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey
+from memgrid.units import AccountId, HostId, LeaseId, Output, Reason, ReasonCode, UnitKey, Wishes
 from memgrid_coordinator.lifecycle import DocumentState, LeaseState
 from memgrid_coordinator.progress import Progress, Stage
 from memgrid_coordinator.records import CampaignId, Demand, Lease, Made, NewDocument, NewUnit
 from memgrid_coordinator.store import campaigns, leases, units, uploads
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.store.tables import accounts, hosts
+from memgrid_coordinator.store.wishes import which_are_wished
 from tests.contract.conftest import a_host
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,14 +39,14 @@ def add_host(connection: Connection) -> None:
     connection.execute(insert(hosts).values(**row, recent_faults=0, created_at=NOW, seen_at=NOW))
 
 
-def new_unit(name: str) -> NewUnit:
+def new_unit(name: str, *, kind: str = "train", model: str = "model", flops: int = 1) -> NewUnit:
     return NewUnit(
         key=UnitKey(digest_of(name.encode()).removeprefix("sha256:")),
-        kind="train",
+        kind=kind,
         spec=name.encode(),
-        model=digest_of(b"model"),
+        model=digest_of(model.encode()),
         token_count=1,
-        flops=1,
+        flops=flops,
     )
 
 
@@ -142,6 +143,36 @@ async def test_two_files_of_the_same_bytes_arrive_together(store: Store) -> None
         return uploads.receive(connection, [(lease.lease_id, twins[0].digest)])
 
     assert await store.write(step) == {LeaseId("lease1")}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "expected"),
+    [
+        (Wishes(), ["study", "long", "both"]),
+        (Wishes(kinds=frozenset({"study", "prefill"})), ["study"]),
+        (Wishes(campaigns=frozenset({"other"})), ["both"]),
+        (Wishes(campaigns=frozenset({"other", "one"})), ["study", "long", "both"]),
+        (Wishes(avoided_campaigns=frozenset({"other"})), ["study", "long"]),
+        (Wishes(avoided_campaigns=frozenset({"nobody"})), ["study", "long", "both"]),
+        (Wishes(longest=timedelta(seconds=2)), ["study", "both"]),
+        (Wishes(kinds=frozenset({"study"}), avoided_campaigns=frozenset({"one"})), []),
+    ],
+)
+async def test_hosts_are_given_what_their_owners_wish(store: Store, wishes: Wishes, expected: list[str]) -> None:
+    host = a_host("b")
+    shared = new_unit("both")
+    own = (new_unit("study", kind="study"), new_unit("long", flops=int(3 * host.flops_per_s)))
+
+    def step(connection: Connection) -> list[str]:
+        new_campaign(connection, "one", (*own, shared))
+        new_campaign(connection, "other", (shared,))
+        found = units.lease_candidates(connection, host, 9, NOW, wishes)
+        every = [unit.unit_id for unit in units.lease_candidates(connection, host, 9, NOW)]
+        among = which_are_wished(connection, every, wishes, host.flops_per_s)
+        assert among == {unit.unit_id for unit in found}
+        return [unit.spec.decode() for unit in found]
+
+    assert await store.write(step) == expected
 
 
 async def test_a_pause_holds_what_only_it_wants(store: Store) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from sqlalchemy import Connection, update
 
 from memgrid.clock import ManualClock
+from memgrid.digest import digest_of
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.testing import SimulatedGpu, SimulatedHost
-from memgrid.units import ReasonCode
+from memgrid.units import ReasonCode, Wishes
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.store import events
 from memgrid_coordinator.store.tables import hosts as hosts_table
@@ -121,3 +122,18 @@ async def test_a_new_account_holds_little(tmp_path: Path, tiny_model_folder: Pat
             assert not (await host.sync(want=1, held=[held])).leases
         finally:
             await twin.close()
+
+
+async def test_a_host_is_told_that_nothing_open_is_what_its_owner_wishes(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    async with grid_with(tmp_path, tiny_model_folder, 1) as (coordinator, hosts):
+        await submit(coordinator, {"manual.txt": TEXT})
+        (host,) = hosts
+        answer = await host.sync(want=1, wishes=Wishes(kinds=frozenset({"train"})))
+        assert not answer.leases and answer.idle_reason is not None
+        assert answer.idle_reason.code is ReasonCode.NOT_WISHED
+        answer = await host.sync(want=1, wishes=Wishes(avoided_campaigns=frozenset({"handbook"})))
+        assert not answer.leases
+        at_hand = Wishes(campaigns=frozenset({"handbook"}), cached_models=frozenset({digest_of(b"another model")}))
+        assert len((await host.sync(want=1, wishes=at_hand)).leases) == 1

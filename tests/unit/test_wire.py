@@ -38,6 +38,7 @@ from memgrid.units import (
     UnitKey,
     UploadOrder,
     VerdictNotice,
+    Wishes,
     WorkFacts,
 )
 from memgrid.v1 import volunteers_pb2 as pb
@@ -83,6 +84,16 @@ claims = st.builds(
 )
 
 
+wishes = st.builds(
+    Wishes,
+    kinds=st.frozensets(words, max_size=3),
+    campaigns=st.frozensets(words, max_size=3),
+    avoided_campaigns=st.frozensets(words, max_size=3),
+    cached_models=st.frozensets(digests, max_size=3),
+    longest=st.none() | lengths,
+)
+
+
 def some(values: st.SearchStrategy) -> st.SearchStrategy:
     return st.lists(values, max_size=3).map(tuple)
 
@@ -125,6 +136,7 @@ def test_reports_survive_the_wire(reports: tuple[ReportClaim, ...], sequence: in
         released=some(st.builds(Release, lease_id=lease_ids, fence=counts, reason=reasons)),
         want=st.integers(0, 100),
         wait=lengths,
+        wishes=wishes,
     ),
     st.booleans(),
 )
@@ -181,6 +193,17 @@ def test_garbage_is_invalid_and_nothing_worse(body: bytes) -> None:
 def test_an_oversized_sketch_is_refused() -> None:
     message = pb.SyncRequest(sketches=[b"\0" * (SKETCH_BYTES_MAX + 1)])
     with pytest.raises(InvalidError, match="sketch: expected at most 524288, found 524289"):
+        wire.sync_ask_from_message(message)
+
+
+def test_a_host_of_before_wishes_wishes_nothing() -> None:
+    ask, _ = wire.sync_ask_from_message(pb.SyncRequest.FromString(pb.SyncRequest(want=2).SerializeToString()))
+    assert ask.wishes == Wishes() and not ask.wishes.are_picky
+
+
+def test_endless_wishes_are_refused() -> None:
+    message = pb.SyncRequest(wishes=pb.Wishes(campaigns=["c"] * 257))
+    with pytest.raises(InvalidError, match=r"wishes\.campaigns: expected at most 256, found 257"):
         wire.sync_ask_from_message(message)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
+from memgrid.digest import Digest
 from memgrid.units import Reason, ReasonCode
-from memgrid_coordinator.records import Host
+from memgrid_coordinator.records import Host, Unit
+
+LOOKED_AT_FOR_ONE = 8
+"""So many open units are looked at for each that is granted, for one whose model the host has."""
 
 
 def allowance(
@@ -45,8 +50,18 @@ def within_quota(
     return left, Reason(code=ReasonCode.QUOTA_REACHED, text=text)
 
 
-def idle_reason(*, open_units: bool) -> Reason:
+def preferred(found: Sequence[Unit], cached: frozenset[Digest], most: int) -> list[Unit]:
+    """`most` of these units, given the most urgent first: of the equally urgent rather those of models at hand.
+
+    A host that fetches gigabytes for one unit, and other gigabytes for the next, computes little.
+    """
+    return sorted(found, key=lambda unit: (-unit.priority, unit.model not in cached))[:most]
+
+
+def idle_reason(*, open_units: bool, are_wished: bool = True) -> Reason:
     """Why there was nothing for a host that may have work."""
+    if not are_wished:
+        return Reason(code=ReasonCode.NOT_WISHED, text="what is open now is nothing that this host's owner wishes")
     if open_units:
         return Reason(code=ReasonCode.ALL_SEEN, text="what is open now waits for other volunteers to confirm it")
     return Reason(code=ReasonCode.NO_WORK, text="no campaign has open units")

@@ -9,7 +9,7 @@ from random import Random
 from sqlalchemy import Connection
 
 from memgrid.kinds.refusal import RefusedError
-from memgrid.units import BlobRef, LeaseOffer, Reason
+from memgrid.units import NO_WISHES, BlobRef, LeaseOffer, Reason, Wishes
 from memgrid_coordinator.policy import dispatch, tails, trust
 from memgrid_coordinator.policy.deadlines import DeadlineRule, deadline, estimate_s
 from memgrid_coordinator.policy.diversity import may_confirm
@@ -21,6 +21,7 @@ from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import events, leases, origins, trust_records, units
 from memgrid_coordinator.store.blobs import BlobStore
+from memgrid_coordinator.store.wishes import which_are_wished
 
 Given = tuple[list[LeaseOffer], Reason | None]
 """New leases, and why there are not more."""
@@ -52,17 +53,20 @@ class Granting:
         now: datetime,
         *,
         draining: bool,
+        wishes: Wishes = NO_WISHES,
     ) -> Given:
         """Units whose inputs are gone are noted in `impossible`, with what that means for them."""
         allowed, reason = self._allowance(connection, host, want, held, now, draining=draining)
         if not allowed:
             return [], reason
-        found = self._open(connection, host, allowed, now)
+        found = self._open(connection, host, allowed, now, wishes)
         inputs = {unit.unit_id: self.inputs(connection, unit, impossible) for unit in found}
         chosen = [unit for unit in found if unit.unit_id not in impossible]
         if len(chosen) < allowed and reason is None:
-            reason = dispatch.idle_reason(open_units=bool(chosen) or units.has_vacancies(connection))
+            reason = self._idle_reason(connection, host, bool(chosen), now, wishes)
         besides = self._besides(connection, host, is_idle=not chosen, now=now) if len(chosen) < allowed else []
+        may_have = which_are_wished(connection, [unit.unit_id for unit in besides], wishes, host.flops_per_s)
+        besides = [unit for unit in besides if unit.unit_id in may_have]
         for unit in besides:
             unusable: dict[int, UnitEvent] = {}
             inputs[unit.unit_id] = self.inputs(connection, unit, unusable)
@@ -105,9 +109,17 @@ class Granting:
         held_by_all = leases.count_held(connection, host.account_id)
         return dispatch.within_quota(allowed, reason, held=held_by_all, held_max=trusted_with, passed=good)
 
-    def _open(self, connection: Connection, host: Host, most: int, now: datetime) -> list[Unit]:
+    def _idle_reason(
+        self, connection: Connection, host: Host, has_some: bool, now: datetime, wishes: Wishes
+    ) -> Reason:
+        has_others = wishes.are_picky and not has_some and units.lease_candidates(connection, host, 1, now)
+        return dispatch.idle_reason(open_units=has_some or units.has_vacancies(connection), are_wished=not has_others)
+
+    def _open(self, connection: Connection, host: Host, most: int, now: datetime, wishes: Wishes) -> list[Unit]:
         """Open units, less those on which somebody works who may well be the same person."""
-        found = units.lease_candidates(connection, host, most, now)
+        looked_at = most * dispatch.LOOKED_AT_FOR_ONE if wishes.cached_models else most
+        found = units.lease_candidates(connection, host, looked_at, now, wishes)
+        found = dispatch.preferred(found, wishes.cached_models, most)
         if not host.network or not found:
             return found  # on a private network everybody is somebody else
         own = origins.of_account(connection, host.account_id, host.network)

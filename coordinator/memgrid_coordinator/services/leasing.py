@@ -179,7 +179,14 @@ class Leasing:
         resent = self._resend(connection, host, lost, impossible)
         wanted = ask.want - len(lost)
         granted, idle = self._granting.grant(
-            connection, host, wanted, list(held.values()), impossible, now, draining=self._draining
+            connection,
+            host,
+            wanted,
+            list(held.values()),
+            impossible,
+            now,
+            draining=self._draining,
+            wishes=ask.wishes,
         )
         settlement.merge(settle(connection, impossible, known={}, rule=self._rule, now=now))
         offers = (*resent, *granted)

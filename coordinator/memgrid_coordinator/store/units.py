@@ -23,11 +23,12 @@ from sqlalchemy import (
 
 from memgrid.digest import Digest
 from memgrid.specs import PrefillSpec
-from memgrid.units import LeaseId, Reason, ReasonCode, UnitKey
+from memgrid.units import NO_WISHES, LeaseId, Reason, ReasonCode, UnitKey, Wishes
 from memgrid_coordinator.lifecycle import ENDED_UNITS, HAVE_RESULTS, LEASE_MOVES, UNIT_MOVES, LeaseState, UnitState
 from memgrid_coordinator.records import Demand, Host, Lease, NewUnit, Unit
 from memgrid_coordinator.store.events import reason_from
 from memgrid_coordinator.store.tables import leases, units
+from memgrid_coordinator.store.wishes import wished
 
 
 def by_key(connection: Connection, keys: Sequence[UnitKey]) -> dict[UnitKey, Unit]:
@@ -168,17 +169,20 @@ def open_units(connection: Connection, unit_ids: Sequence[int], now: datetime) -
     return moved.rowcount
 
 
-def lease_candidates(connection: Connection, host: Host, limit: int, now: datetime) -> list[Unit]:
+def lease_candidates(
+    connection: Connection, host: Host, limit: int, now: datetime, wishes: Wishes = NO_WISHES
+) -> list[Unit]:
     """Open units with a vacancy that the host's account and network have no part in, most urgent and oldest first.
 
     One account is one voice, and so is one network, so neither gets a second lease beside one that counts or was
     rejected. What ran out or was given back it may try again; a unit that failed on it only after a while, so that
     others come first and yet a unit that failed everywhere is not stuck.
     """
+    query = _CANDIDATES.where(*wished(wishes, host.flops_per_s)) if wishes.are_picky else _CANDIDATES
     return [
         _unit(row)
         for row in connection.execute(
-            _CANDIDATES,
+            query,
             {
                 "account": host.account_id,
                 "network": host.network,

@@ -247,6 +247,7 @@ class SyncRequest(_message.Message):
     RELEASED_FIELD_NUMBER: _builtins.int
     WANT_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    WISHES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """grows by one a call; a repeat is answered again"""
     want: _builtins.int
@@ -275,6 +276,10 @@ class SyncRequest(_message.Message):
     def wait(self) -> _duration_pb2.Duration:
         """hold the call open so long when there is nothing to say"""
 
+    @_builtins.property
+    def wishes(self) -> Global___Wishes:
+        """which units it would rather have; absent: any"""
+
     def __init__(
         self,
         *,
@@ -286,14 +291,63 @@ class SyncRequest(_message.Message):
         released: _abc.Iterable[Global___Release] | None = ...,
         want: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
+        wishes: Global___Wishes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reports", b"reports", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reports", b"reports", "wait", b"wait", "wishes", b"wishes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting", b"awaiting", "held", b"held", "released", b"released", "reports", b"reports", "sequence", b"sequence", "sketches", b"sketches", "wait", b"wait", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting", b"awaiting", "held", b"held", "released", b"released", "reports", b"reports", "sequence", b"sequence", "sketches", b"sketches", "wait", b"wait", "want", b"want", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SyncRequest: _TypeAlias = SyncRequest  # noqa: Y015
+
+@_typing.final
+class Wishes(_message.Message):
+    """What the owner of a host lets it work on, and what it has at hand. Only new leases follow it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    CAMPAIGNS_FIELD_NUMBER: _builtins.int
+    AVOIDED_CAMPAIGNS_FIELD_NUMBER: _builtins.int
+    CACHED_MODELS_FIELD_NUMBER: _builtins.int
+    LONGEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """only these kinds of units; empty: any"""
+
+    @_builtins.property
+    def campaigns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """only units that one of these wants, by id or name; empty: any"""
+
+    @_builtins.property
+    def avoided_campaigns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """no unit that one of these wants"""
+
+    @_builtins.property
+    def cached_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Model.digest of what lies here: of equally urgent units rather these"""
+
+    @_builtins.property
+    def longest(self) -> _duration_pb2.Duration:
+        """no unit that should take longer here; absent: any"""
+
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
+        campaigns: _abc.Iterable[_builtins.str] | None = ...,
+        avoided_campaigns: _abc.Iterable[_builtins.str] | None = ...,
+        cached_models: _abc.Iterable[_builtins.str] | None = ...,
+        longest: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["longest", b"longest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoided_campaigns", b"avoided_campaigns", "cached_models", b"cached_models", "campaigns", b"campaigns", "kinds", b"kinds", "longest", b"longest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wishes: _TypeAlias = Wishes  # noqa: Y015
 
 @_typing.final
 class HeldLease(_message.Message):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memgrid.digest import digest_of, parse_digest
 from memgrid.signing import SignedBody
 from memgrid.units import (
+    NO_WISHES,
     SKETCH_BYTES_MAX,
     Cancellation,
     HeldLease,
@@ -16,6 +19,7 @@ from memgrid.units import (
     SyncAsk,
     UploadOrder,
     VerdictNotice,
+    Wishes,
 )
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.wire.basics import (
@@ -41,6 +45,7 @@ from memgrid.wire.reports import REPORTS_MAX
 SYNC_BYTES_MAX = 8 << 20
 """The largest message of the control plane; a host with more to report sends it in several calls."""
 LEASES_MAX = 4096
+WISHES_MAX = 256
 
 
 def sync_ask_to_message(ask: SyncAsk, reports: SignedBody | None) -> pb.SyncRequest:
@@ -59,6 +64,7 @@ def sync_ask_to_message(ask: SyncAsk, reports: SignedBody | None) -> pb.SyncRequ
         released=released,
         want=ask.want,
         wait=duration_to_message(ask.wait),
+        wishes=wishes_to_message(ask.wishes) if ask.wishes != NO_WISHES else None,
     )
 
 
@@ -80,8 +86,34 @@ def sync_ask_from_message(message: pb.SyncRequest) -> tuple[SyncAsk, SignedBody 
         released=tuple(_release_from_message(lease) for lease in message.released),
         want=message.want,
         wait=duration_from_message(message.wait),
+        wishes=wishes_from_message(message.wishes),
     )
     return ask, signed_from_message(message.reports) if message.HasField("reports") else None
+
+
+def wishes_to_message(wishes: Wishes) -> pb.Wishes:
+    return pb.Wishes(
+        kinds=sorted(wishes.kinds),
+        campaigns=sorted(wishes.campaigns),
+        avoided_campaigns=sorted(wishes.avoided_campaigns),
+        cached_models=sorted(wishes.cached_models),
+        longest=duration_to_message(wishes.longest) if wishes.longest is not None else None,
+    )
+
+
+def wishes_from_message(message: pb.Wishes) -> Wishes:
+    return Wishes(
+        kinds=_words("wishes.kinds", message.kinds),
+        campaigns=_words("wishes.campaigns", message.campaigns),
+        avoided_campaigns=_words("wishes.avoided_campaigns", message.avoided_campaigns),
+        cached_models=frozenset(map(parse_digest, _words("wishes.cached_models", message.cached_models))),
+        longest=duration_from_message(message.longest) if message.HasField("longest") else None,
+    )
+
+
+def _words(what: str, words: Sequence[str]) -> frozenset[str]:
+    at_most(what, len(words), WISHES_MAX)
+    return frozenset(text(what, word) for word in words)
 
 
 def _held_from_message(message: pb.HeldLease) -> HeldLease:
