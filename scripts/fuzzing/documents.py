@@ -53,7 +53,7 @@ from memgrid_coordinator.policy.manifests import model_files, parse_manifest
 from memgrid_coordinator.policy.repositories import parse_repository, parse_tag
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.web.requests import OciError, requested_range
-from memgrid_volunteer.kinds.job import Hello, Outcome, Progress
+from memgrid_volunteer.kinds.job import Hello, Outcome, PaceLine, Progress, WorkerDevice
 
 KEY = SigningKey.generate()
 
@@ -270,7 +270,8 @@ def _chat(content: bytes) -> object:
 
 
 def _worker_lines() -> list[bytes]:
-    device = DeviceFacts(kind="cpu", name="a CPU", memory_bytes=1, numerics_class="x")
+    found = DeviceFacts(kind="cpu", name="a CPU", memory_bytes=1, numerics_class="x")
+    device = WorkerDevice(device_id="cpu", uuid="", facts=found)
     facts = WorkFacts(
         tokens=3,
         compute_s=0.5,
@@ -280,13 +281,21 @@ def _worker_lines() -> list[bytes]:
         torch_version="2",
     )
     failed = Outcome(failure=Reason(code=ReasonCode.UNIT_FAILED, text="no"))
-    progress = Progress(done=0.5, text="half")
-    return [Hello(devices=(device,)).to_line(), Outcome(facts=facts).to_line(), failed.to_line(), progress.to_line()]
+    told = (
+        Hello(devices=(device,)),
+        Outcome(facts=facts, utilisation=0.5),
+        failed,
+        Progress(done=0.5, text="half"),
+        PaceLine(duty=0.5),
+    )
+    return [line.to_line() for line in told]
 
 
 def _worker(content: bytes) -> object:
     if (progress := Progress.from_line(content)) is not None:
         return progress
+    if (pace := PaceLine.from_line(content)) is not None:
+        return pace
     return Hello.from_line(content) if b"devices" in content else Outcome.from_line(content)
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from memgrid.digest import token_ids
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome, PaceLine, Progress, WorkerDevice
 
 DEVICE = DeviceFacts(kind="cpu", name="a test", memory_bytes=1, numerics_class="test/none")
 
@@ -55,8 +55,10 @@ def run(job: Job, answers: BinaryIO) -> Outcome:
 
 def main() -> None:
     answers: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
-    answers.write(Hello(devices=(DEVICE,)).to_line())
+    answers.write(Hello(devices=(WorkerDevice(device_id="cpu", uuid="", facts=DEVICE),)).to_line())
     for line in sys.stdin.buffer:
+        if PaceLine.from_line(line) is not None:
+            continue
         answers.write(run(Job.from_line(line), answers).to_line())
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,10 +36,10 @@ class Folders:
     work: Path
 
 
-def command_for(isolation: Isolation, folders: Folders, module: str) -> list[str]:
-    """The command that runs a worker module behind those walls."""
+def command_for(isolation: Isolation, folders: Folders, module: str, arguments: Sequence[str] = ()) -> list[str]:
+    """The command that runs a worker module, with its arguments, behind those walls."""
     # -P: a file in the working folder must never be imported instead of a library.
-    python = [sys.executable, "-P", "-m", "memgrid_volunteer.jail", module]
+    python = [sys.executable, "-P", "-m", "memgrid_volunteer.jail", module, *arguments]
     if isolation is Isolation.BUBBLEWRAP:
         return [*_bubblewrap(folders), *python]
     if isolation is Isolation.NAMESPACES:

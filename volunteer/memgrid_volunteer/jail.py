@@ -16,10 +16,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:
-    """`python -m memgrid_volunteer.jail MODULE`: bind this process, then become MODULE."""
+    """`python -m memgrid_volunteer.jail MODULE [ARGUMENT…]`: bind this process, then become MODULE."""
     module = sys.argv[1]
     _limit()
-    sys.argv = [module]
+    sys.argv = [module, *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

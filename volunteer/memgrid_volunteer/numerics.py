@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype, DeviceFacts, StoreDtype
+from memgrid_volunteer.kinds.job import DeviceId, WorkerDevice
 
 TORCH_DTYPE: dict[ComputeDtype | StoreDtype, torch.dtype] = {
     ComputeDtype.FLOAT32: torch.float32,
@@ -27,6 +29,16 @@ class Device:
 
     torch_device: torch.device
     facts: DeviceFacts
+    uuid: str = ""
+    """The maker's name of this very piece, such as `GPU-5a1b…`; "" when it has none."""
+
+    @property
+    def device_id(self) -> DeviceId:
+        return str(self.torch_device)
+
+    def told(self) -> WorkerDevice:
+        """As the supervisor hears of it."""
+        return WorkerDevice(device_id=self.device_id, uuid=self.uuid, facts=self.facts)
 
     @property
     def has_bfloat16(self) -> bool:
@@ -52,6 +64,16 @@ def find_devices() -> tuple[Device, ...]:
     return (*found, _cpu_device())
 
 
+def find_device(device_id: DeviceId) -> Device:
+    """The device of that name; raises InvalidError, naming those there are, when this machine has no such one."""
+    devices = find_devices()
+    for device in devices:
+        if device.device_id == device_id:
+            return device
+    there = ", ".join(device.device_id for device in devices)
+    raise InvalidError(f"device {device_id}: this machine has {there}")
+
+
 def resolve(wanted: ComputeDtype, device: Device) -> ComputeDtype:
     """The dtype AUTO stands for on this device; any other stands for itself."""
     if wanted is not ComputeDtype.AUTO:
@@ -75,7 +97,10 @@ def _cuda_device(index: int) -> Device:
         memory_bytes=properties.total_memory,
         numerics_class=f"{vendor}-{architecture}/torch-{torch_version()}",
     )
-    return Device(torch_device=torch.device("cuda", index), facts=facts)
+    uuid = str(getattr(properties, "uuid", ""))
+    return Device(
+        torch_device=torch.device("cuda", index), facts=facts, uuid=f"GPU-{uuid.removeprefix('GPU-')}" if uuid else ""
+    )
 
 
 def _mps_device() -> Device:

@@ -148,7 +148,7 @@ async def _worker(home: Home, options: Options) -> AsyncIterator[Sandbox]:
 
 async def _facts(sandbox: Sandbox) -> HostFacts:
     hello = await sandbox.start()
-    return host_facts(hello.devices, await sandbox.isolation())
+    return host_facts(tuple(device.facts for device in hello.devices), await sandbox.isolation())
 
 
 async def _find(membership: Membership, options: Options, tell: Tell) -> GridEndpoint:

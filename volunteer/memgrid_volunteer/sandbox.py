@@ -15,7 +15,7 @@ from memgrid.errors import InternalError, InvalidError
 from memgrid.log import get_logger
 from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.isolation import Folders, Isolation, command_for, probe
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome, Progress
+from memgrid_volunteer.kinds.job import DeviceId, Hello, Job, Outcome, PaceLine, Progress
 
 WORKER_MODULE = "memgrid_volunteer.worker"
 START_LIMIT_S = 180.0
@@ -42,9 +42,11 @@ class Sandbox:
         threads: int,
         module: str = WORKER_MODULE,
         isolation: Isolation | None = None,
+        device_id: DeviceId | None = None,
     ) -> None:
         self._folders = folders
         self._module = module
+        self._arguments = () if device_id is None else ("--device", device_id)
         self._environment = environment(folders.work, threads)
         self._isolation = isolation
         self._process: asyncio.subprocess.Process | None = None
@@ -67,7 +69,7 @@ class Sandbox:
         """Start the worker unless it runs; raises InternalError with its last words when it can't start."""
         if self._process is not None and self._hello is not None:
             return self._hello
-        command = command_for(await self.isolation(), self._folders, self._module)
+        command = command_for(await self.isolation(), self._folders, self._module, self._arguments)
         self._last_lines.clear()
         self._process = await asyncio.create_subprocess_exec(
             *command,
@@ -115,6 +117,11 @@ class Sandbox:
             # Its answer would otherwise be taken for that of the next unit.
             await self.kill()
             raise
+
+    def pace(self, duty: float) -> None:
+        """Have the running worker compute for `duty` of the time; 0 holds it; a new worker begins with 1."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(PaceLine(duty=duty).to_line())
 
     async def kill(self) -> None:
         """End the worker and everything it started, now; returns when it is gone."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from memgrid.errors import InvalidError
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
@@ -12,6 +14,7 @@ from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFac
 SKETCH_FILE = "sketch.safetensors"
 DeviceId = str
 """A device of this machine as torch names it: `cuda:0`, `mps`, `cpu`."""
+_NAME_MAX = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +42,34 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
-    """A worker's first line: it is ready, and this is what it found."""
+class WorkerDevice:
+    """A device that a worker found; `uuid` is the maker's name for it (`GPU-…`), "" when it has none."""
 
-    devices: tuple[DeviceFacts, ...]
+    device_id: DeviceId
+    uuid: str
+    facts: DeviceFacts
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> WorkerDevice:
+        """The inverse of `asdict`; raises KeyError, TypeError or ValueError."""
+        facts = value["facts"]
+        return WorkerDevice(
+            device_id=str(value["device_id"])[:_NAME_MAX],
+            uuid=str(value["uuid"])[:_NAME_MAX],
+            facts=DeviceFacts(
+                kind=str(facts["kind"]),
+                name=str(facts["name"]),
+                memory_bytes=int(facts["memory_bytes"]),
+                numerics_class=str(facts["numerics_class"]),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A worker's first line: it is ready, and this is what it found, what it computes with first."""
+
+    devices: tuple[WorkerDevice, ...]
 
     def to_line(self) -> bytes:
         return json.dumps({"devices": [asdict(device) for device in self.devices]}).encode() + b"\n"
@@ -50,9 +77,32 @@ class Hello:
     @staticmethod
     def from_line(line: bytes) -> Hello:
         try:
-            return Hello(devices=tuple(DeviceFacts(**device) for device in json.loads(line)["devices"]))
+            return Hello(devices=tuple(WorkerDevice.from_json(device) for device in json.loads(line)["devices"]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidError(f"worker: not a greeting: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaceLine:
+    """The supervisor's word, at any time: compute for `duty` of the time; 0: hold, with all that is in memory."""
+
+    duty: float
+
+    def to_line(self) -> bytes:
+        return json.dumps({"pace": asdict(self)}).encode() + b"\n"
+
+    @staticmethod
+    def from_line(line: bytes) -> PaceLine | None:
+        """None when the line is something else, such as a job.
+
+        >>> PaceLine.from_line(PaceLine(duty=0.5).to_line())
+        PaceLine(duty=0.5)
+        """
+        try:
+            duty = float(json.loads(line)["pace"]["duty"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+        return PaceLine(duty=min(max(duty, 0.0), 1.0)) if duty == duty else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +111,8 @@ class Progress:
 
     done: float
     text: str
+    tokens_per_s: float | None = None
+    """How fast this run computes, resting left out."""
 
     def to_line(self) -> bytes:
         return json.dumps({"progress": asdict(self)}).encode() + b"\n"
@@ -70,14 +122,15 @@ class Progress:
         """None when the line is no progress but something else, such as an outcome.
 
         >>> Progress.from_line(Progress(done=0.375, text="step 12 of 32, loss 1.23").to_line())
-        Progress(done=0.375, text='step 12 of 32, loss 1.23')
+        Progress(done=0.375, text='step 12 of 32, loss 1.23', tokens_per_s=None)
         """
         try:
             value = json.loads(line)["progress"]
             done, text = float(value["done"]), str(value["text"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            speed = _measure(value.get("tokens_per_s"))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError):
             return None
-        return Progress(done=min(max(done, 0.0), 1.0), text=text[:200]) if done == done else None
+        return Progress(done=min(max(done, 0.0), 1.0), text=text[:200], tokens_per_s=speed) if done == done else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +139,8 @@ class Outcome:
 
     facts: WorkFacts | None = None
     failure: Reason | None = None
+    utilisation: float | None = None
+    """The unit's floating-point operations a second, as a share of what this device was measured to reach."""
 
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -98,9 +153,18 @@ class Outcome:
             return Outcome(
                 facts=facts_from_json(facts) if facts else None,
                 failure=Reason(code=ReasonCode(failure["code"]), text=failure["text"]) if failure else None,
+                utilisation=_measure(value.get("utilisation")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidError(f"worker: not an outcome: {error}") from None
+
+
+def _measure(value: object) -> float | None:
+    """A number that was measured, None when there is none; raises TypeError or ValueError when it is no number."""
+    if value is None:
+        return None
+    number = float(str(value))
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def facts_from_json(value: dict[str, object]) -> WorkFacts:
