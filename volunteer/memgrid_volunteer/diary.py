@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from memgrid.clock import Clock
 from memgrid.log import get_logger
-from memgrid.specs import EvaluateSpec, PrefillSpec, Spec, StudySpec, TrainSpec
+from memgrid.specs import Spec
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
+from memgrid_volunteer.course import Course
 from memgrid_volunteer.home import Home
-from memgrid_volunteer.kinds.job import Progress
+from memgrid_volunteer.kinds.job import DeviceId, Progress
+from memgrid_volunteer.owner.decision import Decision
+from memgrid_volunteer.owner.signals import Signals
+from memgrid_volunteer.status import DeviceStatus, Tally, VolunteerStatus, devices_of
+from memgrid_volunteer.telling import busy_line, in_words, work_text
 
 log = get_logger(__name__)
 Tell = Callable[[str], None]
 REPEAT_IDLE_S = 60.0
 REPEAT_PROGRESS_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Counted since the grid was joined."""
-
-    units_done: int = 0
-    units_failed: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    cancelled: int = 0
-    credit_flops: int = 0
-    tokens: int = 0
-    compute_s: float = 0.0
-
-    @staticmethod
-    def from_status(status: dict[str, Any]) -> Tally:
-        """Go on counting where the last run stopped."""
-        return Tally(**{each.name: status[each.name] for each in fields(Tally) if each.name in status})
+READINGS_S = 1.0
+"""How old temperature, power and load in status.json may be."""
 
 
 class Diary:
@@ -44,24 +32,34 @@ class Diary:
 
     def __init__(self, home: Home, facts: HostFacts, clock: Clock, tell: Tell) -> None:
         self._home = home
-        self._facts = facts
         self._clock = clock
         self._tell = tell
-        self._state = "starting"
-        self._unit: UnitKey | None = None
-        self._idle: Reason | None = None
+        self._devices = devices_of(facts.devices)
+        self._courses: dict[DeviceId, Course] = {}
+        self._status = VolunteerStatus(
+            state="starting",
+            isolation=facts.isolation,
+            pid=os.getpid(),
+            tally=VolunteerStatus.from_json(home.status()).tally,
+        )
         self._told_idle: ReasonCode | None = None
         self._told_idle_at_s = 0.0
-        self._progress = ""
-        self._told_progress_at_s = 0.0
-        self._last: dict[str, Any] = {}
-        self.tally = Tally.from_status(home.status())
+        self._told_progress_at_s: dict[DeviceId, float] = {}
+        self._written: VolunteerStatus | None = None
+        self._written_at_s = 0.0
         self.awaiting = 0
+
+    @property
+    def tally(self) -> Tally:
+        return self._status.tally
+
+    def snapshot(self) -> VolunteerStatus:
+        return replace(self._status, awaiting_verdict=self.awaiting, devices=tuple(self._devices.values()))
 
     def stands(self, state: str, idle: Reason | None = None) -> None:
         """running, idle, paused, away or stopped; a change of the reason for idling is told too."""
-        news = (state, idle) != (self._state, self._idle)
-        self._state, self._idle = state, idle
+        news = (state, idle) != (self._status.state, self._status.idle_reason)
+        self._status = replace(self._status, state=state, idle_reason=idle)
         if news and state == "idle" and idle is not None:
             self._tell_idle(idle)
         elif news and state == "paused":
@@ -75,53 +73,104 @@ class Diary:
             self._told_idle, self._told_idle_at_s = reason.code, now_s
             self._tell(f"idle: {reason.text or reason.code.value}")
 
+    def decided(self, decisions: Mapping[DeviceId, Decision], signals: Signals) -> None:
+        """What each device may do now, and what was seen; readings alone are written now and then."""
+        now_s = self._clock.monotonic_s()
+        has_changed = False
+        for device_id, decision in decisions.items():
+            former = self._device(device_id)
+            device = former.decided(decision)
+            if device.may_compute != former.may_compute:
+                device = self._held_or_released(device, now_s)
+            has_changed |= device != former
+            seen = signals.devices.get(device_id)
+            self._devices[device_id] = device if seen is None else device.seen(seen)
+        has_changed |= signals.unseen != self._status.unseen
+        self._status = replace(self._status, unseen=dict(signals.unseen))
+        if has_changed or now_s - self._written_at_s >= READINGS_S:
+            self.write()
+
+    def _held_or_released(self, device: DeviceStatus, now_s: float) -> DeviceStatus:
+        self._tell_decision(device)
+        course = self._courses.get(device.device_id)
+        if course is None:
+            return device
+        (course.go_on if device.may_compute else course.hold)(now_s)
+        left_s = course.left_s(now_s, device.progress_share)
+        return replace(device, estimate_s=left_s, heard_at=self._clock.now())
+
+    def _tell_decision(self, device: DeviceStatus) -> None:
+        # The owner knows of their own word, and is told of it by `stands`.
+        if device.may_compute:
+            self._tell(f"{device.device_id}: goes on")
+        elif device.reason is not None and device.reason.code is not ReasonCode.OWNER_PAUSED:
+            self._tell(f"{device.device_id}: paused, {device.reason.text or device.reason.code.value}")
+
     def away(self, error: Exception, pause_s: float) -> None:
         """The coordinator can't be reached."""
-        if self._state != "away":
+        if self._status.state != "away":
             self._tell(f"{error}; trying again until it does")
-        self._state = "away"
+        self._status = replace(self._status, state="away")
         self.write()
 
     def turned_away(self, pause_s: float) -> None:
         """The coordinator answers, and has no time yet: nothing is wrong."""
         self._tell(busy_line(pause_s))
 
-    def unit_started(self, key: UnitKey, spec: Spec) -> None:
-        self._unit, self._progress = key, ""
-        self._told_progress_at_s = self._clock.monotonic_s()
-        self._state, self._idle = "running", None
-        self._tell(f"unit {key[:12]}: started, {work_text(spec)}")
+    def unit_started(self, device_id: DeviceId, key: UnitKey, spec: Spec, estimate_s: float = 0.0) -> None:
+        """`estimate_s`: how long the grid thinks it takes here; 0 when it does not know."""
+        now_s, now, work = self._clock.monotonic_s(), self._clock.now(), work_text(spec)
+        course = self._courses[device_id] = Course(began_s=now_s, estimate_s=estimate_s)
+        self._told_progress_at_s[device_id] = now_s
+        self._devices[device_id] = replace(
+            self._device(device_id).without_unit(),
+            unit=key,
+            work=work,
+            began_at=now,
+            estimate_s=course.left_s(now_s, None),
+            heard_at=now,
+        )
+        self._status = replace(self._status, state="running", idle_reason=None)
+        self._tell(f"unit {key[:12]}: started, {work}")
         self.write()
 
-    def unit_goes_on(self, key: UnitKey, progress: Progress) -> None:
+    def unit_goes_on(self, device_id: DeviceId, key: UnitKey, progress: Progress) -> None:
         """The owner hears of it now and then; `status` always knows."""
-        now_s = self._clock.monotonic_s()
-        self._progress = progress.text
-        if now_s - self._told_progress_at_s >= REPEAT_PROGRESS_S:
-            self._told_progress_at_s = now_s
+        device, now_s = self._device(device_id), self._clock.monotonic_s()
+        if device.unit != key:
+            return
+        self._devices[device_id] = replace(
+            device,
+            progress=progress.text,
+            progress_share=progress.done,
+            tokens_per_s=progress.tokens_per_s,
+            estimate_s=self._courses[device_id].left_s(now_s, progress.done),
+            heard_at=self._clock.now(),
+        )
+        if now_s - self._told_progress_at_s[device_id] >= REPEAT_PROGRESS_S:
+            self._told_progress_at_s[device_id] = now_s
             self._tell(f"unit {key[:12]}: {progress.text}")
         self.write()
 
-    def unit_done(self, key: UnitKey, tokens: int, compute_s: float) -> None:
-        self._unit = None
-        self.tally = replace(
-            self.tally,
-            units_done=self.tally.units_done + 1,
-            tokens=self.tally.tokens + tokens,
-            compute_s=self.tally.compute_s + compute_s,
+    def unit_done(self, device_id: DeviceId, key: UnitKey, tokens: int, compute_s: float) -> None:
+        self._ended(device_id, key)
+        tally = self.tally
+        self._count(
+            units_done=tally.units_done + 1, tokens=tally.tokens + tokens, compute_s=tally.compute_s + compute_s
         )
         self._tell(f"unit {key[:12]}: done in {compute_s:.1f} s")
         self.write()
 
-    def unit_given_back(self, key: UnitKey, reason: Reason) -> None:
-        self._unit = None
-        self.tally = replace(self.tally, units_failed=self.tally.units_failed + 1)
+    def unit_given_back(self, device_id: DeviceId | None, key: UnitKey, reason: Reason) -> None:
+        """`device_id` is None when it had not been started anywhere."""
+        self._ended(device_id, key)
+        self._count(units_failed=self.tally.units_failed + 1)
         self._tell(f"unit {key[:12]}: given back, {reason.code.value}: {reason.text}")
         self.write()
 
-    def unit_dropped(self, key: UnitKey, reason: Reason) -> None:
+    def unit_dropped(self, device_id: DeviceId | None, key: UnitKey, reason: Reason) -> None:
         """Somebody else has ended it: the owner, or the grid."""
-        self._unit = None
+        self._ended(device_id, key)
         self._tell(f"unit {key[:12]}: stopped, {reason.text or reason.code.value}")
         self.write()
 
@@ -134,7 +183,7 @@ class Diary:
         changes: dict[str, Any] = {counted: getattr(self.tally, counted) + 1}
         if counted == "accepted":
             changes["credit_flops"] = self.tally.credit_flops + notice.credit_flops
-        self.tally = replace(self.tally, **changes)
+        self._count(**changes)
         self._tell(f"unit {key[:12]}: {in_words(notice)}")
         self.write()
 
@@ -146,57 +195,25 @@ class Diary:
 
     def write(self) -> None:
         """Bring status.json up to date; costs nothing when it is."""
-        status = {
-            "state": self._state,
-            "unit": self._unit,
-            "progress": self._progress if self._unit else "",
-            "idle_reason": None if self._idle is None else asdict(self._idle),
-            "awaiting_verdict": self.awaiting,
-            "isolation": self._facts.isolation,
-            "devices": [asdict(device) for device in self._facts.devices],
-            "pid": os.getpid(),
-            **asdict(self.tally),
-        }
-        if status != self._last:
-            try:
-                self._home.write_status({**status, "updated_at": self._clock.now().isoformat()})
-            except OSError as error:
-                # A full disk is no reason to stop computing; the next change is the retry.
-                log.warning("status not written", error=str(error))
-                return
-            self._last = status
+        status = self.snapshot()
+        if status == self._written:
+            return
+        self._written_at_s = self._clock.monotonic_s()
+        try:
+            self._home.write_status(replace(status, updated_at=self._clock.now()).to_json())
+        except OSError as error:
+            # A full disk is no reason to stop computing; the next change is the retry.
+            log.warning("status not written", error=str(error))
+            return
+        self._written = status
 
+    def _device(self, device_id: DeviceId) -> DeviceStatus:
+        return self._devices.get(device_id) or DeviceStatus(device_id=device_id)
 
-def work_text(spec: Spec) -> str:
-    """What a unit asks for, as the owner reads it."""
-    match spec:
-        case PrefillSpec():
-            return f"{spec.token_count} tokens from position {spec.start}"
-        case StudySpec():
-            return f"{spec.conversations} conversations about {spec.token_count} tokens"
-        case TrainSpec():
-            return f"training steps {spec.first_step + 1} to {spec.stop_step} of {spec.total_steps}"
-        case EvaluateSpec():
-            return f"{spec.items} conversations to score"
+    def _ended(self, device_id: DeviceId | None, key: UnitKey) -> None:
+        if device_id is not None and self._device(device_id).unit == key:
+            self._courses.pop(device_id, None)
+            self._devices[device_id] = self._device(device_id).without_unit()
 
-
-def busy_line(pause_s: float) -> str:
-    """What the owner reads when the coordinator has no time yet.
-
-    >>> busy_line(11.7)
-    'the grid has its hands full; trying again in 12 s'
-    """
-    return f"the grid has its hands full; trying again in {pause_s:.0f} s"
-
-
-def in_words(notice: VerdictNotice) -> str:
-    """A verdict as the owner reads it.
-
-    >>> from memgrid.units import LeaseId
-    >>> in_words(VerdictNotice(lease_id=LeaseId("7f3a"), verdict="accepted",
-    ...     reason=Reason(code=ReasonCode.AGREES), credit_flops=58_000_000_000))
-    'accepted, credit 0.058 TFLOP'
-    """
-    if notice.verdict == "accepted":
-        return f"accepted, credit {notice.credit_flops / 1e12:.3g} TFLOP"
-    return f"{notice.verdict}: {notice.reason.text or notice.reason.code.value}"
+    def _count(self, **changes: Any) -> None:
+        self._status = replace(self._status, tally=replace(self.tally, **changes))

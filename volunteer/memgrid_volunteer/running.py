@@ -22,7 +22,7 @@ from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
-from memgrid_volunteer.diary import Diary, Tell, busy_line
+from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
 from memgrid_volunteer.isolation import Folders, Isolation
@@ -33,7 +33,9 @@ from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
 from memgrid_volunteer.session import CoordinatorSession, enrol
+from memgrid_volunteer.status import devices_of
 from memgrid_volunteer.stopping import Stopping
+from memgrid_volunteer.telling import busy_line
 from memgrid_volunteer.transfers import Transfers
 from memgrid_volunteer.workbench import Workbench
 
@@ -189,6 +191,7 @@ def _build(
         cache=cache,
         transfers=transfers,
         sandbox=sandbox,
+        device_id=next(iter(devices_of(facts.devices))),
         work=home.work,
         diary=diary,
         clock=clock,

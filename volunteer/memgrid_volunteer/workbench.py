@@ -15,7 +15,7 @@ from memgrid_volunteer.desk import Desk, Held, Stage
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.inputs import Prepared, prepare
 from memgrid_volunteer.kept import forget_old
-from memgrid_volunteer.kinds.job import Progress
+from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.transfers import Transfers
@@ -39,6 +39,7 @@ class Workbench:
         cache: BlobCache,
         transfers: Transfers,
         sandbox: Sandbox,
+        device_id: DeviceId,
         work: Path,
         diary: Diary,
         clock: Clock,
@@ -49,6 +50,7 @@ class Workbench:
         self._cache = cache
         self._transfers = transfers
         self._sandbox = sandbox
+        self._device_id = device_id
         self._work = work
         self._diary = diary
         self._clock = clock
@@ -114,7 +116,7 @@ class Workbench:
         held = self._desk.find(offer.lease_id)
         assert held is not None
         held.stage, held.began_s = Stage.RUNNING, self._clock.monotonic_s()
-        self._diary.unit_started(offer.unit_key, parse_spec(offer.spec))
+        self._diary.unit_started(self._device_id, offer.unit_key, parse_spec(offer.spec), offer.estimate_s)
         self._running = offer.lease_id
         try:
             outcome = await self._sandbox.run(prepared.job, lambda progress: self._hear(held, progress))
@@ -123,7 +125,7 @@ class Workbench:
         if not self._desk.holds(offer.lease_id):
             # Cancelled, or given back by the owner, while it ran.
             reason = outcome.failure or Reason(code=ReasonCode.LEASE_ENDED, text="no longer wanted")
-            self._diary.unit_dropped(offer.unit_key, reason)
+            self._diary.unit_dropped(self._device_id, offer.unit_key, reason)
             return False
         if outcome.facts is None:
             reason = outcome.failure or Reason(code=ReasonCode.UNIT_FAILED)
@@ -134,7 +136,7 @@ class Workbench:
 
     def _hear(self, held: Held, progress: Progress) -> None:
         held.told = progress.done
-        self._diary.unit_goes_on(held.offer.unit_key, progress)
+        self._diary.unit_goes_on(self._device_id, held.offer.unit_key, progress)
 
     async def _finish(self, prepared: Prepared, facts: WorkFacts) -> None:
         offer = prepared.offer
@@ -146,7 +148,7 @@ class Workbench:
         self._desk.remove(offer.lease_id)
         self.units_finished += 1
         self._failures = 0
-        self._diary.unit_done(offer.unit_key, facts.tokens, facts.compute_s)
+        self._diary.unit_done(self._device_id, offer.unit_key, facts.tokens, facts.compute_s)
         self._news.set()
 
     def _give_back(self, offer: LeaseOffer, reason: Reason, *, is_ours: bool = False) -> None:
@@ -156,7 +158,7 @@ class Workbench:
             self._failures += is_ours or reason.code in (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
             if self._failures >= FAILURES_BEFORE_REST:
                 self._rests_until_s = self._clock.monotonic_s() + min(2.0**self._failures, REST_MAX_S)
-            self._diary.unit_given_back(offer.unit_key, reason)
+            self._diary.unit_given_back(self._device_id, offer.unit_key, reason)
             self._news.set()
 
 

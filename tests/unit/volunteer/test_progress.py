@@ -69,13 +69,13 @@ def test_the_owner_hears_of_it_now_and_then_and_status_always_knows(tmp_path: Pa
     home, clock, lines = Home(tmp_path), ManualClock(datetime(2026, 1, 1, tzinfo=UTC)), list[str]()
     home.make()
     diary = Diary(home, FACTS, clock, lines.append)
-    diary.unit_started(KEY, make_spec())
+    diary.unit_started("cpu", KEY, make_spec())
     for step in range(1, 25):
         clock.advance(timedelta(seconds=1))
-        diary.unit_goes_on(KEY, Progress(done=step / 32, text=f"step {step} of 32, loss 1.23"))
+        diary.unit_goes_on("cpu", KEY, Progress(done=step / 32, text=f"step {step} of 32, loss 1.23"))
     assert lines[1:] == [
         f"unit {KEY[:12]}: step {step} of 32, loss 1.23" for step in range(1, 25) if step % REPEAT_PROGRESS_S == 0
     ]
     assert home.status()["progress"] == "step 24 of 32, loss 1.23"
-    diary.unit_done(KEY, 100, 24.0)
+    diary.unit_done("cpu", KEY, 100, 24.0)
     assert home.status()["progress"] == ""
