@@ -18,7 +18,7 @@ from memgrid import wire
 from memgrid.channel import SERVER_OPTIONS, STATUS_BY_CODE, TICKET_KEY, trailing_of
 from memgrid.digest import Digest, digest_of, token_bytes
 from memgrid.enrolment import Challenge, Enrolment, Session
-from memgrid.errors import InternalError, MemgridError, TokenExpiredError
+from memgrid.errors import InternalError, MemgridError, SessionReplacedError, TokenExpiredError
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, TEAM_TYPE
 from memgrid.specs import PrefillSpec
 from memgrid.teams import Standing
@@ -87,6 +87,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         self.settled: set[LeaseId] = set()
         self.cancelled: dict[LeaseId, Reason] = {}
         self.token = ""
+        self.replaced: set[str] = {""}
         self.http_port = self.grpc_port = 0
         self.changed = asyncio.Event()
         self.model = ModelFiles(digest=digest_of(b"model"), files=(self._blob("config.json", CONFIG),))
@@ -186,6 +187,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         signed.verify(LOGIN_TYPE)
         assert wire.log_in_from_body(signed.body).host_id == "h1"
         self.log_ins += 1
+        self.replaced.add(self.token)
         self.token = secrets.token_hex(4)
         expires_at = datetime.now(UTC) + timedelta(hours=1)
         session = Session(session_id=SessionId(f"s{self.log_ins}"), token=self.token, expires_at=expires_at)
@@ -195,7 +197,9 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         ask, signed = wire.sync_ask_from_message(request)
         metadata = dict(context.invocation_metadata() or ())
         if metadata.get("authorization") != f"Bearer {self.token}":
-            await _abort(context, TokenExpiredError("log in again"))
+            is_of_before = metadata.get("authorization", "").removeprefix("Bearer ") in self.replaced
+            error = SessionReplacedError("host h1 has logged in elsewhere since") if is_of_before else None
+            await _abort(context, error or TokenExpiredError("log in again"))
         if self.errors:
             await _abort(context, self.errors.pop(0))
         if signed is not None and not self.hears_reports:

@@ -80,6 +80,11 @@ class ReasonCode(StrEnum):
     ALL_SEEN = "all_seen"
     DRAINING = "draining"
     NOT_WISHED = "not_wished"
+    # why a volunteer asks for none, or waits with what it has
+    DEVICE_RESTS = "device_rests"
+    OUTBOX_FULL = "outbox_full"
+    GRID_AWAY = "grid_away"
+    FETCHING = "fetching"
     # why a machine's owner holds it back; for the owner's eyes: a grid is told owner_paused and no more
     DEVICE_DISABLED = "device_disabled"
     OUT_OF_HOURS = "out_of_hours"

@@ -7,17 +7,24 @@ nor a restart on either side loses work. The outbox on disk is the memory, this 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from memgrid.clock import Clock
-from memgrid.units import Reason, ReasonCode
+from memgrid.units import NO_WISHES, Reason, ReasonCode
+from memgrid_volunteer.budget import Budget
+from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
 from memgrid_volunteer.diary import Diary
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
-from memgrid_volunteer.owner.control import Control
+from memgrid_volunteer.owner.decision import Decision
+from memgrid_volunteer.owner.sparing import transfers_held
+from memgrid_volunteer.ruling import Ruled, Ruling
+from memgrid_volunteer.taking import Situation, standing, why_nothing_is_taken, wishes_of
+from memgrid_volunteer.timekeeping import Timekeeper, jump_text
 from memgrid_volunteer.workbench import Workbench
 
 OWNER_CHECK_S = 0.25
@@ -30,38 +37,45 @@ class Agent:
     def __init__(
         self,
         *,
-        home: Home,
+        ruling: Ruling,
         correspondence: Correspondence,
         workbench: Workbench,
         deliveries: Deliveries,
         desk: Desk,
         outbox: Outbox,
+        cache: BlobCache,
+        budget: Budget,
         diary: Diary,
         clock: Clock,
         news: asyncio.Event,
         limits: Limits,
     ) -> None:
-        self._home = home
-        self._control = Control(home.folder)
+        self._ruling = ruling
         self._correspondence = correspondence
         self._workbench = workbench
         self._deliveries = deliveries
         self._desk = desk
         self._outbox = outbox
+        self._cache = cache
+        self._budget = budget
         self._diary = diary
         self._clock = clock
         self._news = news
         self._limits = limits
+        self._timekeeper = Timekeeper()
         self._stopped = asyncio.Event()
         self._settling_since_s: float | None = None
+        self._stands: tuple[str, Reason | None] | None = None
 
     def stop(self) -> None:
         """End `run` soon; safe to call from a signal handler."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """Raises UnknownHostError, UntrustedGridError or BadSignatureError when only the owner can help."""
+        """Raises what only the owner can mend: a grid that knows us not, has another key, or another of us."""
+        await asyncio.to_thread(self._ruling.watcher.look)
         loops = (
+            self._ruling.watcher.run(),
             self._workbench.prepare_offers(),
             self._workbench.run_units(),
             self._deliveries.deliver(),
@@ -78,33 +92,69 @@ class Agent:
             for task in (stopped, *tasks):
                 task.cancel()
             await asyncio.gather(stopped, *tasks, return_exceptions=True)
-            self._desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
             await self._workbench.stop()
+            self._desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
             await self._correspondence.say_goodbye(GOODBYE_LIMIT_S)
+            self._budget.write()
             self._diary.stands("stopped")
 
     async def _watch(self) -> None:
-        """Loop: look at what the owner wants, and whether this run is through."""
+        """Loop: look at what the owner wants, at how this machine stands, and whether this run is through."""
         while True:
-            reason = self._owners_pause()
-            if reason != self._correspondence.paused:
-                await self._obey(reason)
+            self._look_at_the_clocks()
+            await self._obey(self._ruling.look())
             if self._is_through():
                 self._stopped.set()
             await asyncio.sleep(OWNER_CHECK_S)
 
-    def _owners_pause(self) -> Reason | None:
-        if all(pause.device_id is not None for pause in self._control.pauses(self._clock.now())):
-            return None
-        return Reason(code=ReasonCode.OWNER_PAUSED, text="the owner of the machine has paused it")
+    def _look_at_the_clocks(self) -> None:
+        jumped_s = self._timekeeper.jumped_s(self._clock.now(), self._clock.monotonic_s())
+        if jumped_s:
+            self._diary.note(jump_text(jumped_s))
+            self._correspondence.begin_anew()
 
-    async def _obey(self, reason: Reason | None) -> None:
-        self._correspondence.paused = reason
-        if reason is not None:
-            self._desk.give_all_back(reason)
-            await self._workbench.stop()
-        self._diary.stands("idle" if reason is None else "paused")
-        self._news.set()
+    async def _obey(self, ruled: Ruled) -> None:
+        """Devices first: whoever sits at this machine waits for them, nobody for the rest."""
+        decisions = self._workbench.ruled(ruled.decisions)
+        await self._workbench.obey(decisions)
+        self._diary.decided(decisions, ruled.signals)
+        self._allow(ruled)
+        situation = self._situation(decisions, ruled)
+        held_back = why_nothing_is_taken(situation)
+        if (held_back is None) != (self._correspondence.held_back is None):
+            self._news.set()
+        self._correspondence.held_back = held_back
+        self._tell(*standing(situation))
+
+    def _allow(self, ruled: Ruled) -> None:
+        """What preferences say of network, disk and work, from now on."""
+        preferences = ruled.preferences
+        self._budget.allow(preferences.network)
+        self._budget.spared = transfers_held(ruled.signals, preferences)
+        limit_bytes = self._limits.cache_bytes
+        if limit_bytes is None:
+            limit_bytes = int(float(preferences.disk.cache_gb) * 1e9)
+        self._cache.allow(limit_bytes=limit_bytes, reserve_bytes=int(float(preferences.disk.free_min_gb) * 1e9))
+        self._correspondence.wishes = wishes_of(preferences.work) or NO_WISHES
+
+    def _situation(self, decisions: Mapping[DeviceId, Decision], ruled: Ruled) -> Situation:
+        return Situation(
+            decisions=decisions,
+            network_spared=self._budget.spared,
+            rest=self._workbench.rest_reason,
+            data_away=self._workbench.data_away,
+            outbox_is_full=self._outbox.size_bytes() > self._limits.outbox_bytes,
+            wishes=wishes_of(ruled.preferences.work),
+            grid_away=self._correspondence.grid_away,
+            is_computing=self._workbench.is_computing,
+            holds_units=len(self._desk) > 0,
+            grid_reason=self._correspondence.grid_reason,
+        )
+
+    def _tell(self, state: str, reason: Reason | None) -> None:
+        if (state, reason) != self._stands:
+            self._stands = (state, reason)
+            self._diary.stands(state, reason)
 
     def _is_through(self) -> bool:
         limit = self._limits.max_units

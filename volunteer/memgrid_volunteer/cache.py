@@ -12,7 +12,10 @@ from pathlib import Path
 from memgrid.cube.identity import is_model_file
 from memgrid.digest import Digest, digest_of_file
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
+from memgrid.log import get_logger
 from memgrid.units import ModelFiles
+
+log = get_logger(__name__)
 
 DISK_RESERVE_BYTES = 16 << 20
 """Never filled with inputs: results and the diary need room."""
@@ -24,10 +27,13 @@ class BlobCache:
     One process uses a cache at a time. Methods that hash or delete take as long as the disk does.
     """
 
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int, reserve_bytes: int = DISK_RESERVE_BYTES) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self.reserve_bytes = reserve_bytes
         self._pins: Counter[Digest] = Counter()
+        self._sound: set[Digest] = set()
+        """Hashed by this process, or by who brought them to it: disks and other programs damage files meanwhile."""
         for name in ("blobs", "partial", "models"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -54,6 +60,43 @@ class BlobCache:
             return False
         return True
 
+    def is_sound(self, digest: Digest, *, again: bool = False) -> bool:
+        """Whether a blob that is here has its digest, hashed once a process or `again`; if not, it is removed."""
+        if digest in self._sound and not again:
+            return True
+        path = self.path_of(digest)
+        try:
+            found = digest_of_file(path)
+        except OSError as error:
+            log.warning("cached blob can't be read", digest=digest, error=str(error))
+            found = None
+        if found == digest:
+            self._sound.add(digest)
+            return True
+        log.warning("cached blob was damaged", digest=digest, found=found)
+        self._sound.discard(digest)
+        with contextlib.suppress(FileNotFoundError):
+            self._evict(path)
+        return False
+
+    def recheck(self, digests: Iterable[Digest], model: Digest) -> list[Digest]:
+        """Hash what a worker could not use and remove what is damaged; the model's folder is made anew anyway."""
+        shutil.rmtree(self.folder / "models" / _hex(model), ignore_errors=True)
+        return [digest for digest in dict.fromkeys(digests) if not self.is_sound(digest, again=True)]
+
+    def models(self) -> frozenset[Digest]:
+        """Models whose files are all here."""
+        names = [path.name for path in (self.folder / "models").iterdir() if not path.suffix]
+        return frozenset(Digest(f"sha256:{name}") for name in names)
+
+    def allow(self, *, limit_bytes: int, reserve_bytes: int) -> None:
+        """What the owner allows from now on; more than that is evicted at once, as far as nothing needs it."""
+        reserve_bytes = max(reserve_bytes, DISK_RESERVE_BYTES)
+        if (limit_bytes, reserve_bytes) != (self.limit_bytes, self.reserve_bytes):
+            self.limit_bytes, self.reserve_bytes = limit_bytes, reserve_bytes
+            with contextlib.suppress(TooLargeError):
+                self.make_room(0)
+
     @contextlib.contextmanager
     def pinned(self, digests: Iterable[Digest]) -> Iterator[None]:
         """While inside, these blobs are not evicted."""
@@ -79,12 +122,12 @@ class BlobCache:
             raise TooLargeError(f"cache: the disk of {self.folder} has no room for {size_bytes} more bytes")
         if used_bytes + size_bytes > self.limit_bytes:
             raise TooLargeError(
-                f"cache: {size_bytes} more bytes do not fit into its {self.limit_bytes}; raise --cache-gb"
+                f"cache: {size_bytes} more bytes do not fit into its {self.limit_bytes}; raise disk.cache_gb"
             )
 
     def _fits_on_disk(self, size_bytes: int) -> bool:
         # Others use the disk too: a limit says nothing of the room that is left.
-        return shutil.disk_usage(self.folder).free >= size_bytes + DISK_RESERVE_BYTES
+        return shutil.disk_usage(self.folder).free >= size_bytes + self.reserve_bytes
 
     def adopt(self, source: Path, digest: Digest) -> Path:
         """Move a complete file in; raises DigestMismatchError, and deletes it, when it is something else."""
@@ -92,6 +135,7 @@ class BlobCache:
         if found != digest:
             source.unlink()
             raise DigestMismatchError(f"blob {digest}: what came has digest {found}")
+        self._sound.add(digest)
         return source.replace(self.path_of(digest))
 
     def keep(self, source: Path, digest: Digest) -> None:
@@ -102,6 +146,7 @@ class BlobCache:
             return
         if not self.path_of(digest).exists():
             link(source, self.path_of(digest))
+            self._sound.add(digest)
 
     def model_folder(self, model: ModelFiles) -> Path:
         """A folder with the model's files under their names; all its blobs must be here."""
@@ -119,6 +164,7 @@ class BlobCache:
         return folder
 
     def _evict(self, blob: Path) -> None:
+        self._sound.discard(Digest(f"sha256:{blob.name}"))
         # A model folder holds its blobs by hard links: they take room until the last name is gone.
         if blob.stat().st_nlink > 1:
             for folder in (self.folder / "models").iterdir():

@@ -77,17 +77,21 @@ def run(
     max_units: Annotated[int | None, typer.Option(min=1, help="So many units to their verdicts, then exit.")] = None,
     settle_limit_s: Annotated[float, typer.Option(min=0, help="How long to wait for those verdicts.")] = 600.0,
     threads: ThreadsOption = None,
-    cache_gb: Annotated[float, typer.Option(min=0.01, help="Room for models and inputs.")] = 20.0,
+    cache_gb: Annotated[
+        float | None, typer.Option(min=0.01, help="Room for models and inputs; without: disk.cache_gb.")
+    ] = None,
     worker_module: WorkerOption = WORKER_MODULE,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
     json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
 ) -> None:
     """Work until stopped; Ctrl-C gives everything back first."""
     configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
-    limits = Limits(max_units=1 if once else max_units, settle_limit_s=settle_limit_s)
-    options = running.Options(
-        limits=limits, threads=threads, cache_bytes=int(cache_gb * 1e9), worker_module=worker_module
+    limits = Limits(
+        max_units=1 if once else max_units,
+        settle_limit_s=settle_limit_s,
+        cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
+    options = running.Options(limits=limits, threads=threads, worker_module=worker_module)
     try:
         asyncio.run(_run(_home(home), options))
     except (asyncio.CancelledError, KeyboardInterrupt):

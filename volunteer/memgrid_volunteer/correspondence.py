@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import timedelta
 
 from memgrid.channel import told_wait_s
 from memgrid.clock import Clock
-from memgrid.errors import BadSignatureError, BusyError, MemgridError, UnknownHostError, UntrustedGridError
+from memgrid.digest import Digest
+from memgrid.errors import (
+    BadSignatureError,
+    BusyError,
+    MemgridError,
+    SessionReplacedError,
+    UnknownHostError,
+    UntrustedGridError,
+)
 from memgrid.log import get_logger
-from memgrid.units import HeldLease, LeaseOffer, ModelFiles, Reason, ReasonCode, ReportClaim, SyncAnswer
-from memgrid.wire import REPORTS_MAX
+from memgrid.units import (
+    NO_WISHES,
+    HeldLease,
+    LeaseOffer,
+    ModelFiles,
+    Reason,
+    ReasonCode,
+    ReportClaim,
+    SyncAnswer,
+    Wishes,
+)
+from memgrid.wire import REPORTS_MAX, WISHES_MAX
+from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
@@ -26,7 +47,7 @@ LONG_POLL = timedelta(seconds=20)
 _SKETCHES_BYTES_MAX = 4 << 20
 _REPEATED_ANSWER_PAUSE_S = 0.5
 # No later answer will be another one: the owner has to do something.
-_FINAL = (UnknownHostError, UntrustedGridError, BadSignatureError)
+_FINAL = (UnknownHostError, UntrustedGridError, BadSignatureError, SessionReplacedError)
 
 log = get_logger(__name__)
 
@@ -49,7 +70,9 @@ class Correspondence:
         news: asyncio.Event,
         limits: Limits,
         backoff: Backoff,
+        budget: Budget,
     ) -> None:
+        self._budget = budget
         self._session = session
         self._workbench = workbench
         self._deliveries = deliveries
@@ -62,8 +85,14 @@ class Correspondence:
         self._news = news
         self._limits = limits
         self._backoff = backoff
-        self.paused: Reason | None = None
-        """Why nothing new is to be taken; set by who watches the owner."""
+        self.held_back: Reason | None = Reason(code=ReasonCode.NOT_SEEN)
+        """Why nothing new is to be taken; set by who watches the owner and this machine."""
+        self.wishes: Wishes = NO_WISHES
+        self.grid_away: str | None = None
+        """Why the coordinator can't be reached."""
+        self.grid_reason: Reason | None = None
+        """Why it gave nothing, from its last answer."""
+        self._hang_up = asyncio.Event()
 
     async def correspond(self) -> None:
         """Loop: one Sync after another; the coordinator's absence is waited out, however long it lasts."""
@@ -87,16 +116,22 @@ class Correspondence:
                 failures += 1
                 pause_s = self._backoff(failures, self._rng)
                 log.info("sync failed", error=str(error), failures=failures, pause_s=round(pause_s, 1))
+                self.grid_away = str(error)
                 self._diary.away(error, pause_s)
-                await asyncio.sleep(pause_s)
+                await self._pause(pause_s)
                 wait = timedelta(0)
                 continue
+            self.grid_away = None
             if answer is not None:
                 learned = await self._apply(parcel, answer)
                 if wait:
                     await self._rest(answer, learned, began_s)
             # The first call after a silence is answered at once: the owner sees how things stand.
             failures, wait = 0, LONG_POLL
+
+    def begin_anew(self) -> None:
+        """Hang up and log in again at once: after a sleep no connection is worth waiting for."""
+        self._hang_up.set()
 
     async def say_goodbye(self, limit_s: float) -> None:
         """Tell, briefly, what is finished and what is given back: others wait for these units."""
@@ -111,7 +146,8 @@ class Correspondence:
         await self._session.close()
 
     def _has_nothing_to_say(self) -> bool:
-        return self.paused is not None and self._outbox.is_empty and not self._desk.released()
+        nothing_here = self._outbox.is_empty and not self._desk.released() and not len(self._desk)
+        return self.held_back is not None and nothing_here and not self._hang_up.is_set()
 
     def _parcel(self, wait: timedelta) -> Parcel:
         reports, held_back = self._reports()
@@ -124,6 +160,7 @@ class Correspondence:
             want=self._want(),
             # What is told should be answered at once; the line is held open only to listen.
             wait=timedelta(0) if reports or released else wait,
+            wishes=replace(self.wishes, cached_models=_some(self._cache.models())),
         )
 
     def _reports(self) -> tuple[tuple[tuple[ReportClaim, bytes], ...], list[HeldLease]]:
@@ -141,11 +178,9 @@ class Correspondence:
         return tuple(reports), held_back
 
     def _want(self) -> int:
-        if self.paused is not None or self._workbench.is_resting:
+        if self.held_back is not None:
             return 0
-        if self._outbox.size_bytes() > self._limits.outbox_bytes:
-            return 0
-        more = self._desk.wanted()
+        more = self._desk.wanted(self._workbench.working_devices)
         if self._limits.max_units is not None:
             left = self._limits.max_units - self._workbench.units_finished - len(self._desk)
             more = min(more, max(0, left))
@@ -153,20 +188,27 @@ class Correspondence:
 
     async def _exchange(self, parcel: Parcel) -> SyncAnswer | None:
         """The answer; None when there was news to tell before one came."""
+        if self._hang_up.is_set():
+            self._hang_up.clear()
+            await self._session.begin_anew()
+        sent_bytes = sum(len(sketch) for _, sketch in parcel.reports)
+        self._budget.count(sent_bytes=sent_bytes)
         call = asyncio.create_task(self._session.sync(parcel))
-        news = asyncio.create_task(self._news.wait())
+        news, hang_up = asyncio.create_task(self._news.wait()), asyncio.create_task(self._hang_up.wait())
         try:
-            await asyncio.wait({call, news}, return_when=asyncio.FIRST_COMPLETED)
-            if not call.done() and parcel.wait:
+            await asyncio.wait({call, news, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done() and not hang_up.done() and not parcel.wait:
+                await asyncio.wait({call, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
                 call.cancel()
                 await asyncio.wait({call})
                 if call.cancelled():
                     return None
             return await call
         finally:
-            news.cancel()
-            call.cancel()
-            await asyncio.gather(call, news, return_exceptions=True)
+            for task in (call, news, hang_up):
+                task.cancel()
+            await asyncio.gather(call, news, hang_up, return_exceptions=True)
 
     async def _apply(self, parcel: Parcel, answer: SyncAnswer) -> bool:
         """Do what the answer says; False when it said nothing new."""
@@ -181,12 +223,8 @@ class Correspondence:
         taken = self._take_offers(answer)
         ordered = [self._deliveries.put(order) for order in answer.uploads]
         self._diary.awaiting = len(self._outbox)
-        if self.paused is not None:
-            self._diary.stands("paused")
-        elif len(self._desk) == 0:
-            self._diary.stands("idle", answer.idle_reason)
-        else:
-            self._diary.stands("running")
+        if parcel.want:
+            self.grid_reason = answer.idle_reason
         return bool(taken or any(ordered) or answer.acks or answer.verdicts or answer.cancelled)
 
     def _take_acks(self, answer: SyncAnswer) -> None:
@@ -223,11 +261,16 @@ class Correspondence:
         known = model or ModelFiles(digest=offer.model, files=())
         if not self._desk.take(offer, known):
             return False
-        if self.paused is not None:
-            self._desk.give_back(offer.lease_id, self.paused)
-        else:
-            self._workbench.put(offer.lease_id)
+        self._workbench.put(offer.lease_id)
         return True
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait before the next try, unless the machine has slept meanwhile."""
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._hang_up.wait()
+        except TimeoutError:
+            return
 
     async def _rest(self, answer: SyncAnswer, learned: bool, began_s: float) -> None:
         """Not sooner than the coordinator likes, unless there is news; and never in circles over the same answer."""
@@ -242,3 +285,8 @@ class Correspondence:
                     await self._news.wait()
             except TimeoutError:
                 return
+
+
+def _some(models: AbstractSet[Digest]) -> frozenset[Digest]:
+    """As many as a Sync may name."""
+    return frozenset(sorted(models)[:WISHES_MAX])

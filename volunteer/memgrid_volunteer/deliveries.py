@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from dataclasses import dataclass
 
+from memgrid.clock import Clock
 from memgrid.errors import MemgridError
 from memgrid.log import get_logger
 from memgrid.units import LeaseId, UploadOrder
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.transfers import Transfers
-
-PAUSE_AFTER_FAILURE_S = 2.0
 
 log = get_logger(__name__)
 
 
-class Deliveries:
-    """An order stays until the coordinator has the bytes; it is repeated by every Sync, so failing is no loss."""
+@dataclass(slots=True, kw_only=True)
+class _Delivery:
+    """An order and how often it has failed; it is not tried again before `due_s`."""
 
-    def __init__(self, outbox: Outbox, transfers: Transfers, diary: Diary, news: asyncio.Event) -> None:
+    order: UploadOrder
+    failures: int = 0
+    due_s: float = 0.0
+
+
+class Deliveries:
+    """An order stays until the coordinator has the bytes. One that fails lets the others go before it."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        transfers: Transfers,
+        diary: Diary,
+        news: asyncio.Event,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        backoff: Backoff,
+    ) -> None:
         self._outbox = outbox
         self._transfers = transfers
         self._diary = diary
         self._news = news
-        self._orders: asyncio.Queue[UploadOrder] = asyncio.Queue()
-        self._open: set[tuple[LeaseId, str]] = set()
+        self._clock = clock
+        self._rng = rng
+        self._backoff = backoff
+        self._open: dict[tuple[LeaseId, str], _Delivery] = {}
+        self._put = asyncio.Event()
 
     @property
     def is_idle(self) -> bool:
@@ -35,27 +59,54 @@ class Deliveries:
         """Take an order; False when it is being dealt with already, or nothing here fits it."""
         if (order.lease_id, order.name) in self._open or not self._fits(order):
             return False
-        self._open.add((order.lease_id, order.name))
-        self._orders.put_nowait(order)
+        self._open[order.lease_id, order.name] = _Delivery(order=order)
+        self._put.set()
         return True
 
     async def deliver(self) -> None:
         """Loop: upload what has been ordered."""
         while True:
-            order = await self._orders.get()
-            finished = self._outbox.find(order.lease_id)
+            self._put.clear()
+            delivery = min(self._open.values(), key=lambda each: each.due_s, default=None)
+            pause_s = None if delivery is None else delivery.due_s - self._clock.monotonic_s()
+            if delivery is None or (pause_s is not None and pause_s > 0):
+                await self._wait(pause_s)
+                continue
+            finished = self._outbox.find(delivery.order.lease_id)
+            if finished is None:
+                # The verdict has come without it.
+                self._forget(delivery)
+                continue
             try:
-                if finished is not None:
-                    await self._transfers.upload(order, finished.folder / order.name)
-                    self._diary.uploaded(finished.claim.unit_key, order.size_bytes)
-                    # The verdict may be there by the time we ask.
-                    self._news.set()
-            except (MemgridError, FileNotFoundError) as error:
-                # The verdict may have come, and the file gone, in the middle of it.
-                log.warning("upload failed", lease_id=order.lease_id, error=str(error))
-                await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
-            finally:
-                self._open.discard((order.lease_id, order.name))
+                await self._transfers.upload(delivery.order, finished.folder / delivery.order.name)
+            except FileNotFoundError:
+                self._forget(delivery)  # the verdict has come, and the file gone, in the middle of it
+            except (MemgridError, OSError) as error:
+                delivery.failures += 1
+                pause_s = self._backoff(delivery.failures, self._rng)
+                delivery.due_s = self._clock.monotonic_s() + pause_s
+                log.warning(
+                    "upload failed",
+                    lease_id=delivery.order.lease_id,
+                    error=str(error),
+                    failures=delivery.failures,
+                    again_in_s=round(pause_s, 1),
+                )
+            else:
+                self._forget(delivery)
+                self._diary.uploaded(finished.claim.unit_key, delivery.order.size_bytes)
+                # The verdict may be there by the time we ask.
+                self._news.set()
+
+    async def _wait(self, limit_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._put.wait()
+        except TimeoutError:
+            return
+
+    def _forget(self, delivery: _Delivery) -> None:
+        self._open.pop((delivery.order.lease_id, delivery.order.name), None)
 
     def _fits(self, order: UploadOrder) -> bool:
         """Only what was reported, byte for byte, is ever sent: an order can't ask for other files."""

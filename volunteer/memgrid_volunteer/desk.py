@@ -9,10 +9,10 @@ from enum import StrEnum
 from memgrid.units import HeldLease, LeaseId, LeaseOffer, ModelFiles, Reason, Release
 
 AHEAD_UNITS_MIN = 2
-"""One to run and one to fetch meanwhile."""
+"""For each device one to run and one to fetch meanwhile."""
 AHEAD_UNITS_MAX = 8
 AHEAD_S = 4.0
-"""Short units are queued up to this much work, or a round trip between two would cost more than a unit."""
+"""Short units are queued up to this much work for each device, or a round trip would cost more than a unit."""
 
 
 class Stage(StrEnum):
@@ -31,6 +31,8 @@ class Held:
     began_s: float = 0.0
     told: float | None = None
     """The share that is done, by the worker's own word."""
+    was_fetched_again: bool = False
+    """Its inputs turned out to be damaged; once is bad luck."""
 
     def progress(self, now_s: float) -> float:
         """What the worker said, else a guess from the time it has run."""
@@ -87,26 +89,34 @@ class Desk:
         for release in released:
             self._released.pop(release.lease_id, None)
 
+    def all(self) -> tuple[Held, ...]:
+        """Every lease that is held, in the order in which they came."""
+        return tuple(self._held.values())
+
     def held(self, now_s: float) -> tuple[HeldLease, ...]:
         return tuple(
             HeldLease(lease_id=held.offer.lease_id, fence=held.offer.fence, progress=held.progress(now_s))
             for held in self._held.values()
         )
 
-    def wanted(self) -> int:
-        """How many more leases would keep the worker busy."""
+    def wanted(self, devices: int) -> int:
+        """How many more leases would keep so many devices busy."""
         estimates = [held.offer.estimate_s for held in self._held.values()]
-        return wanted(len(estimates), sum(estimates))
+        return wanted(len(estimates), sum(estimates), devices)
 
 
-def wanted(held: int, held_s: float) -> int:
-    """How many more units to ask for while so many, of so much work, are held.
+def wanted(held: int, held_s: float, devices: int = 1) -> int:
+    """How many more units to ask for while so many, of so much work, are held for so many devices.
 
     >>> wanted(0, 0), wanted(1, 20.0), wanted(2, 20.0), wanted(2, 1.0)
     (2, 1, 0, 6)
+    >>> wanted(0, 0, devices=4), wanted(3, 60.0, devices=0)
+    (8, 0)
     """
-    if held < AHEAD_UNITS_MIN:
-        return AHEAD_UNITS_MIN - held
+    if held < AHEAD_UNITS_MIN * devices:
+        return AHEAD_UNITS_MIN * devices - held
+    if not devices:
+        return 0
     # Below this every unit is as short as any other, whatever its estimate says.
     unit_s = max(held_s / held, AHEAD_S / AHEAD_UNITS_MAX)
-    return max(0, math.ceil(AHEAD_S / unit_s) - held)
+    return max(0, math.ceil(AHEAD_S * devices / unit_s) - held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +30,14 @@ READINGS_S = 1.0
 class Diary:
     """Keeps the tally, writes status.json whenever something changes, and tells the owner in one line each."""
 
-    def __init__(self, home: Home, facts: HostFacts, clock: Clock, tell: Tell) -> None:
+    def __init__(
+        self, home: Home, facts: HostFacts, clock: Clock, tell: Tell, *, names: Sequence[DeviceId] | None = None
+    ) -> None:
+        """`names`: what the devices of `facts` are called here; without, as torch does."""
         self._home = home
         self._clock = clock
         self._tell = tell
-        self._devices = devices_of(facts.devices)
+        self._devices = devices_of(facts.devices, names)
         self._courses: dict[DeviceId, Course] = {}
         self._status = VolunteerStatus(
             state="starting",
@@ -62,7 +65,7 @@ class Diary:
         self._status = replace(self._status, state=state, idle_reason=idle)
         if news and state == "idle" and idle is not None:
             self._tell_idle(idle)
-        elif news and state == "paused":
+        elif news and state == "paused" and (idle is None or idle.code is ReasonCode.OWNER_PAUSED):
             self._tell("paused; `memgrid volunteer resume` goes on")
         self.write()
 

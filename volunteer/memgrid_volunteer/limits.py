@@ -12,5 +12,7 @@ class Limits:
     max_units: int | None = None
     settle_limit_s: float = 600.0
     """After the last unit, how long to wait for verdicts and upload orders."""
+    cache_bytes: int | None = None
+    """Room for models and inputs; None: as the preferences say."""
     outbox_bytes: int = 20 << 30
     """Unsettled results beyond this, and nothing new is taken."""

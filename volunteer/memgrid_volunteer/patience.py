@@ -44,10 +44,12 @@ async def persist(
     what: str,
     rng: random.Random,
     backoff: Backoff = backoff_s,
+    *,
+    attempts_max: int = ATTEMPTS_MAX,
 ) -> None:
     """Repeat `attempt` while its failures are of the passing kind; each byte of progress renews the patience.
 
-    Raises UnavailableError after ATTEMPTS_MAX fruitless failures in a row, any other error at once.
+    Raises UnavailableError after `attempts_max` fruitless failures in a row, any other error at once.
     """
     failures, reached = 0, progress()
     while True:
@@ -57,7 +59,7 @@ async def persist(
             now = progress()
             failures = 1 if now > reached else failures + 1
             reached = max(now, reached)
-            if failures >= ATTEMPTS_MAX:
+            if failures >= attempts_max:
                 raise UnavailableError(f"{what}: given up after {failures} attempts: {error!r}") from None
             pause_s = backoff(failures, rng)
             log.info(

@@ -1,4 +1,4 @@
-"""Builds a volunteer from its parts and runs it; decides nothing."""
+"""What the commands of a volunteer do: join a grid, run, leave."""
 
 from __future__ import annotations
 
@@ -7,50 +7,30 @@ import contextlib
 import random
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
-import httpx
-
-from memgrid.channel import backoff_s, told_wait_s
-from memgrid.clock import Clock, SystemClock
+from memgrid.channel import told_wait_s
+from memgrid.clock import SystemClock
 from memgrid.endpoint import GridEndpoint, async_http_client, discover
 from memgrid.enrolment import Enrolment
 from memgrid.errors import BusyError, UnavailableError
 from memgrid.units import HostFacts
-from memgrid_volunteer.agent import Agent
-from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.correspondence import Correspondence
-from memgrid_volunteer.deliveries import Deliveries
-from memgrid_volunteer.desk import Desk
+from memgrid_volunteer.bench import Bench
+from memgrid_volunteer.building import Machine, Options, build
+from memgrid_volunteer.devices import remembered
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.host import default_threads, host_facts
 from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.kept import gather
-from memgrid_volunteer.limits import Limits
-from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.owner.control import Control
-from memgrid_volunteer.patience import Backoff
-from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox
+from memgrid_volunteer.owner.preferences import CPU
+from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.session import CoordinatorSession, enrol
-from memgrid_volunteer.status import devices_of
 from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.telling import busy_line
-from memgrid_volunteer.transfers import Transfers
-from memgrid_volunteer.workbench import Workbench
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run: see the command line's help."""
-
-    limits: Limits = field(default_factory=Limits)
-    threads: int | None = None
-    cache_bytes: int = 20 << 30
-    worker_module: str = WORKER_MODULE
-    isolation: Isolation | None = None
-    """None: the strongest that works."""
-    backoff: Backoff = backoff_s
+__all__ = ["Options", "join", "leave", "run"]
 
 
 async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options, tell: Tell) -> Membership:
@@ -80,14 +60,15 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
     with home.lock():
         Control(home.folder).restarted(SystemClock().now())
         gather(home.work, SystemClock().now())
-        async with _worker(home, options) as sandbox:
-            facts = await _facts(sandbox)
-            tell(f"worker ready: {facts.devices[0].name}, isolation {facts.isolation}")
+        async with contextlib.AsyncExitStack() as stack:
+            machine = await _machine(home, options, stack)
+            facts = machine.facts
+            tell(f"worker ready: {', '.join(device.name for device in facts.devices)}, isolation {facts.isolation}")
             endpoint = await _find(membership, options, tell)
-            async with async_http_client(endpoint) as client:
-                agent = _build(home, membership, facts, sandbox, client, options, tell)
-                stopping.attach(agent)
-                await agent.run()
+            client = await stack.enter_async_context(async_http_client(endpoint))
+            agent = build(home, membership, machine, client, options, tell)
+            stopping.attach(agent)
+            await agent.run()
         tell("stopped")
 
 
@@ -134,18 +115,44 @@ _NOTHING_TO_SHOW = HostFacts(
 
 
 @contextlib.asynccontextmanager
-async def _worker(home: Home, options: Options) -> AsyncIterator[Sandbox]:
+async def _worker(
+    home: Home,
+    options: Options,
+    *,
+    isolation: Isolation | None = None,
+    device_id: DeviceId | None = None,
+    shared: int = 1,
+) -> AsyncIterator[Sandbox]:
     folders = Folders(cache=home.cache, work=home.work)
     sandbox = Sandbox(
         folders,
-        threads=options.threads or default_threads(),
+        threads=max(1, (options.threads or default_threads()) // shared),
         module=options.worker_module,
-        isolation=options.isolation,
+        isolation=isolation or options.isolation,
+        device_id=device_id,
     )
     try:
         yield sandbox
     finally:
         await sandbox.kill()
+
+
+async def _machine(home: Home, options: Options, stack: contextlib.AsyncExitStack) -> Machine:
+    """Every device with a worker of its own; the first, and best, goes on with the worker that found them all."""
+    sandbox = await stack.enter_async_context(_worker(home, options))
+    hello = await sandbox.start()
+    isolation = await sandbox.isolation()
+    devices = remembered(hello.devices, home.folder)
+    sandbox.bind(devices[0].torch_id)
+    benches = [Bench(devices[0], sandbox, options.clock)]
+    gpus = sum(device.facts.kind != CPU for device in devices)
+    for device in devices[1:]:
+        # Workers of GPUs share the processor.
+        shared = 1 if device.facts.kind == CPU else gpus
+        each = _worker(home, options, isolation=isolation, device_id=device.torch_id, shared=shared)
+        benches.append(Bench(device, await stack.enter_async_context(each), options.clock))
+    facts = host_facts(tuple(device.facts for device in devices), isolation)
+    return Machine(devices=devices, benches=benches, facts=facts)
 
 
 async def _facts(sandbox: Sandbox) -> HostFacts:
@@ -164,66 +171,6 @@ async def _find(membership: Membership, options: Options, tell: Tell) -> GridEnd
             if failures == 1:
                 tell(f"{error}; trying again until it does")
             await asyncio.sleep(options.backoff(failures, rng))
-
-
-def _build(
-    home: Home,
-    membership: Membership,
-    facts: HostFacts,
-    sandbox: Sandbox,
-    client: httpx.AsyncClient,
-    options: Options,
-    tell: Tell,
-) -> Agent:
-    clock: Clock = SystemClock()
-    rng = random.Random()
-    news = asyncio.Event()
-    desk, outbox = Desk(), Outbox(home.outbox)
-    diary = Diary(home, facts, clock, tell)
-    cache = BlobCache(home.cache, limit_bytes=options.cache_bytes)
-    session = CoordinatorSession(
-        membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=facts, clock=clock
-    )
-    transfers = Transfers(client, cache, lambda: session.token, rng, backoff=options.backoff)
-    workbench = Workbench(
-        desk=desk,
-        outbox=outbox,
-        cache=cache,
-        transfers=transfers,
-        sandbox=sandbox,
-        device_id=next(iter(devices_of(facts.devices))),
-        work=home.work,
-        diary=diary,
-        clock=clock,
-        news=news,
-    )
-    deliveries = Deliveries(outbox, transfers, diary, news)
-    correspondence = Correspondence(
-        session=session,
-        workbench=workbench,
-        deliveries=deliveries,
-        desk=desk,
-        outbox=outbox,
-        cache=cache,
-        diary=diary,
-        clock=clock,
-        rng=rng,
-        news=news,
-        limits=options.limits,
-        backoff=options.backoff,
-    )
-    return Agent(
-        home=home,
-        correspondence=correspondence,
-        workbench=workbench,
-        deliveries=deliveries,
-        desk=desk,
-        outbox=outbox,
-        diary=diary,
-        clock=clock,
-        news=news,
-        limits=options.limits,
-    )
 
 
 def _pinned(endpoint: GridEndpoint) -> str:

@@ -46,7 +46,8 @@ class Sandbox:
     ) -> None:
         self._folders = folders
         self._module = module
-        self._arguments = () if device_id is None else ("--device", device_id)
+        self._device_id = device_id
+        self._duty = 1.0
         self._environment = environment(folders.work, threads)
         self._isolation = isolation
         self._process: asyncio.subprocess.Process | None = None
@@ -69,7 +70,8 @@ class Sandbox:
         """Start the worker unless it runs; raises InternalError with its last words when it can't start."""
         if self._process is not None and self._hello is not None:
             return self._hello
-        command = command_for(await self.isolation(), self._folders, self._module, self._arguments)
+        arguments = () if self._device_id is None else ("--device", self._device_id)
+        command = command_for(await self.isolation(), self._folders, self._module, arguments)
         self._last_lines.clear()
         self._process = await asyncio.create_subprocess_exec(
             *command,
@@ -90,7 +92,8 @@ class Sandbox:
             await self.kill()
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise InternalError(f"the worker does not start: {last}") from None
-        log.info("worker started", pid=self._process.pid, isolation=str(self._isolation))
+        log.info("worker started", pid=self._process.pid, isolation=str(self._isolation), device=self._device_id)
+        self._tell_pace()
         return self._hello
 
     async def run(self, job: Job, hear: Callable[[Progress], None] | None = None) -> Outcome:
@@ -118,10 +121,23 @@ class Sandbox:
             await self.kill()
             raise
 
+    def bind(self, device_id: DeviceId | None) -> None:
+        """Which device the next worker is to compute with, by torch's name; None: its best."""
+        self._device_id = device_id
+
     def pace(self, duty: float) -> None:
-        """Have the running worker compute for `duty` of the time; 0 holds it; a new worker begins with 1."""
-        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(PaceLine(duty=duty).to_line())
+        """Have the worker compute for `duty` of the time, the running one and those after it; 0 holds it."""
+        if duty != self._duty:
+            self._duty = duty
+            if self._hello is not None:
+                self._tell_pace()
+
+    def _tell_pace(self) -> None:
+        # A worker begins with 1 by itself.
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.is_closing():
+            return
+        process.stdin.write(PaceLine(duty=self._duty).to_line())
 
     async def kill(self) -> None:
         """End the worker and everything it started, now; returns when it is gone."""

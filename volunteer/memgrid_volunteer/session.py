@@ -24,7 +24,18 @@ from memgrid.errors import (
 )
 from memgrid.log import get_logger
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, SignedBody, SigningKey
-from memgrid.units import HeldLease, HostFacts, HostId, LeaseId, Release, ReportClaim, SyncAnswer, SyncAsk
+from memgrid.units import (
+    NO_WISHES,
+    HeldLease,
+    HostFacts,
+    HostId,
+    LeaseId,
+    Release,
+    ReportClaim,
+    SyncAnswer,
+    SyncAsk,
+    Wishes,
+)
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
 from memgrid.wire import (
@@ -41,6 +52,8 @@ from memgrid.wire import (
 
 CALL_LIMIT_S = 30.0
 _RENEW_BEFORE = timedelta(minutes=1)
+_GHOST_S = 120.0
+"""A nonce is good for a minute: a log-in that was not answered may be carried out so long after."""
 _SESSION_ENDED = (TokenExpiredError, TokenRequiredError, StaleSequenceError)
 
 log = get_logger(__name__)
@@ -56,6 +69,7 @@ class Parcel:
     released: tuple[Release, ...] = ()
     want: int = 0
     wait: timedelta = timedelta(0)
+    wishes: Wishes = NO_WISHES
 
 
 async def enrol(
@@ -104,6 +118,8 @@ class CoordinatorSession:
         self._channel: grpc.aio.Channel | None = None
         self._session: Session | None = None
         self._renew_at_s = 0.0
+        self._ghost_until_s = 0.0
+        self._is_replaced = False
         self._ticket = ""
         self._sequence = 0
 
@@ -120,9 +136,13 @@ class CoordinatorSession:
             self._session = None
             return await self._sync(await self._logged_in(), parcel)
         except SessionReplacedError:
-            # Not at once again: two processes with one identity would throw each other out without end.
             self._session = None
-            raise
+            if self._clock.monotonic_s() < self._ghost_until_s:
+                # A log-in of our own whose answer was lost, and that was carried out late.
+                self._ghost_until_s = 0.0
+                return await self._sync(await self._logged_in(), parcel)
+            self._is_replaced = True
+            raise self._replaced() from None
         except UnavailableError:
             await self.close()
             raise
@@ -133,6 +153,11 @@ class CoordinatorSession:
         stub = await self._stub()
         await stub.Leave(pb.LeaveRequest(), timeout=CALL_LIMIT_S)
         self._session = None
+
+    async def begin_anew(self) -> None:
+        """After a sleep or a jump of the clock: no connection and no token is worth trying."""
+        self._session = None
+        await self.close()
 
     async def close(self) -> None:
         """Hang up; the next call dials again, and asks the grid anew where its control plane is."""
@@ -151,6 +176,7 @@ class CoordinatorSession:
             released=parcel.released,
             want=parcel.want,
             wait=parcel.wait,
+            wishes=parcel.wishes,
         )
         message = sync_ask_to_message(ask, self._signed(session, parcel))
         stub = await self._stub()
@@ -168,7 +194,16 @@ class CoordinatorSession:
         )
         return self._key.sign(REPORTS_TYPE, body)
 
+    def _replaced(self) -> SessionReplacedError:
+        return SessionReplacedError(
+            f"another volunteer has logged in as host {self._host_id}, so this one stops; two of them need a folder"
+            " each: memgrid volunteer join URL --home FOLDER"
+        )
+
     async def _logged_in(self) -> Session:
+        if self._is_replaced:
+            # Two processes with one identity would throw each other out without end.
+            raise self._replaced()
         if self._session is None or self._clock.monotonic_s() >= self._renew_at_s:
             try:
                 await self._log_in()
@@ -176,6 +211,7 @@ class CoordinatorSession:
                 self._ticket = busy.ticket
                 raise
             except UnavailableError:
+                self._ghost_until_s = self._clock.monotonic_s() + _GHOST_S
                 await self.close()
                 raise
         assert self._session is not None

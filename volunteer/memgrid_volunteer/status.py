@@ -187,17 +187,18 @@ class VolunteerStatus:
         )
 
 
-def devices_of(facts: Sequence[DeviceFacts]) -> dict[DeviceId, DeviceStatus]:
-    """A host's devices by the names torch has for them: GPUs of a kind are counted in the order they were found.
+def devices_of(facts: Sequence[DeviceFacts], names: Sequence[DeviceId] | None = None) -> dict[DeviceId, DeviceStatus]:
+    """A host's devices by name; without names, by torch's: GPUs of a kind are counted in the order they were found.
 
     >>> gpu = DeviceFacts(kind="cuda", name="A", memory_bytes=1, numerics_class="x")
     >>> list(devices_of([gpu, gpu, DeviceFacts(kind="cpu", name="B", memory_bytes=1, numerics_class="y")]))
     ['cuda:0', 'cuda:1', 'cpu']
     """
     found: dict[DeviceId, DeviceStatus] = {}
-    for device in facts:
+    for place, device in enumerate(facts):
         index = sum(each.kind == device.kind for each in found.values())
-        name = f"{device.kind}:{index}" if device.kind == "cuda" else device.kind
+        torch_name = f"{device.kind}:{index}" if device.kind == "cuda" else device.kind
+        name = torch_name if names is None else names[place]
         found[name] = DeviceStatus(device_id=name, **asdict(device))
     return found
 

@@ -14,9 +14,12 @@ from memgrid.channel import backoff_s
 from memgrid.digest import Digest
 from memgrid.errors import DigestMismatchError, InvalidError
 from memgrid.units import BlobRef, UploadOrder
+from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.patience import Backoff, persist, raise_for
 from memgrid_volunteer.uploads import Upload
+
+UPLOAD_ATTEMPTS_MAX = 3
 
 
 class Transfers:
@@ -29,9 +32,11 @@ class Transfers:
         token: Callable[[], str | None],
         rng: random.Random,
         *,
+        budget: Budget,
         backoff: Backoff = backoff_s,
     ) -> None:
         self._client = client
+        self._budget = budget
         self._cache = cache
         self._token = token
         self._rng = rng
@@ -45,7 +50,8 @@ class Transfers:
         have it, UnavailableError after too many failures, TooLargeError when the cache has no room.
         """
         async with self._locks.setdefault(blob.digest, asyncio.Lock()):
-            if not self._cache.has(blob.digest, blob.size_bytes):
+            if not await self._is_here(blob):
+                await self._budget.open()
                 await asyncio.to_thread(self._cache.make_room, blob.size_bytes)
                 await persist(
                     lambda: self._fetch_rest(blob),
@@ -59,10 +65,26 @@ class Transfers:
         return self._cache.path_of(blob.digest)
 
     async def upload(self, order: UploadOrder, file: Path) -> None:
-        """Send an ordered output; raises what the grid refuses it with, UnavailableError after too many failures."""
-        upload = Upload(self._client, self._headers, order, file)
+        """Send an ordered output; raises what the grid refuses it with, UnavailableError after some failures.
+
+        Few, for others wait behind it: whoever asks tries again later, and it goes on where it was cut.
+        """
+        await self._budget.open()
+        upload = Upload(self._client, self._headers, order, file, self._budget)
         what = f"upload for lease {order.lease_id}"
-        await persist(upload.send_rest, lambda: upload.sent_bytes, what, self._rng, self._backoff)
+        await persist(
+            upload.send_rest,
+            lambda: upload.sent_bytes,
+            what,
+            self._rng,
+            self._backoff,
+            attempts_max=UPLOAD_ATTEMPTS_MAX,
+        )
+
+    async def _is_here(self, blob: BlobRef) -> bool:
+        if not self._cache.has(blob.digest, blob.size_bytes):
+            return False
+        return await asyncio.to_thread(self._cache.is_sound, blob.digest)
 
     async def _fetch_rest(self, blob: BlobRef) -> None:
         offset = self._cache.partial_bytes(blob.digest)
@@ -79,7 +101,17 @@ class Transfers:
             offset = offset if response.status_code == 206 else 0
             _check_length(response, blob, offset)
             with _open_at(self._cache.partial_path(blob.digest), offset) as file:
-                await _receive(response, blob, file, offset)
+                await self._receive(response, blob, file, offset)
+
+    async def _receive(self, response: httpx.Response, blob: BlobRef, file: BinaryIO, offset: int) -> None:
+        async for block in response.aiter_raw():
+            offset += len(block)
+            if offset > blob.size_bytes:
+                raise InvalidError(f"blob {blob.digest}: more than its {blob.size_bytes} bytes")
+            file.write(block)
+            await self._budget.received(len(block))
+        if offset < blob.size_bytes:
+            raise httpx.RemoteProtocolError(f"ended after {offset} of {blob.size_bytes} bytes")
 
     def _headers(self) -> dict[str, str]:
         token = self._token()
@@ -98,16 +130,6 @@ def _check_length(response: httpx.Response, blob: BlobRef, offset: int) -> None:
         raise DigestMismatchError(
             f"blob {blob.digest}: expected {blob.size_bytes - offset} bytes, the grid sends {length[:20]}"
         )
-
-
-async def _receive(response: httpx.Response, blob: BlobRef, file: BinaryIO, offset: int) -> None:
-    async for block in response.aiter_raw():
-        offset += len(block)
-        if offset > blob.size_bytes:
-            raise InvalidError(f"blob {blob.digest}: more than its {blob.size_bytes} bytes")
-        file.write(block)
-    if offset < blob.size_bytes:
-        raise httpx.RemoteProtocolError(f"ended after {offset} of {blob.size_bytes} bytes")
 
 
 def _open_at(path: Path, offset: int) -> BinaryIO:

@@ -12,10 +12,11 @@ import httpx
 
 from memgrid.errors import InvalidError, UnknownIdError
 from memgrid.units import UploadOrder
+from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.patience import raise_for
 
 CHUNK_BYTES = 8 << 20
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
 _RECEIVED = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
@@ -32,10 +33,12 @@ class Upload:
         headers: Callable[[], dict[str, str]],
         order: UploadOrder,
         file: Path,
+        budget: Budget,
     ) -> None:
         self._client = client
         self._headers = headers
         self._order = order
+        self._budget = budget
         self._file = file
         self._memo = file.with_name(f"{file.name}.upload")
         self._what = f"upload of {order.name} for lease {order.lease_id}"
@@ -80,13 +83,22 @@ class Upload:
             "content-length": str(end - begin),
             "content-range": f"{begin}-{end - 1}",
         }
-        response = await self._client.patch(location, headers=headers, content=_blocks(self._file, begin, end))
+        response = await self._client.patch(location, headers=headers, content=self._blocks(begin, end))
         if response.status_code == 416:
             self._memo.unlink(missing_ok=True)
             raise httpx.RemoteProtocolError("the server stands elsewhere in this upload; beginning anew")
         await raise_for(response, self._what)
         self.sent_bytes = end
         return self._location(response, location)
+
+    async def _blocks(self, begin: int, end: int) -> AsyncIterator[bytes]:
+        while begin < end:
+            block = await asyncio.to_thread(_read_block, self._file, begin, min(_READ_BYTES, end - begin))
+            if not block:
+                raise InvalidError(f"{self._file}: shorter than it was")
+            begin += len(block)
+            await self._budget.sending(len(block))
+            yield block
 
     async def _finish(self, location: str) -> None:
         url = httpx.URL(location).copy_merge_params({"digest": self._order.digest})
@@ -102,15 +114,6 @@ class Upload:
         location = parts.path + (f"?{parts.query}" if parts.query else "")
         self._memo.write_text(location)
         return location
-
-
-async def _blocks(file: Path, begin: int, end: int) -> AsyncIterator[bytes]:
-    while begin < end:
-        block = await asyncio.to_thread(_read_block, file, begin, min(_READ_BYTES, end - begin))
-        if not block:
-            raise InvalidError(f"{file}: shorter than it was")
-        begin += len(block)
-        yield block
 
 
 def _read_block(file: Path, begin: int, length: int) -> bytes:

@@ -1,84 +1,134 @@
-"""Two loops over the desk: fetch what the next unit needs while the worker runs the present one."""
+"""From offers on the desk to results in the outbox: inputs are fetched while every device runs its present unit."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 
 from memgrid.clock import Clock
-from memgrid.errors import InvalidError, MemgridError, TooLargeError
+from memgrid.errors import InvalidError, MemgridError, TooLargeError, UnavailableError
 from memgrid.log import get_logger
 from memgrid.specs import parse_spec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
+from memgrid_volunteer.bench import Bench
 from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.desk import Desk, Held, Stage
+from memgrid_volunteer.desk import AHEAD_UNITS_MAX, Desk, Held, Stage
 from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.health import WELL, after_failure
 from memgrid_volunteer.inputs import Prepared, prepare
 from memgrid_volunteer.kept import forget_old
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.outbox import Outbox
-from memgrid_volunteer.sandbox import Sandbox
+from memgrid_volunteer.owner.decision import Decision
+from memgrid_volunteer.patience import Backoff
+from memgrid_volunteer.ready import Ready
 from memgrid_volunteer.transfers import Transfers
 
-FAILURES_BEFORE_REST = 3
-REST_MAX_S = 600.0
 _CUT_OFF = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING, ReasonCode.OUT_OF_MEMORY)
 """Ways to fail that say nothing against going on from the last committed state."""
+_FAILURES = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
 
 log = get_logger(__name__)
 
 
+class Fate(Enum):
+    """What became of a unit on a device."""
+
+    DONE = auto()
+    FAILED = auto()
+    """In a way in which it would fail again."""
+    CUT_OFF = auto()
+    """By the owner, the grid or the system: it may come back, and goes on where it was."""
+
+
 class Workbench:
-    """From an offer on the desk to results in the outbox; `news` is set when the coordinator should hear of it."""
+    """All devices and the queue before them; `news` is set when the coordinator should hear of something."""
 
     def __init__(
         self,
         *,
+        benches: Sequence[Bench],
         desk: Desk,
         outbox: Outbox,
         cache: BlobCache,
         transfers: Transfers,
-        sandbox: Sandbox,
-        device_id: DeviceId,
         work: Path,
         diary: Diary,
         clock: Clock,
+        rng: random.Random,
+        backoff: Backoff,
         news: asyncio.Event,
     ) -> None:
+        self.benches = tuple(benches)
         self._desk = desk
         self._outbox = outbox
         self._cache = cache
         self._transfers = transfers
-        self._sandbox = sandbox
-        self._device_id = device_id
         self._work = work
         self._diary = diary
         self._clock = clock
+        self._rng = rng
+        self._backoff = backoff
         self._news = news
         self._offered: asyncio.Queue[LeaseId] = asyncio.Queue()
-        self._ready: asyncio.Queue[Prepared] = asyncio.Queue()
-        self._running: LeaseId | None = None
+        self._ready = Ready()
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._preparing = WELL
+        self.data_away: str | None = None
+        """Why inputs can't be had just now."""
         self.units_finished = 0
         """Reported or given back for good, since this process started."""
-        self._failures = 0
-        self._rests_until_s = 0.0
+
+    @property
+    def working_devices(self) -> int:
+        return sum(bench.may_compute for bench in self.benches)
+
+    @property
+    def is_computing(self) -> bool:
+        return any(bench.lease_id is not None for bench in self.benches)
+
+    @property
+    def rest_reason(self) -> Reason | None:
+        """Why no unit is worth fetching here, when several in a row could not be."""
+        return self._preparing.reason if self._preparing.is_resting(self._clock.monotonic_s()) else None
 
     def put(self, lease_id: LeaseId) -> None:
         """Begin with a lease that has been put on the desk."""
         self._offered.put_nowait(lease_id)
 
-    @property
-    def is_resting(self) -> bool:
-        """Whether so many units in a row have failed here that this machine is the more likely cause."""
-        return self._clock.monotonic_s() < self._rests_until_s
+    def ruled(self, decisions: Mapping[DeviceId, Decision]) -> dict[DeviceId, Decision]:
+        """What holds for each device: the owner's decision, or its own need of a rest."""
+        return {
+            bench.device_id: bench.ruled(decisions[bench.device_id])
+            for bench in self.benches
+            if bench.device_id in decisions
+        }
+
+    async def obey(self, decisions: Mapping[DeviceId, Decision]) -> None:
+        """From now on; returns when all memory that is to be given back is free."""
+        changed = [
+            bench.obey(decisions[bench.device_id])
+            for bench in self.benches
+            if bench.decision != decisions.get(bench.device_id, bench.decision)
+        ]
+        if changed:
+            await asyncio.gather(*changed)
+            await self._ready.look_again()
+        self._give_back_what_waits_too_long()
 
     async def stop(self, lease_id: LeaseId | None = None) -> None:
-        """End the worker and with it the running unit, or only if it is that one; it starts again when needed."""
-        if lease_id in (None, self._running):
-            await self._sandbox.kill()
+        """End the workers and with them what runs, or only that unit; results that are done are put away first."""
+        stopped = [bench for bench in self.benches if lease_id in (None, bench.lease_id)]
+        await asyncio.gather(*(bench.stop() for bench in stopped))
+        if lease_id is None and self._finishing:
+            await asyncio.wait(self._finishing)
 
     async def prepare_offers(self) -> None:
         """Loop: from offered to ready."""
+        failures = 0
         while True:
             held = self._desk.find(await self._offered.get())
             if held is None:
@@ -88,78 +138,156 @@ class Workbench:
                 prepared = await prepare(
                     offer, held.model, transfers=self._transfers, cache=self._cache, work=self._work
                 )
+            except UnavailableError as error:
+                failures += 1
+                await self._wait_for_data(offer, error, failures)
             except (MemgridError, OSError) as error:
-                self._give_back(offer, _why_not_prepared(error), is_ours=isinstance(error, OSError | TooLargeError))
-                continue
-            held.stage = Stage.READY
-            self._ready.put_nowait(prepared)
+                self._can_not_prepare(offer, error)
+            else:
+                failures, self.data_away, self._preparing = 0, None, WELL
+                held.stage = Stage.READY
+                await self._ready.put(prepared)
 
     async def run_units(self) -> None:
-        """Loop: from ready to the outbox."""
-        while True:
-            prepared = await self._ready.get()
-            ended = False
-            try:
-                if self._desk.holds(prepared.offer.lease_id):
-                    ended = await self._run(prepared)
-            finally:
-                # Cut off by the owner, the grid or the system, a unit may come back, and goes on where it was.
-                if ended:
-                    prepared.clear()
-                else:
-                    prepared.keep()
-                    forget_old(self._work, self._clock.now())
+        """Loops: from ready to the outbox, on every device."""
+        await asyncio.gather(*(self._serve(bench) for bench in self.benches))
 
-    async def _run(self, prepared: Prepared) -> bool:
-        """Whether the unit has come to an end here: done, or failed in a way that it would fail again."""
-        offer = prepared.offer
+    async def _serve(self, bench: Bench) -> None:
+        while True:
+            prepared = await self._ready.take(bench)
+            lease_id = prepared.offer.lease_id
+            if not self._desk.holds(lease_id):
+                prepared.keep()
+            elif not await bench.start():
+                await self._ready.put(prepared, first=True)
+            else:
+                await self._run(bench, prepared)
+
+    async def _run(self, bench: Bench, prepared: Prepared) -> None:
+        offer, fate = prepared.offer, Fate.CUT_OFF
         held = self._desk.find(offer.lease_id)
-        assert held is not None
-        held.stage, held.began_s = Stage.RUNNING, self._clock.monotonic_s()
-        self._diary.unit_started(self._device_id, offer.unit_key, parse_spec(offer.spec), offer.estimate_s)
-        self._running = offer.lease_id
+        if held is None:
+            prepared.keep()
+            return
         try:
-            outcome = await self._sandbox.run(prepared.job, lambda progress: self._hear(held, progress))
+            fate = await self._compute(bench, prepared, held)
         finally:
-            self._running = None
+            if fate is Fate.FAILED:
+                prepared.clear()
+            elif fate is Fate.CUT_OFF:
+                prepared.keep()
+                forget_old(self._work, self._clock.now())
+        if fate is Fate.CUT_OFF and self._desk.holds(offer.lease_id):
+            # Its lease is kept: it goes on from its last state, here or on another device.
+            held.stage = Stage.OFFERED
+            self.put(offer.lease_id)
+
+    async def _compute(self, bench: Bench, prepared: Prepared, held: Held) -> Fate:
+        offer = prepared.offer
+        held.stage, held.began_s = Stage.RUNNING, self._clock.monotonic_s()
+        self._diary.unit_started(bench.device_id, offer.unit_key, parse_spec(offer.spec), offer.estimate_s)
+        bench.lease_id = offer.lease_id
+        try:
+            outcome = await bench.run(
+                prepared.job, offer.model, lambda progress: self._hear(bench.device_id, held, progress)
+            )
+        finally:
+            bench.lease_id = None
+        if outcome.facts is not None and self._desk.holds(offer.lease_id):
+            bench.succeeded()
+            # Hashing it and waiting for the disk take a while, in which the device begins with the next unit.
+            task = asyncio.create_task(self._finish(bench, prepared, outcome.facts))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+            return Fate.DONE
+        reason = outcome.failure or Reason(code=ReasonCode.UNIT_FAILED)
         if not self._desk.holds(offer.lease_id):
             # Cancelled, or given back by the owner, while it ran.
-            reason = outcome.failure or Reason(code=ReasonCode.LEASE_ENDED, text="no longer wanted")
-            self._diary.unit_dropped(self._device_id, offer.unit_key, reason)
+            ended = outcome.failure or Reason(code=ReasonCode.LEASE_ENDED, text="no longer wanted")
+            self._diary.unit_dropped(bench.device_id, offer.unit_key, ended)
+            return Fate.CUT_OFF
+        if reason.code is ReasonCode.OWNER_PAUSED:
+            why = bench.decision.reason or reason
+            self._diary.unit_dropped(bench.device_id, offer.unit_key, why)
+            return Fate.CUT_OFF
+        if reason.code is ReasonCode.INPUT_UNAVAILABLE and await self._is_fetched_again(bench, held):
+            return Fate.CUT_OFF
+        if reason.code in _FAILURES:
+            bench.failed(reason)
+        self._give_back(offer, reason, bench.device_id)
+        return Fate.CUT_OFF if reason.code in _CUT_OFF else Fate.FAILED
+
+    def _hear(self, device_id: DeviceId, held: Held, progress: Progress) -> None:
+        held.told = progress.done
+        self._diary.unit_goes_on(device_id, held.offer.unit_key, progress)
+
+    async def _is_fetched_again(self, bench: Bench, held: Held) -> bool:
+        """Whether the unit failed over damaged files of the cache, which are gone now and will be fetched."""
+        blobs = (*held.model.files, *held.offer.inputs)
+        damaged = await asyncio.to_thread(self._cache.recheck, [blob.digest for blob in blobs], held.model.digest)
+        if not damaged or held.was_fetched_again:
             return False
-        if outcome.facts is None:
-            reason = outcome.failure or Reason(code=ReasonCode.UNIT_FAILED)
-            self._give_back(offer, reason)
-            return reason.code not in _CUT_OFF
-        await self._finish(prepared, outcome.facts)
+        held.was_fetched_again = True
+        text = f"{len(damaged)} of its files were damaged in the cache and are fetched again"
+        self._diary.unit_dropped(
+            bench.device_id, held.offer.unit_key, Reason(code=ReasonCode.DIGEST_MISMATCH, text=text)
+        )
         return True
 
-    def _hear(self, held: Held, progress: Progress) -> None:
-        held.told = progress.done
-        self._diary.unit_goes_on(self._device_id, held.offer.unit_key, progress)
-
-    async def _finish(self, prepared: Prepared, facts: WorkFacts) -> None:
+    async def _finish(self, bench: Bench, prepared: Prepared, facts: WorkFacts) -> None:
         offer = prepared.offer
         try:
             await asyncio.to_thread(self._outbox.add, offer, prepared.job.out_dir, facts)
-        except (InvalidError, OSError) as error:
-            self._give_back(offer, Reason(code=ReasonCode.UNIT_FAILED, text=str(error)[:500]))
-            return
-        self._desk.remove(offer.lease_id)
-        self.units_finished += 1
-        self._failures = 0
-        self._diary.unit_done(self._device_id, offer.unit_key, facts.tokens, facts.compute_s)
-        self._news.set()
+        except OSError as error:
+            reason = Reason(code=ReasonCode.INPUT_UNAVAILABLE, text=f"this host's disk: {error.strerror}")
+            self._give_back(offer, reason, bench.device_id)
+        except InvalidError as error:
+            reason = Reason(code=ReasonCode.UNIT_FAILED, text=str(error)[:500])
+            bench.failed(reason)
+            self._give_back(offer, reason, bench.device_id)
+        else:
+            self._desk.remove(offer.lease_id)
+            self.units_finished += 1
+            self._diary.unit_done(bench.device_id, offer.unit_key, facts.tokens, facts.compute_s)
+            self._news.set()
+        finally:
+            prepared.clear()
 
-    def _give_back(self, offer: LeaseOffer, reason: Reason, *, is_ours: bool = False) -> None:
-        """`is_ours`: the next unit would fare no better here, so after a few of them rest."""
+    async def _wait_for_data(self, offer: LeaseOffer, error: UnavailableError, failures: int) -> None:
+        """The grid's store does not answer: no fault of the unit, and its lease is kept as long as it lasts."""
+        if self._clock.now() >= offer.deadline_at:
+            self._give_back(offer, _why_not_prepared(error))
+            return
+        self.data_away = str(error)[:500]
+        await asyncio.sleep(self._backoff(failures, self._rng))
+        self.put(offer.lease_id)
+
+    def _can_not_prepare(self, offer: LeaseOffer, error: MemgridError | OSError) -> None:
+        reason = _why_not_prepared(error)
+        if isinstance(error, OSError | TooLargeError):
+            # The next unit would fare no better here.
+            self._preparing = after_failure(self._preparing, reason, self._clock.monotonic_s())
+        self._give_back(offer, reason)
+
+    def _give_back(self, offer: LeaseOffer, reason: Reason, device_id: DeviceId | None = None) -> None:
         if self._desk.give_back(offer.lease_id, reason):
             self.units_finished += 1
-            self._failures += is_ours or reason.code in (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
-            if self._failures >= FAILURES_BEFORE_REST:
-                self._rests_until_s = self._clock.monotonic_s() + min(2.0**self._failures, REST_MAX_S)
-            self._diary.unit_given_back(self._device_id, offer.unit_key, reason)
+            self._diary.unit_given_back(device_id, offer.unit_key, reason)
             self._news.set()
+
+    def _give_back_what_waits_too_long(self) -> None:
+        """Leases that no device is there for, and whose time would run out before one is again."""
+        stopped = [bench for bench in self.benches if not bench.may_compute]
+        if not stopped:
+            return
+        now, running = self._clock.now(), {bench.lease_id for bench in self.benches}
+        waiting = [held for held in self._desk.all() if held.offer.lease_id not in running]
+        for held in waiting[AHEAD_UNITS_MAX * self.working_devices :]:
+            if not any(bench.keeps_until(held.offer.deadline_at, now) for bench in stopped):
+                reason = stopped[0].decision.reason_for_grid
+                self._desk.give_back(held.offer.lease_id, reason)
+                log.info("lease given back", lease_id=held.offer.lease_id, unit_key=held.offer.unit_key)
+                self._news.set()
 
 
 def _why_not_prepared(error: MemgridError | OSError) -> Reason:

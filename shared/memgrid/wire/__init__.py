@@ -55,6 +55,7 @@ from memgrid.wire.standing import (
 from memgrid.wire.sync import (
     LEASES_MAX,
     SYNC_BYTES_MAX,
+    WISHES_MAX,
     lease_from_message,
     lease_to_message,
     model_from_message,
@@ -73,6 +74,7 @@ __all__ = [
     "SIGNED_BODY_BYTES_MAX",
     "SYNC_BYTES_MAX",
     "TEXT_MAX",
+    "WISHES_MAX",
     "ReportBatch",
     "blob_from_message",
     "blob_to_message",

@@ -7,19 +7,62 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memgrid.clock import SystemClock
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer import running
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.owner.control import Control
+from memgrid_volunteer.owner.preferences_file import PREFERENCES_FILE
+from memgrid_volunteer.owner.probes.probe import Reading
+from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.stopping import Stopping
 from tests.scripted_grid import ScriptedGrid
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+ALWAYS = 'preset = "always"\n[disk]\nfree_min_gb = 0\n'
+"""Preferences of a machine that is there for this."""
+
+
+@dataclass
+class ScriptedProbe:
+    """Sees what a test wants it to: at first a machine that nobody uses."""
+
+    reading: Reading = field(
+        default_factory=lambda: Reading(
+            input_idle_s=3600.0,
+            is_locked=False,
+            foreign_load_share=0.0,
+            on_battery=False,
+            is_metered=False,
+            fullscreen_program="",
+            disk_free_bytes=1 << 40,
+        )
+    )
+    name: str = "scripted"
+    period_s: float = 0.05
+
+    def read(self) -> Reading:
+        return self.reading
+
+
+class JumpingClock(SystemClock):
+    """The machine's clock, `ahead` of itself as a test likes."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
 
 
 @dataclass
@@ -29,6 +72,23 @@ class Volunteer:
     home: Home
     ran: Path
     lines: list[str] = field(default_factory=list)
+    probe: ScriptedProbe = field(default_factory=ScriptedProbe)
+    clock: JumpingClock = field(default_factory=JumpingClock)
+    backoff: Backoff = field(default_factory=lambda: quickly)
+
+    @property
+    def control(self) -> Control:
+        """The owner's own word."""
+        return Control(self.home.folder)
+
+    def prefer(self, text: str) -> None:
+        """What the owner writes into the preferences from now on."""
+        (self.home.folder / PREFERENCES_FILE).write_text(text)
+
+    def device(self, device_id: str = "cpu") -> dict[str, Any]:
+        """A device as status.json has it."""
+        devices: list[dict[str, Any]] = self.home.status()["devices"]
+        return next(device for device in devices if device["device_id"] == device_id)
 
     def units_run(self) -> list[str]:
         """The leases that the worker was given, in order."""
@@ -50,7 +110,9 @@ class Volunteer:
             threads=1,
             worker_module="tests.workers.quick",
             isolation=Isolation.NONE,
-            backoff=quickly,
+            backoff=self.backoff,
+            clock=self.clock,
+            probes=lambda home, devices: [self.probe],
         )
         await running.run(self.home, options, self.lines.append, self.stopping)
 
@@ -76,4 +138,6 @@ def volunteer(grid: ScriptedGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     home.join(
         Membership(url=grid.url, name="scripted", account_id=AccountId("a1"), host_id=HostId("h1"), label="attic")
     )
-    return Volunteer(home=home, ran=tmp_path / "ran")
+    volunteer = Volunteer(home=home, ran=tmp_path / "ran")
+    volunteer.prefer(ALWAYS)
+    return volunteer

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from memgrid.clock import SystemClock
 from memgrid.digest import Digest, digest_of
 from memgrid.errors import (
     DigestMismatchError,
@@ -20,7 +21,9 @@ from memgrid.errors import (
     UnknownIdError,
 )
 from memgrid.units import BlobRef, LeaseId, UploadOrder
+from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.transfers import Transfers
 
 CONTENT = random.Random(1).randbytes(3_000_000)
@@ -154,8 +157,9 @@ async def transfers(url: str, cache: BlobCache) -> AsyncIterator[Transfers]:
         yield made(client, cache)
 
 
-def made(client: httpx.AsyncClient, cache: BlobCache) -> Transfers:
-    return Transfers(client, cache, lambda: "token", random.Random(1), backoff=lambda attempt, rng: 0.0)
+def made(client: httpx.AsyncClient, cache: BlobCache, backoff: Backoff = lambda attempt, rng: 0.0) -> Transfers:
+    budget = Budget(folder=cache.folder.parent, clock=SystemClock())
+    return Transfers(client, cache, lambda: "token", random.Random(1), budget=budget, backoff=backoff)
 
 
 def blob(digest: Digest = DIGEST, size_bytes: int = len(CONTENT)) -> BlobRef:
@@ -276,7 +280,7 @@ async def test_a_restarted_process_finishes_the_upload(url: str, cache: BlobCach
 
     grid.cut_after = [1_000_000]
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
-        before = Transfers(client, cache, lambda: "token", random.Random(1), backoff=killed)
+        before = made(client, cache, killed)
         with pytest.raises(ProcessKilled):
             await before.upload(order(), output)
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:

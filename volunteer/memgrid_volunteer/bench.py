@@ -1,0 +1,148 @@
+"""One device of this machine: its worker, what its owner lets it do, and how it fares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from memgrid.clock import Clock
+from memgrid.digest import Digest
+from memgrid.errors import InternalError
+from memgrid.log import get_logger
+from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid_volunteer.devices import NamedDevice
+from memgrid_volunteer.health import WELL, after_failure
+from memgrid_volunteer.kinds.job import DeviceId, Job, Outcome, Progress
+from memgrid_volunteer.owner.decision import RUN, Action, Decision
+from memgrid_volunteer.sandbox import Sandbox
+
+PAUSE_EXPECTED = timedelta(minutes=10)
+"""How long a pause lasts whose end nobody knows."""
+_GRACE = timedelta(seconds=5)
+_DEVICE_FAULTS = ("cuda error", "cudnn", "cublas", "hip error", "mps backend", "acceleratorerror")
+
+log = get_logger(__name__)
+
+
+class Bench:
+    """Runs one unit at a time on one device, and does what it is told about it at once."""
+
+    def __init__(self, device: NamedDevice, sandbox: Sandbox, clock: Clock) -> None:
+        self.device = device
+        self.decision: Decision = RUN
+        """What it obeys; a rest of its own included."""
+        self.lease_id: LeaseId | None = None
+        """Of the unit that runs."""
+        self.warm_model: Digest | None = None
+        """The model its worker has loaded."""
+        self._sandbox = sandbox
+        self._clock = clock
+        self._health = WELL
+        self._paused_at: datetime | None = None
+
+    @property
+    def device_id(self) -> DeviceId:
+        return self.device.device_id
+
+    @property
+    def may_compute(self) -> bool:
+        return self.decision.may_compute and not self._health.is_resting(self._clock.monotonic_s())
+
+    def ruled(self, decision: Decision) -> Decision:
+        """What holds for this device: the owner's decision, unless it has to rest anyway."""
+        left_s = self._health.rests_until_s - self._clock.monotonic_s()
+        if left_s <= 0 or not decision.may_compute:
+            return decision
+        until = self._clock.now() + timedelta(seconds=round(left_s))
+        failed = self._health.reason.text if self._health.reason is not None else ""
+        text = f"{self.device_id} rests, {self._health.failures} failures in a row: {failed}"
+        reason = Reason(code=ReasonCode.DEVICE_RESTS, text=text[:500])
+        return Decision(action=Action.PAUSE_RELEASE, duty=0.0, reason=reason, until=until)
+
+    async def obey(self, decision: Decision) -> None:
+        """From now on; returns when memory that is to be given back is free."""
+        former, self.decision = self.decision, decision
+        if decision.may_compute:
+            self._paused_at = None
+        elif self._paused_at is None:
+            self._paused_at = self._clock.now()
+        if decision.action is Action.PAUSE_RELEASE:
+            if former.action is not Action.PAUSE_RELEASE or self._sandbox.pid is not None:
+                await self.stop()
+        else:
+            self._sandbox.pace(decision.duty if decision.may_compute else 0.0)
+
+    def keeps_until(self, deadline_at: datetime, now: datetime) -> bool:
+        """Whether a lease may wait here for the end of the present pause."""
+        if self.decision.action is not Action.PAUSE_RELEASE:
+            return True
+        ends_at = self.decision.until or (self._paused_at or now) + PAUSE_EXPECTED
+        return now < ends_at + _GRACE and ends_at < deadline_at
+
+    async def start(self) -> bool:
+        """Have a worker that computes on this very device; False when there is none, or it may not compute now."""
+        try:
+            await self._start()
+        except InternalError as error:
+            if self.decision.action is not Action.PAUSE_RELEASE:
+                self.failed(Reason(code=ReasonCode.UNIT_FAILED, text=str(error)[:400]), is_certain=True)
+            return False
+        if self.decision.action is Action.PAUSE_RELEASE:
+            await self.stop()
+            return False
+        return True
+
+    async def run(self, job: Job, model: Digest, hear: Callable[[Progress], None]) -> Outcome:
+        """One unit to its outcome."""
+        self.warm_model = model
+        outcome = await self._sandbox.run(job, hear)
+        if outcome.failure is not None and _blames_the_device(outcome.failure):
+            # What a driver's reset or a stray access broke stays broken in that process.
+            await self.stop()
+        return outcome
+
+    async def stop(self) -> None:
+        """End the worker, and with it the running unit; it starts again when needed."""
+        self.warm_model = None
+        await self._sandbox.kill()
+
+    def succeeded(self) -> None:
+        self._health = WELL
+
+    def failed(self, reason: Reason, *, is_certain: bool = False) -> None:
+        """One more failure; after some of them the device rests, longer every time."""
+        self._health = after_failure(
+            self._health, reason, self._clock.monotonic_s(), is_certain=is_certain or _blames_the_device(reason)
+        )
+        if self._health.is_resting(self._clock.monotonic_s()):
+            log.warning("device rests", device=self.device_id, failures=self._health.failures, reason=reason.text)
+
+    async def _start(self) -> None:
+        """Raises InternalError when the device is not there, or its worker does not start."""
+        hello = await self._sandbox.start()
+        if not self.device.uuid or any(device.uuid == self.device.uuid for device in hello.devices[:1]):
+            return
+        # The driver counts otherwise than before: look for the very card.
+        await self._sandbox.kill()
+        self._sandbox.bind(None)
+        hello = await self._sandbox.start()
+        places = [device.device_id for device in hello.devices if device.uuid == self.device.uuid]
+        self._sandbox.bind(places[0] if places else self.device.torch_id)
+        if not places:
+            await self._sandbox.kill()
+            raise InternalError(f"{self.device_id} ({self.device.facts.name}, {self.device.uuid}) has gone")
+        if places[0] != hello.devices[0].device_id:
+            await self._sandbox.kill()
+            await self._sandbox.start()
+
+
+def _blames_the_device(reason: Reason) -> bool:
+    """Whether a failure is one of drivers and devices, which the next unit would meet too.
+
+    >>> text = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+    >>> _blames_the_device(Reason(code=ReasonCode.UNIT_FAILED, text=text))
+    True
+    """
+    if reason.code is not ReasonCode.UNIT_FAILED:
+        return False
+    return any(word in reason.text.lower() for word in _DEVICE_FAULTS)

@@ -1,0 +1,133 @@
+"""Puts a volunteer's parts together; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+from memgrid.channel import backoff_s
+from memgrid.clock import Clock, SystemClock
+from memgrid.units import HostFacts
+from memgrid_volunteer.agent import Agent
+from memgrid_volunteer.bench import Bench
+from memgrid_volunteer.budget import Budget
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.correspondence import Correspondence
+from memgrid_volunteer.deliveries import Deliveries
+from memgrid_volunteer.desk import Desk
+from memgrid_volunteer.devices import NamedDevice
+from memgrid_volunteer.diary import Diary, Tell
+from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.isolation import Isolation
+from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.owner.control import Control
+from memgrid_volunteer.owner.preferences_file import PreferencesFile
+from memgrid_volunteer.owner.probes.probe import Probe, WatchedDevice
+from memgrid_volunteer.owner.watching import Watcher
+from memgrid_volunteer.patience import Backoff
+from memgrid_volunteer.ruling import Ruling
+from memgrid_volunteer.sandbox import WORKER_MODULE
+from memgrid_volunteer.session import CoordinatorSession
+from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.workbench import Workbench
+
+MakeProbes = Callable[[Home, Sequence[WatchedDevice]], Sequence[Probe]]
+
+
+def no_probes(home: Home, devices: Sequence[WatchedDevice]) -> Sequence[Probe]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run: see the command line's help."""
+
+    limits: Limits = field(default_factory=Limits)
+    threads: int | None = None
+    worker_module: str = WORKER_MODULE
+    isolation: Isolation | None = None
+    """None: the strongest that works."""
+    backoff: Backoff = backoff_s
+    clock: Clock = field(default_factory=SystemClock)
+    probes: MakeProbes = no_probes
+    """What looks at the machine for its owner."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a volunteer works with: devices with their benches, in the same order, and what the grid is told."""
+
+    devices: Sequence[NamedDevice]
+    benches: Sequence[Bench]
+    facts: HostFacts
+
+
+def build(
+    home: Home, membership: Membership, machine: Machine, client: httpx.AsyncClient, options: Options, tell: Tell
+) -> Agent:
+    """An agent that is ready to run. Raises InvalidError when the preferences have errors and never were good."""
+    clock, rng, news = options.clock, random.Random(), asyncio.Event()
+    file = PreferencesFile(home.folder)
+    file.current()
+    desk, outbox = Desk(), Outbox(home.outbox)
+    diary = Diary(home, machine.facts, clock, tell, names=[device.device_id for device in machine.devices])
+    cache = BlobCache(home.cache, limit_bytes=options.limits.cache_bytes or _UNLIMITED)
+    budget = Budget(folder=home.folder, clock=clock)
+    session = CoordinatorSession(
+        membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=machine.facts, clock=clock
+    )
+    transfers = Transfers(client, cache, lambda: session.token, rng, budget=budget, backoff=options.backoff)
+    workbench = Workbench(
+        benches=machine.benches,
+        desk=desk,
+        outbox=outbox,
+        cache=cache,
+        transfers=transfers,
+        work=home.work,
+        diary=diary,
+        clock=clock,
+        rng=rng,
+        backoff=options.backoff,
+        news=news,
+    )
+    deliveries = Deliveries(outbox, transfers, diary, news, clock=clock, rng=rng, backoff=options.backoff)
+    correspondence = Correspondence(
+        session=session,
+        workbench=workbench,
+        deliveries=deliveries,
+        desk=desk,
+        outbox=outbox,
+        cache=cache,
+        diary=diary,
+        clock=clock,
+        rng=rng,
+        news=news,
+        limits=options.limits,
+        backoff=options.backoff,
+        budget=budget,
+    )
+    watched = [WatchedDevice(device_id=device.device_id, uuid=device.uuid) for device in machine.devices]
+    watcher = Watcher(options.probes(home, watched), clock, Control(home.folder), watched)
+    ruling = Ruling(watcher=watcher, file=file, devices=machine.devices, budget=budget, clock=clock, tell=diary.note)
+    return Agent(
+        ruling=ruling,
+        correspondence=correspondence,
+        workbench=workbench,
+        deliveries=deliveries,
+        desk=desk,
+        outbox=outbox,
+        cache=cache,
+        budget=budget,
+        diary=diary,
+        clock=clock,
+        news=news,
+        limits=options.limits,
+    )
+
+
+_UNLIMITED = 1 << 62

@@ -1,0 +1,66 @@
+"""Units that are ready to run, until a device takes one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memgrid.digest import Digest
+from memgrid_volunteer.bench import Bench
+from memgrid_volunteer.inputs import Prepared
+
+PASSED_OVER_MAX = 4
+"""So often others go before a unit because their model is warm; then it is its turn."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Waiting:
+    prepared: Prepared
+    passed_over: int = 0
+
+
+class Ready:
+    """A queue that a device leaves alone while it may not compute, and that spares it loading another model."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Waiting] = []
+        self._changed = asyncio.Condition()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def put(self, prepared: Prepared, *, first: bool = False) -> None:
+        """`first`: it has been taken before, and could not be run."""
+        async with self._changed:
+            self._waiting.insert(0 if first else len(self._waiting), _Waiting(prepared=prepared))
+            self._changed.notify_all()
+
+    async def take(self, bench: Bench) -> Prepared:
+        """The next unit for a device, once it may compute."""
+        async with self._changed:
+            while not (self._waiting and bench.may_compute):
+                await self._changed.wait()
+            index = choice([(one.prepared.offer.model, one.passed_over) for one in self._waiting], bench.warm_model)
+            for one in self._waiting[:index]:
+                one.passed_over += 1
+            return self._waiting.pop(index).prepared
+
+    async def look_again(self) -> None:
+        """Devices may compute now that did not before."""
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def choice(waiting: Sequence[tuple[Digest, int]], warm: Digest | None) -> int:
+    """Which of the waiting units is next, each with its model and how often it was passed over.
+
+    >>> a, b = Digest("sha256:aa"), Digest("sha256:bb")
+    >>> choice([(a, 0), (b, 0)], b), choice([(a, PASSED_OVER_MAX), (b, 0)], b), choice([(a, 0)], b)
+    (1, 0, 0)
+    """
+    if waiting[0][1] < PASSED_OVER_MAX:
+        for index, (model, _) in enumerate(waiting):
+            if model == warm:
+                return index
+    return 0
