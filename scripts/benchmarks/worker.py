@@ -121,17 +121,18 @@ def _chunks(size: int, tokens: int) -> list[PlannedChunk]:
 def _folders(folder: Path) -> Folders:
     """A cache with the model, as a volunteer has it, and a place for units."""
     cache, work = folder / "cache", folder / "work"
-    work.mkdir()
     shutil.copytree(MODEL, cache / "models" / "smollm2")
-    return Folders(cache=cache, work=work)
+    folders = Folders(cache=cache, work=work)
+    folders.make()
+    return folders
 
 
 def _lay_out(folder: Path, number: int, chunk: PlannedChunk) -> Job:
-    """A unit's folder as the supervisor makes it."""
-    unit = folder / "work" / str(number)
-    for name in ("in/past", "out"):
-        (unit / name).mkdir(parents=True)
-    (unit / "in" / "spec.json").write_bytes(chunk.spec_bytes)
-    (unit / "in" / "tokens.bin").write_bytes(chunk.tokens)
+    """A unit's folders as the supervisor makes them."""
+    unit, out = folder / "work" / "in" / str(number), folder / "work" / "out" / str(number)
+    for made in (unit / "past", out):
+        made.mkdir(parents=True)
+    (unit / "spec.json").write_bytes(chunk.spec_bytes)
+    (unit / "tokens.bin").write_bytes(chunk.tokens)
     model_dir = folder / "cache" / "models" / "smollm2"
-    return Job(kind="prefill", unit_dir=unit / "in", model_dir=model_dir, out_dir=unit / "out")
+    return Job(kind="prefill", unit_dir=unit, model_dir=model_dir, out_dir=out)

@@ -52,7 +52,8 @@ class Grid:
         self._ports = {name: [str(free_port()), str(free_port())] for name in self.coordinators}
         self._lease_shortest_s = lease_shortest_s
         self._is_warm = warm_environment is not None
-        self._worker = ["--worker-module", "tests.workers.warm"] if self._is_warm else []
+        # A worker that is forked elsewhere has to say so, which no walls allow.
+        self._worker = ["--worker-module", "tests.workers.warm", "--isolation", "none"] if self._is_warm else []
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(warm_environment or {})}
         self._running: dict[str, subprocess.Popen[bytes] | warm.WarmProcess] = {}
 

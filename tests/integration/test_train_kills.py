@@ -86,14 +86,14 @@ async def start(home: Home) -> asyncio.subprocess.Process:
 def committed(home: Home, lease: str) -> int:
     """How many states of a lease are whole on the volunteer's disk."""
     try:
-        return len(json.loads((home.work / lease / "out" / COMMITTED_FILE).read_bytes())["states"])
+        return len(json.loads((home.work / "out" / lease / COMMITTED_FILE).read_bytes())["states"])
     except OSError:
         return 0
 
 
 def first_state(home: Home, lease: str) -> tuple[int, int]:
     """Which file the first committed state is, and when it was written: not again, if training went on after it."""
-    found = (home.work / lease / "out" / "state-0001.safetensors").stat()
+    found = (home.work / "out" / lease / "state-0001.safetensors").stat()
     return found.st_ino, found.st_mtime_ns
 
 

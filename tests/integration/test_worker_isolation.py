@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,8 @@ import pytest
 
 from memgrid.errors import InternalError
 from memgrid.units import ReasonCode
-from memgrid_volunteer.isolation import Folders, Isolation, probe
+from memgrid_volunteer import landlock
+from memgrid_volunteer.isolation import Folders, Isolation, probe, try_all
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.sandbox import Sandbox, environment
 
@@ -33,8 +33,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     monkeypatch.setenv("MEMGRID_TOKEN", "secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example")
     folders = Folders(cache=tmp_path / "state" / "cache", work=tmp_path / "state" / "work")
-    folders.cache.mkdir(parents=True)
-    folders.work.mkdir()
+    folders.make()
     return folders
 
 
@@ -48,14 +47,16 @@ async def sandbox(folders: Folders, isolation: Isolation, module: str = NOSY) ->
 
 
 def job(folders: Folders, kind: str) -> Job:
-    made = Job(kind=kind, unit_dir=folders.work / "in", model_dir=folders.cache, out_dir=folders.work / "out")
+    made = Job(
+        kind=kind, unit_dir=folders.inputs / "lease", model_dir=folders.cache, out_dir=folders.outputs / "lease"
+    )
     for folder in (made.unit_dir, made.out_dir):
         folder.mkdir(exist_ok=True)
     return made
 
 
 async def holding(folders: Folders) -> Isolation:
-    return await probe(folders, environment(folders.work, 1))
+    return await probe(folders, environment(folders.scratch, 1))
 
 
 async def look_around(folders: Folders, isolation: Isolation) -> dict[str, Any]:
@@ -79,37 +80,35 @@ async def look_around(folders: Folders, isolation: Isolation) -> dict[str, Any]:
 
 @pytest.mark.parametrize("isolation", Isolation)
 async def test_each_isolation_keeps_its_promise(folders: Folders, isolation: Isolation) -> None:
-    if isolation is not Isolation.NONE and not await works(folders, isolation):
-        pytest.skip(f"{isolation} is not to be had on this machine")
+    await require(folders, isolation)
     found = await look_around(folders, isolation)
     assert found["network"] is (isolation is Isolation.NONE)
-    assert found["secret"] is (isolation is not Isolation.BUBBLEWRAP)
     assert found["cache"] is True
-    assert found["cache_writable"] is (isolation is not Isolation.BUBBLEWRAP)
+    if isolation is Isolation.BUBBLEWRAP or landlock.version():
+        assert found["secret"] is found["cache_writable"] is (isolation is Isolation.NONE)
     assert found["core_limit"] == 0
     assert not [name for name in found["environment"] if name in ("MEMGRID_TOKEN", "HTTPS_PROXY")]
 
 
-async def works(folders: Folders, isolation: Isolation) -> bool:
-    from memgrid_volunteer import isolation as module
+async def require(folders: Folders, isolation: Isolation) -> None:
+    if isolation is not Isolation.NONE and isolation not in await working(folders):
+        pytest.skip(f"{isolation} is not to be had on this machine")
 
-    command = module.command_for(isolation, folders, "memgrid_volunteer.probe")
-    return await module._works(command, environment(folders.work, 1))
+
+async def working(folders: Folders) -> list[Isolation]:
+    tried = [each async for each in try_all(folders, environment(folders.scratch, 1))]
+    return [each.isolation for each in tried if not each.reason]
 
 
 async def test_the_probe_takes_the_strongest_that_works(folders: Folders) -> None:
-    found = await holding(folders)
-    if shutil.which("bwrap") and await works(folders, Isolation.BUBBLEWRAP):
-        assert found is Isolation.BUBBLEWRAP
-    elif shutil.which("unshare") and await works(folders, Isolation.NAMESPACES):
-        assert found is Isolation.NAMESPACES
-    else:
-        assert found is Isolation.NONE
+    assert await holding(folders) is [*await working(folders), Isolation.NONE][0]
 
 
-async def test_without_the_tools_the_probe_says_none(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_tools_the_kernel_alone_is_asked(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folders.work))
-    assert await holding(folders) is Isolation.NONE
+    tried = [each async for each in try_all(folders, environment(folders.scratch, 1))]
+    assert [each.reason for each in tried[:2]] == ["bwrap is not installed", "unshare is not installed"]
+    assert await holding(folders) is (Isolation.NONE if tried[2].reason else Isolation.FILTERS)
 
 
 async def test_a_unit_that_fails_leaves_the_worker_running(folders: Folders) -> None:
@@ -133,7 +132,8 @@ async def test_a_worker_that_dies_is_replaced(folders: Folders) -> None:
 
 
 async def test_a_killed_worker_takes_its_children_along(folders: Folders) -> None:
-    async with sandbox(folders, await holding(folders)) as worker:
+    # Behind any other walls it has none.
+    async with sandbox(folders, Isolation.NONE) as worker:
         running = asyncio.create_task(worker.run(job(folders, "hang")))
         family = await family_of(worker)
         await worker.kill()
@@ -186,8 +186,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("isolation", Isolation)
 async def test_no_worker_outlives_a_supervisor_killed_hard(folders: Folders, isolation: Isolation) -> None:
-    if isolation is not Isolation.NONE and not await works(folders, isolation):
-        pytest.skip(f"{isolation} is not to be had on this machine")
+    await require(folders, isolation)
     arguments = [str(folders.cache), str(folders.work), isolation.value]
     supervisor = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SUPERVISOR, *arguments, stdout=subprocess.PIPE, cwd=ROOT

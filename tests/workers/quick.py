@@ -28,7 +28,7 @@ def run(job: Job, answers: BinaryIO) -> Outcome:
     if log is not None:
         # The one variable of a test's choice that reaches a worker: where to write down what was run.
         with Path(log).open("a") as lines:
-            lines.write(f"{job.unit_dir.parent.name}\n")
+            lines.write(f"{job.unit_dir.name}\n")
     if tokens[0] == 6:
         for step in (1, 2, 3):
             answers.write(Progress(done=step / 4, text=f"step {step} of 4, loss 1.23").to_line())

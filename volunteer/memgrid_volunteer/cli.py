@@ -16,6 +16,7 @@ from memgrid.log import configure_logging
 from memgrid.nickname import nickname
 from memgrid_volunteer import running, team_cli
 from memgrid_volunteer.home import Home, default_home
+from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.owner import cli as owner_cli
 from memgrid_volunteer.owner.control import Control
@@ -34,6 +35,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads to compute with; without: $OMP_NUM_THREADS, else one a core.")
 ]
 WorkerOption = Annotated[str, typer.Option(help="The module that computes.", hidden=True)]
+IsolationOption = Annotated[
+    Isolation | None, typer.Option(help="Ask for these walls around the worker; without: the strongest that work.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -44,6 +48,7 @@ def join(
     label: Annotated[str | None, typer.Option(help="What to call this machine; its name without.")] = None,
     invite: Annotated[str, typer.Option(help="The invite code, if the grid wants one.")] = "",
     threads: ThreadsOption = None,
+    isolation: IsolationOption = None,
     worker_module: WorkerOption = WORKER_MODULE,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +62,7 @@ def join(
             place,
             label=label or platform.node() or "volunteer",
             invite_code=invite,
-            options=running.Options(threads=threads, worker_module=worker_module),
+            options=running.Options(threads=threads, worker_module=worker_module, isolation=isolation),
             tell=lambda line: typer.echo(line, err=True),
         )
     )
@@ -80,6 +85,7 @@ def run(
     cache_gb: Annotated[
         float | None, typer.Option(min=0.01, help="Room for models and inputs; without: disk.cache_gb.")
     ] = None,
+    isolation: IsolationOption = None,
     worker_module: WorkerOption = WORKER_MODULE,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
     json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
@@ -91,7 +97,9 @@ def run(
         settle_limit_s=settle_limit_s,
         cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
-    options = running.Options(limits=limits, threads=threads, worker_module=worker_module)
+    options = running.Options(
+        limits=limits, threads=threads, worker_module=worker_module, isolation=isolation
+    )
     try:
         asyncio.run(_run(_home(home), options))
     except (asyncio.CancelledError, KeyboardInterrupt):

@@ -14,6 +14,7 @@ from memgrid.kinds.registry import kind_of
 from memgrid.specs import PrefillSpec, Spec, parse_spec, unit_key_of
 from memgrid.units import LeaseOffer, ModelFiles
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.isolation import Folders
 from memgrid_volunteer.kept import keep, take_back
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name
@@ -28,18 +29,19 @@ class Prepared:
 
     offer: LeaseOffer
     job: Job
+    folders: Folders
     pins: contextlib.ExitStack
 
     def clear(self) -> None:
-        """Remove the unit's folder; its results have been moved out before, if there are any."""
+        """Remove the unit's folders; its results have been moved out before, if there are any."""
         self.pins.close()
-        shutil.rmtree(self.job.unit_dir.parent, ignore_errors=True)
+        for folder in (self.job.unit_dir, self.job.out_dir):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self) -> None:
-        """Remove the folder, but for what the next lease of the same unit can go on from."""
+        """Remove them, but for what the next lease of the same unit can go on from."""
         self.pins.close()
-        folder = self.job.unit_dir.parent
-        keep(folder, folder.parent)
+        keep(self.job.unit_dir.name, self.folders)
 
 
 def check_offer(offer: LeaseOffer) -> Spec:
@@ -72,7 +74,7 @@ def check_offer(offer: LeaseOffer) -> Spec:
 async def prepare(
     offer: LeaseOffer, model: ModelFiles, *, transfers: Transfers, cache: BlobCache, work: Path
 ) -> Prepared:
-    """Fetch what is missing and lay the unit's folder out; raises a MemgridError that says what can't be had."""
+    """Fetch what is missing and lay the unit's folders out; raises a MemgridError that says what can't be had."""
     spec = check_offer(offer)
     blobs = (*model.files, *offer.inputs)
     with contextlib.ExitStack() as pins:
@@ -80,24 +82,27 @@ async def prepare(
         for blob in blobs:
             await transfers.fetch(blob)
         model_dir = await asyncio.to_thread(cache.model_folder, model)
-        folder = work / safe_name(offer.lease_id)
-        await asyncio.to_thread(_lay_out, offer, folder, cache)
-        job = Job(kind=spec.kind, unit_dir=folder / "in", model_dir=model_dir, out_dir=folder / "out")
-        return Prepared(offer=offer, job=job, pins=pins.pop_all())
+        folders, name = Folders(cache=cache.folder, work=work), safe_name(offer.lease_id)
+        await asyncio.to_thread(_lay_out, offer, name, folders, cache)
+        job = Job(kind=spec.kind, unit_dir=folders.inputs / name, model_dir=model_dir, out_dir=folders.outputs / name)
+        return Prepared(offer=offer, job=job, folders=folders, pins=pins.pop_all())
 
 
-def _lay_out(offer: LeaseOffer, folder: Path, cache: BlobCache) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _lay_out(offer: LeaseOffer, lease: str, folders: Folders, cache: BlobCache) -> None:
+    unit, out = folders.inputs / lease, folders.outputs / lease
+    for folder in (unit, out):
+        shutil.rmtree(folder, ignore_errors=True)
     for name in ("past", *{str(Path(blob.name).parent) for blob in offer.inputs}):
-        (folder / "in" / name).mkdir(parents=True, exist_ok=True)
-    take_back(offer.unit_key, offer.spec, folder / "out", folder.parent)
-    (folder / "in" / "spec.json").write_bytes(offer.spec)
+        (unit / name).mkdir(parents=True, exist_ok=True)
+    folders.outputs.mkdir(parents=True, exist_ok=True)
+    take_back(offer.unit_key, offer.spec, out, folders.work)
+    (unit / "spec.json").write_bytes(offer.spec)
     for blob in offer.inputs:
-        _show(cache.path_of(blob.digest), folder / "in" / blob.name)
+        _show(cache.path_of(blob.digest), unit / blob.name)
 
 
 def _show(blob: Path, name: Path) -> None:
-    # Not a hard link: the worker may write in its folder, and must not be able to change the cache.
+    # Not a hard link: where inputs are not read-only, the worker must not be able to change the cache.
     try:
         name.symlink_to(blob)
     except OSError:

@@ -1,7 +1,7 @@
 """Half-done units on disk: what a kill or a pause cut off is gone on with when the same unit comes again.
 
-A unit is computed in a folder of its lease. When that ends too early and states have been committed, its output
-folder moves to `kept/<unit key>`, and from there into the folder of the next lease of that unit.
+A unit is computed in the folders of its lease. When that ends too early and states have been committed, its output
+folder moves to `kept/<unit key>`, where no worker sees it, and from there to the next lease of that unit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from memgrid.kinds.train import COMMITTED_FILE
 from memgrid.log import get_logger
 from memgrid.specs import unit_key_of
 from memgrid.units import UnitKey
+from memgrid_volunteer.isolation import Folders
 from memgrid_volunteer.outputs import output_names
 
 KEPT_FOR = timedelta(days=1)
@@ -24,22 +25,24 @@ _SPEC_BYTES_MAX = 1 << 20
 log = get_logger(__name__)
 
 
-def keep(lease_folder: Path, work: Path) -> bool:
-    """Put a lease's committed states aside; False when there are none. The lease's folder goes in any case."""
-    out, spec = lease_folder / "out", lease_folder / "in" / "spec.json"
+def keep(lease: str, folders: Folders) -> bool:
+    """Put a lease's committed states aside; False when there are none. The lease's folders go in any case."""
+    unit, out = folders.inputs / lease, folders.outputs / lease
+    spec = unit / "spec.json"
     try:
         if not (out / COMMITTED_FILE).is_file() or spec.stat().st_size > _SPEC_BYTES_MAX:
             return False
-        place = work / _FOLDER / unit_key_of(spec.read_bytes())
+        place = folders.work / _FOLDER / unit_key_of(spec.read_bytes())
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         out.rename(place)
         return True
     except OSError as error:
-        log.warning("half-done unit lost", folder=lease_folder.name, error=str(error))
+        log.warning("half-done unit lost", folder=lease, error=str(error))
         return False
     finally:
-        shutil.rmtree(lease_folder, ignore_errors=True)
+        for folder in (unit, out):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
@@ -61,13 +64,15 @@ def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
 
 def gather(work: Path, now: datetime) -> int:
     """After a start: keep what a killed process left behind, and empty the rest; how many units may go on."""
-    for path in sorted(work.iterdir()):
-        if path.name == _FOLDER and path.is_dir() and not path.is_symlink():
-            continue
-        if path.is_dir() and not path.is_symlink():
-            keep(path, work)
-        else:
+    folders = Folders(cache=work, work=work)
+    if folders.inputs.is_dir():
+        for unit in sorted(folders.inputs.iterdir()):
+            keep(unit.name, folders)
+    for path in work.iterdir():
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
+        elif path.name != _FOLDER:
+            shutil.rmtree(path, ignore_errors=True)
     return forget_old(work, now)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from memgrid.errors import InternalError, InvalidError
 from memgrid.log import get_logger
+from memgrid.text import seconds_text
 from memgrid.units import Reason, ReasonCode
+from memgrid_volunteer import guard
+from memgrid_volunteer.bounds import Bounds, default_bounds
 from memgrid_volunteer.isolation import Folders, Isolation, command_for, probe
 from memgrid_volunteer.kinds.job import DeviceId, Hello, Job, Outcome, PaceLine, Progress
 
@@ -43,18 +46,22 @@ class Sandbox:
         module: str = WORKER_MODULE,
         isolation: Isolation | None = None,
         device_id: DeviceId | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self._folders = folders
         self._module = module
         self._device_id = device_id
         self._duty = 1.0
-        self._environment = environment(folders.work, threads)
+        self._environment = environment(folders.scratch, threads)
         self._isolation = isolation
+        self._bounds = bounds or default_bounds()
         self._process: asyncio.subprocess.Process | None = None
         self._hello: Hello | None = None
         self._killed: asyncio.subprocess.Process | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self._excess: Reason | None = None
 
     @property
     def pid(self) -> int | None:
@@ -71,12 +78,16 @@ class Sandbox:
         if self._process is not None and self._hello is not None:
             return self._hello
         arguments = () if self._device_id is None else ("--device", self._device_id)
-        command = command_for(await self.isolation(), self._folders, self._module, arguments)
+        command = command_for(
+            await self.isolation(), self._folders, self._module, arguments, bounds=self._bounds
+        )
+        self._folders.make()
         self._last_lines.clear()
+        self._excess = None
         self._process = await asyncio.create_subprocess_exec(
             *command,
             env=self._environment,
-            cwd=self._folders.work,
+            cwd=self._folders.scratch,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -85,6 +96,7 @@ class Sandbox:
             start_new_session=True,
         )
         self._listener = asyncio.create_task(self._listen(self._process))
+        self._guard = asyncio.create_task(self._watch(self._process))
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 self._hello = Hello.from_line(await self._answer())
@@ -107,10 +119,15 @@ class Sandbox:
         try:
             process.stdin.write(job.to_line())
             await process.stdin.drain()
-            while (progress := Progress.from_line(line := await self._answer())) is not None:
-                if hear is not None:
-                    hear(progress)
+            async with asyncio.timeout(self._bounds.unit_s):
+                while (progress := Progress.from_line(line := await self._answer())) is not None:
+                    if hear is not None:
+                        hear(progress)
             return Outcome.from_line(line)
+        except TimeoutError:
+            await self.kill()
+            text = f"the unit did not end within {seconds_text(self._bounds.unit_s)}"
+            return _failed(ReasonCode.UNIT_FAILED, text)
         except InvalidError as error:
             await self.kill()
             return _failed(ReasonCode.UNIT_FAILED, str(error))
@@ -150,6 +167,9 @@ class Sandbox:
         if self._listener is not None:
             await self._listener
             self._listener = None
+        if self._guard is not None:
+            self._guard.cancel()
+            self._guard = None
 
     async def _answer(self) -> bytes:
         process = self._process
@@ -167,6 +187,8 @@ class Sandbox:
         await self.kill()
         if wanted:
             return _failed(ReasonCode.OWNER_PAUSED, "the worker was stopped")
+        if self._excess is not None:
+            return Outcome(failure=self._excess)
         status = process.returncode
         if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return _failed(ReasonCode.OUT_OF_MEMORY, "the system killed the worker, most likely for memory")
@@ -180,12 +202,19 @@ class Sandbox:
             lines = block.decode(errors="replace").splitlines()
             self._last_lines.extend(line.strip()[:500] for line in lines if line.strip())
 
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """End a worker that takes more than it may; `run` then says what it was."""
+        self._excess = await guard.watch(process.pid, (self._folders.outputs, self._folders.scratch), self._bounds)
+        if self._excess is not None:
+            log.warning("worker ended", reason=self._excess.text)
+            _kill_group(process)
+
 
 class _WorkerGone(Exception):  # noqa: N818 - a turn of events, not an error
     """The pipe from the worker has closed."""
 
 
-def environment(work: Path, threads: int) -> dict[str, str]:
+def environment(scratch: Path, threads: int) -> dict[str, str]:
     """What a worker sees of the environment: nothing that could carry a secret."""
     passed = {
         name: value
@@ -193,8 +222,8 @@ def environment(work: Path, threads: int) -> dict[str, str]:
         if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
     return passed | {
-        "HOME": str(work),
-        "TMPDIR": str(work),
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",

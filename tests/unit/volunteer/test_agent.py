@@ -34,7 +34,7 @@ async def test_a_unit_goes_from_offer_to_credit(grid: ScriptedGrid, volunteer: V
     status = volunteer.home.status()
     assert (status["units_done"], status["accepted"], status["credit_flops"]) == (1, 1, 1000)
     assert status["state"] == "stopped" and status["isolation"] == "none"
-    assert not list(volunteer.home.outbox.iterdir()) and not list(volunteer.home.work.iterdir())
+    assert not list(volunteer.home.outbox.iterdir()) and not list(volunteer.home.work.glob("*/*"))
     assert [line.split(": ")[1].split(",")[0] for line in volunteer.lines if line.startswith("unit")] == [
         "started",
         "done in 0.0 s",
