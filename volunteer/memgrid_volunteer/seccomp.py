@@ -157,6 +157,17 @@ def is_known(machine: str) -> bool:
     return machine in _AUDIT_ARCH
 
 
+def number_of(name: str, machine: str) -> int:
+    """The number of a call that the filter refuses.
+
+    >>> number_of("mount", "x86_64"), number_of("mount", "aarch64")
+    (165, 40)
+    """
+    number = _SYSCALL_NUMBERS[name][_COLUMN[machine]]
+    assert number is not None
+    return number
+
+
 def program(machine: str, own_pid: int) -> bytes:
     """The filter for a process of that number, 8 bytes a step.
 
