@@ -97,9 +97,7 @@ def run(
         settle_limit_s=settle_limit_s,
         cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
-    options = running.Options(
-        limits=limits, threads=threads, worker_module=worker_module, isolation=isolation
-    )
+    options = running.Options(limits=limits, threads=threads, worker_module=worker_module, isolation=isolation)
     try:
         asyncio.run(_run(_home(home), options))
     except (asyncio.CancelledError, KeyboardInterrupt):

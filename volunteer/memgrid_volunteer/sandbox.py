@@ -78,9 +78,7 @@ class Sandbox:
         if self._process is not None and self._hello is not None:
             return self._hello
         arguments = () if self._device_id is None else ("--device", self._device_id)
-        command = command_for(
-            await self.isolation(), self._folders, self._module, arguments, bounds=self._bounds
-        )
+        command = command_for(await self.isolation(), self._folders, self._module, arguments, bounds=self._bounds)
         self._folders.make()
         self._last_lines.clear()
         self._excess = None

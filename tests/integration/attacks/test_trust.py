@@ -15,10 +15,10 @@ from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.store import trust_records
 from memgrid_coordinator.store.tables import credits
 from memgrid_volunteer.numerics import find_devices
+from tests.crews import BLIND, STRICT, Grid, chunks, grid_of
 from tests.distilling import Distiller, work_until
 from tests.grids import push_model, running_coordinator, simulated_hosts, submit, work_on
 from tests.integration.attacks.attackers import TEXT, only
-from tests.integration.test_adaptive_trust import BLIND, STRICT, Grid, chunks, grid_of
 
 NUMERICS_CLASS = f"{find_devices()[0].facts.numerics_class} in float32"
 
