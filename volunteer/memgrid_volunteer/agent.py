@@ -7,6 +7,7 @@ nor a restart on either side loses work. The outbox on disk is the memory, this 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 from memgrid.clock import Clock
@@ -95,8 +96,12 @@ class Agent:
             await self._workbench.stop()
             self._desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
             await self._correspondence.say_goodbye(GOODBYE_LIMIT_S)
-            self._budget.write()
+            self._write_traffic()
             self._diary.stands("stopped")
+
+    def _write_traffic(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the month's last megabytes are forgotten
+            self._budget.traffic.write()
 
     async def _watch(self) -> None:
         """Loop: look at what the owner wants, at how this machine stands, and whether this run is through."""

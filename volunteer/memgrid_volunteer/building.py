@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -28,6 +29,7 @@ from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.preferences_file import PreferencesFile
 from memgrid_volunteer.owner.probes.probe import Probe, WatchedDevice
+from memgrid_volunteer.owner.traffic import Traffic
 from memgrid_volunteer.owner.watching import Watcher
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.ruling import Ruling
@@ -36,11 +38,18 @@ from memgrid_volunteer.session import CoordinatorSession
 from memgrid_volunteer.transfers import Transfers
 from memgrid_volunteer.workbench import Workbench
 
-MakeProbes = Callable[[Home, Sequence[WatchedDevice]], Sequence[Probe]]
+Programs = Callable[[], tuple[str, ...]]
+"""The programs that preferences call exclusive, as they are now."""
+MakeProbes = Callable[[Path, Sequence[WatchedDevice], Programs], Sequence[Probe]]
 
 
-def no_probes(home: Home, devices: Sequence[WatchedDevice]) -> Sequence[Probe]:
-    return ()
+def real_probes(folder: Path, devices: Sequence[WatchedDevice], programs: Programs) -> Sequence[Probe]:
+    """All that make sense on this system."""
+    # Brings D-Bus, X and NVML: seconds that `join` need not wait for.
+    from memgrid_volunteer.owner.probes.here import probes_here
+    from memgrid_volunteer.owner.probes.ours import own_pids
+
+    return probes_here(folder=folder, devices=devices, own_pids=own_pids, programs=programs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +63,7 @@ class Options:
     """None: the strongest that works."""
     backoff: Backoff = backoff_s
     clock: Clock = field(default_factory=SystemClock)
-    probes: MakeProbes = no_probes
+    probes: MakeProbes = real_probes
     """What looks at the machine for its owner."""
 
 
@@ -77,7 +86,8 @@ def build(
     desk, outbox = Desk(), Outbox(home.outbox)
     diary = Diary(home, machine.facts, clock, tell, names=[device.device_id for device in machine.devices])
     cache = BlobCache(home.cache, limit_bytes=options.limits.cache_bytes or _UNLIMITED)
-    budget = Budget(folder=home.folder, clock=clock)
+    traffic = Traffic(home.folder, clock)
+    budget = Budget(traffic=traffic, clock=clock)
     session = CoordinatorSession(
         membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=machine.facts, clock=clock
     )
@@ -112,8 +122,9 @@ def build(
         budget=budget,
     )
     watched = [WatchedDevice(device_id=device.device_id, uuid=device.uuid) for device in machine.devices]
-    watcher = Watcher(options.probes(home, watched), clock, Control(home.folder), watched)
-    ruling = Ruling(watcher=watcher, file=file, devices=machine.devices, budget=budget, clock=clock, tell=diary.note)
+    probes = options.probes(home.folder, watched, lambda: file.current().when.exclusive_programs)
+    watcher = Watcher((*probes, traffic), clock, Control(home.folder), watched)
+    ruling = Ruling(watcher=watcher, file=file, devices=machine.devices, clock=clock, tell=diary.note)
     return Agent(
         ruling=ruling,
         correspondence=correspondence,

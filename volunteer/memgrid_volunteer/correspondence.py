@@ -192,7 +192,7 @@ class Correspondence:
             self._hang_up.clear()
             await self._session.begin_anew()
         sent_bytes = sum(len(sketch) for _, sketch in parcel.reports)
-        self._budget.count(sent_bytes=sent_bytes)
+        self._budget.traffic.add(sent_bytes)
         call = asyncio.create_task(self._session.sync(parcel))
         news, hang_up = asyncio.create_task(self._news.wait()), asyncio.create_task(self._hang_up.wait())
         try:

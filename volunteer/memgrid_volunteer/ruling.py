@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memgrid.clock import Clock
 from memgrid.units import Reason, ReasonCode
-from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.devices import NamedDevice, used
 from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.owner.decision import Action, Decision
@@ -37,14 +36,12 @@ class Ruling:
         watcher: Watcher,
         file: PreferencesFile,
         devices: Sequence[NamedDevice],
-        budget: Budget,
         clock: Clock,
         tell: Callable[[str], None],
     ) -> None:
         self.watcher = watcher
         self._file = file
         self._devices = tuple(devices)
-        self._budget = budget
         self._clock = clock
         self._tell = tell
         self._former = Former()
@@ -54,7 +51,7 @@ class Ruling:
         """Raises InvalidError when the preferences have errors and never were good: nobody knows what is wanted."""
         preferences = self._file.current()
         self._tell_problems(self._file.problems)
-        signals = replace(self.watcher.signals, month_bytes=self._budget.month_bytes)
+        signals = self.watcher.signals
         now = self._clock.now().astimezone(LOCAL)
         decisions, self._former = decide(signals, preferences, now, self._former)
         wanted = used(self._devices, preferences)

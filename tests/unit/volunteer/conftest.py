@@ -112,7 +112,7 @@ class Volunteer:
             isolation=Isolation.NONE,
             backoff=self.backoff,
             clock=self.clock,
-            probes=lambda home, devices: [self.probe],
+            probes=lambda folder, devices, programs: [self.probe],
         )
         await running.run(self.home, options, self.lines.append, self.stopping)
 

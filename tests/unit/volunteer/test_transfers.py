@@ -23,6 +23,7 @@ from memgrid.errors import (
 from memgrid.units import BlobRef, LeaseId, UploadOrder
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.owner.traffic import Traffic
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.transfers import Transfers
 
@@ -158,7 +159,8 @@ async def transfers(url: str, cache: BlobCache) -> AsyncIterator[Transfers]:
 
 
 def made(client: httpx.AsyncClient, cache: BlobCache, backoff: Backoff = lambda attempt, rng: 0.0) -> Transfers:
-    budget = Budget(folder=cache.folder.parent, clock=SystemClock())
+    clock = SystemClock()
+    budget = Budget(traffic=Traffic(cache.folder.parent, clock), clock=clock)
     return Transfers(client, cache, lambda: "token", random.Random(1), budget=budget, backoff=backoff)
 
 
