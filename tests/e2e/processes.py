@@ -93,6 +93,8 @@ class Grid:
         coordinator = self.coordinators[self.volunteers.index(name) % len(self.coordinators)]
         join = ["volunteer", "join", self.url_of(coordinator), "--home", str(self.folder / name), "--label", name]
         self.run(*join, *self._worker)
+        # Several share this machine, and would make way for one another.
+        (self.folder / name / "volunteer.toml").write_text('preset = "always"\n')
 
     def start_volunteer(self, name: str) -> None:
         run = ["volunteer", "run", "--home", str(self.folder / name), "--threads", "1", "-v"]

@@ -51,6 +51,7 @@ async def volunteers(
         options = running.Options(threads=1, worker_module=modules[name], backoff=quickly)
         url = coordinator.address.url
         await running.join(url, homes[name], label=name, invite_code="", options=options, tell=tell_nobody)
+        (homes[name].folder / "volunteer.toml").write_text('preset = "always"\n')
         stopping = Stopping()
         stoppings.append(stopping)
         await running.run(homes[name], options, tell_nobody, stopping)

@@ -61,6 +61,7 @@ class Sandbox:
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._excess: Reason | None = None
 
     @property
@@ -157,17 +158,23 @@ class Sandbox:
     async def kill(self) -> None:
         """End the worker and everything it started, now; returns when it is gone."""
         process, self._process, self._hello = self._process, None, None
-        if process is None:
-            return
-        self._killed = process
-        _kill_group(process)
+        if process is not None:
+            self._killed = process
+            _kill_group(process)
+            self._ending = asyncio.create_task(self._end(process))
+        if self._ending is not None:
+            # Whoever asked may be cancelled meanwhile: the next one who asks, at the latest when all ends, waits on.
+            await asyncio.shield(self._ending)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        listener, guarding = self._listener, self._guard
+        self._listener = self._guard = None
         await process.wait()
-        if self._listener is not None:
-            await self._listener
-            self._listener = None
-        if self._guard is not None:
-            self._guard.cancel()
-            self._guard = None
+        if listener is not None:
+            await listener
+        if guarding is not None:
+            guarding.cancel()
+            await asyncio.wait([guarding])
 
     async def _answer(self) -> bytes:
         process = self._process

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from memgrid.clock import SystemClock
@@ -85,18 +86,38 @@ class Volunteer:
         """What the owner writes into the preferences from now on."""
         (self.home.folder / PREFERENCES_FILE).write_text(text)
 
+    def find(self, devices: str) -> None:
+        """What workers find from now on: `cuda:0=GPU-a cpu=`."""
+        self.ran.with_name("devices").write_text(devices)
+
+    def worker_pids(self) -> set[int]:
+        """The workers that run now."""
+        children = psutil.Process().children(recursive=True)
+        return {child.pid for child in children if "tests.workers.quick" in child.cmdline()}
+
+    def progress(self) -> dict[str, float]:
+        """How far the units have got that run, by device."""
+        devices = self.home.status().get("devices", [])
+        return {each["device_id"]: each["progress_share"] for each in devices if each.get("progress_share")}
+
     def device(self, device_id: str = "cpu") -> dict[str, Any]:
         """A device as status.json has it."""
         devices: list[dict[str, Any]] = self.home.status()["devices"]
         return next(device for device in devices if device["device_id"] == device_id)
 
     def units_run(self) -> list[str]:
-        """The leases that the worker was given, in order."""
-        return self.ran.read_text().split() if self.ran.exists() else []
+        """The leases that workers were given, in order."""
+        return [lease for lease, _, _ in self.runs()]
+
+    def runs(self) -> list[tuple[str, str, str]]:
+        """The same, each with torch's name and the uuid of the device that its worker had."""
+        lines = self.ran.read_text().splitlines() if self.ran.exists() else []
+        return [(lease, device, uuid) for lease, device, uuid in (line.split() for line in lines)]
 
     @contextlib.asynccontextmanager
     async def running(self, **limits: float | None) -> AsyncIterator[asyncio.Task[None]]:
         task = asyncio.create_task(self.run(**limits))
+        await asyncio.sleep(0)  # it has begun, and can be stopped
         try:
             yield task
         finally:
@@ -133,6 +154,7 @@ async def grid() -> AsyncIterator[ScriptedGrid]:
 def volunteer(grid: ScriptedGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volunteer:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "ran"))
+    monkeypatch.setenv("NVIDIA_QUICK_DEVICES", str(tmp_path / "devices"))
     home = Home(tmp_path / "volunteer")
     home.make()
     home.join(
@@ -140,4 +162,5 @@ def volunteer(grid: ScriptedGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     volunteer = Volunteer(home=home, ran=tmp_path / "ran")
     volunteer.prefer(ALWAYS)
+    volunteer.find("cpu=")
     return volunteer

@@ -223,7 +223,7 @@ async def test_pausing_kills_the_worker_keeps_leases_for_a_while_and_still_deliv
         await grid.until(lambda: volunteer.device()["unit"] is None, limit_s=2)
         await grid.until(lambda: grid.settled == {"one"})
         await grid.until(lambda: volunteer.home.status()["accepted"] == 1)
-        assert volunteer.home.status()["state"] == "paused"
+        await grid.until(lambda: volunteer.home.status()["state"] == "paused")
         grid.offer("four", 1)
         asked = len(grid.asks)
         await asyncio.sleep(0.5)
