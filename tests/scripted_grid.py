@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import secrets
+import tempfile
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from aiohttp import web
 from memgrid import wire
 from memgrid.channel import SERVER_OPTIONS, STATUS_BY_CODE, TICKET_KEY, trailing_of
 from memgrid.digest import Digest, digest_of, token_bytes
+from memgrid.endpoint import fingerprint_of
 from memgrid.enrolment import Challenge, Enrolment, Session
 from memgrid.errors import InternalError, MemgridError, SessionReplacedError, TokenExpiredError
 from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, TEAM_TYPE
@@ -45,6 +48,7 @@ from memgrid.units import (
 )
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1 import volunteers_pb2_grpc as pb_grpc
+from tests.certificates import Certificate
 
 CONFIG = b'{"model_type": "none"}'
 
@@ -71,6 +75,12 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     verdict: str = "accepted"
     missing: set[Digest] = field(default_factory=set)
     """Blobs that the data plane denies."""
+    is_data_away: bool = False
+    """Whether the data plane has no answer for anybody."""
+    refuses_uploads: set[LeaseId] = field(default_factory=set)
+    """Uploads that something always goes wrong with."""
+    certificate: Certificate | None = None
+    """With one, both planes speak TLS."""
 
     asks: list[SyncAsk] = field(default_factory=list)
     reports: list[ReportClaim] = field(default_factory=list)
@@ -104,11 +114,18 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         app.router.add_put("/v2/grid/outputs/{lease}/blobs/uploads/u", self._finish)
         self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0)])
         pb_grpc.add_VolunteersServicer_to_server(self, self._server)
-        self.grpc_port = self._server.add_insecure_port(f"127.0.0.1:{self.grpc_port}")
+        place, context = f"127.0.0.1:{self.grpc_port}", None
+        if self.certificate is None:
+            self.grpc_port = self._server.add_insecure_port(place)
+        else:
+            pair = [(self.certificate.key_pem, self.certificate.certificate_pem)]
+            self.grpc_port = self._server.add_secure_port(place, grpc.ssl_server_credentials(pair))
+            with tempfile.TemporaryDirectory() as folder:
+                context = self.certificate.server_context(Path(folder))
         await self._server.start()
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.http_port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.http_port, ssl_context=context).start()
         self.http_port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -117,7 +134,10 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
+        if self.certificate is None:
+            return f"http://127.0.0.1:{self.http_port}"
+        fingerprint = fingerprint_of(self.certificate.certificate_pem.decode())
+        return f"https://127.0.0.1:{self.http_port}#sha256={fingerprint}"
 
     def offer(self, name: str, *tokens: int, **changes: Any) -> LeaseOffer:
         """Make a unit of these tokens and offer it as lease `name`; `changes` spoil it."""
@@ -189,6 +209,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         self.log_ins += 1
         self.replaced.add(self.token)
         self.token = secrets.token_hex(4)
+        self.changed.set()
         expires_at = datetime.now(UTC) + timedelta(hours=1)
         session = Session(session_id=SessionId(f"s{self.log_ins}"), token=self.token, expires_at=expires_at)
         return wire.session_to_message(session)
@@ -228,8 +249,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
             self.released.append(release)
             self.granted.pop(release.lease_id, None)
         answer = replace(self._news(ask), acks=acks)
-        until = asyncio.get_running_loop().time() + ask.wait.total_seconds()
-        while answer.is_empty and asyncio.get_running_loop().time() < until:
+        until, token = asyncio.get_running_loop().time() + ask.wait.total_seconds(), self.token
+        while answer.is_empty and asyncio.get_running_loop().time() < until and self.token == token:
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
@@ -294,12 +315,16 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
 
     async def _get_blob(self, request: web.Request) -> web.Response:
         digest = Digest(request.match_info["digest"])
+        if self.is_data_away:
+            return web.Response(status=503)
         if digest in self.missing:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "gone"}]}, status=404)
         return web.Response(body=self.blobs[digest])
 
     async def _begin(self, request: web.Request) -> web.Response:
         lease_id = request.match_info["lease"]
+        if lease_id in self.refuses_uploads:
+            return web.Response(status=500)
         self.uploads[lease_id] = b""
         return web.Response(status=202, headers={"location": f"{request.path}u"})
 

@@ -140,7 +140,10 @@ class Agent:
         if limit_bytes is None:
             limit_bytes = int(float(preferences.disk.cache_gb) * 1e9)
         self._cache.allow(limit_bytes=limit_bytes, reserve_bytes=int(float(preferences.disk.free_min_gb) * 1e9))
-        self._correspondence.wishes = wishes_of(preferences.work) or NO_WISHES
+        wishes = wishes_of(preferences.work) or NO_WISHES
+        if wishes != self._correspondence.wishes:
+            self._correspondence.wishes = wishes
+            self._news.set()
 
     def _situation(self, decisions: Mapping[DeviceId, Decision], ruled: Ruled) -> Situation:
         return Situation(

@@ -117,7 +117,8 @@ class Correspondence:
                 pause_s = self._backoff(failures, self._rng)
                 log.info("sync failed", error=str(error), failures=failures, pause_s=round(pause_s, 1))
                 self.grid_away = str(error)
-                self._diary.away(error, pause_s)
+                if failures == 1:
+                    self._diary.note(f"{error}; trying again until it does")
                 await self._pause(pause_s)
                 wait = timedelta(0)
                 continue

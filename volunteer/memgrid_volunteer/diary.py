@@ -109,13 +109,6 @@ class Diary:
         elif device.reason is not None and device.reason.code is not ReasonCode.OWNER_PAUSED:
             self._tell(f"{device.device_id}: paused, {device.reason.text or device.reason.code.value}")
 
-    def away(self, error: Exception, pause_s: float) -> None:
-        """The coordinator can't be reached."""
-        if self._status.state != "away":
-            self._tell(f"{error}; trying again until it does")
-        self._status = replace(self._status, state="away")
-        self.write()
-
     def turned_away(self, pause_s: float) -> None:
         """The coordinator answers, and has no time yet: nothing is wrong."""
         self._tell(busy_line(pause_s))

@@ -10,11 +10,19 @@ import typer
 
 from memgrid.cli.commands import COMMANDS
 from memgrid.cli.options import remember_globally
-from memgrid.errors import InvalidError, MemgridError
+from memgrid.errors import (
+    InvalidError,
+    MemgridError,
+    SessionReplacedError,
+    UnknownHostError,
+    UntrustedGridError,
+)
 
 COMPLETION_VARIABLE = "_MEMGRID_COMPLETE"
 BAD_INPUT = 2
 FAILURE = 1
+NEEDS_SOMEBODY = 3
+"""Starting again does not help, so a service must not be: somebody has to look at it first."""
 INTERRUPTED = 130
 
 
@@ -38,13 +46,19 @@ def build_app(word: str | None = None) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Ends with 2 for bad input, 1 for a failure that has one clear line, 130 for Ctrl-C."""
+    """Run the command line; ends with the status that says how it went.
+
+    2 for bad input, 3 for what only somebody can mend (a grid with another certificate, a host it does not know, a
+    second volunteer with the same identity), 1 for any other failure that has one clear line, 130 for Ctrl-C.
+    """
     try:
         # A shell that completes a word has the words elsewhere, and may ask about any command.
         word = None if COMPLETION_VARIABLE in os.environ else first_word(sys.argv[1:])
         build_app(word)()
     except InvalidError as error:
         _fail(error, BAD_INPUT)
+    except (UntrustedGridError, UnknownHostError, SessionReplacedError) as error:
+        _fail(error, NEEDS_SOMEBODY)
     except MemgridError as error:
         _fail(error, FAILURE)
     except KeyboardInterrupt:

@@ -57,13 +57,16 @@ class ScriptedProbe:
 
 
 class JumpingClock(SystemClock):
-    """The machine's clock, `ahead` of itself as a test likes."""
+    """The machine's clock: `ahead` of itself as after a sleep, `later` by time in which it ran."""
 
     def __init__(self) -> None:
-        self.ahead = timedelta(0)
+        self.ahead = self.later = timedelta(0)
 
     def now(self) -> datetime:
-        return super().now() + self.ahead
+        return super().now() + self.ahead + self.later
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.later.total_seconds()
 
 
 @dataclass
@@ -82,6 +85,11 @@ class Volunteer:
         """The owner's own word."""
         return Control(self.home.folder)
 
+    def join(self, grid: ScriptedGrid) -> None:
+        """Be a host of that grid, as if it had been enrolled."""
+        ids = {"account_id": AccountId("a1"), "host_id": HostId("h1")}
+        self.home.join(Membership(url=grid.url, name="scripted", label="attic", **ids))
+
     def prefer(self, text: str) -> None:
         """What the owner writes into the preferences from now on."""
         (self.home.folder / PREFERENCES_FILE).write_text(text)
@@ -99,6 +107,15 @@ class Volunteer:
         """How far the units have got that run, by device."""
         devices = self.home.status().get("devices", [])
         return {each["device_id"]: each["progress_share"] for each in devices if each.get("progress_share")}
+
+    def why(self, device_id: str = "cpu") -> str:
+        """The code of what stands against a device; empty when nothing does."""
+        devices = {each["device_id"]: each for each in self.home.status().get("devices", [])}
+        return str((devices.get(device_id, {}).get("reason") or {}).get("code", ""))
+
+    def idle_code(self) -> str:
+        """The code of why it computes nothing; empty when it does."""
+        return str((self.home.status().get("idle_reason") or {}).get("code", ""))
 
     def device(self, device_id: str = "cpu") -> dict[str, Any]:
         """A device as status.json has it."""
@@ -153,14 +170,13 @@ async def grid() -> AsyncIterator[ScriptedGrid]:
 @pytest.fixture
 def volunteer(grid: ScriptedGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volunteer:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MEMGRID_HOME", str(tmp_path / "memgrid"))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "ran"))
     monkeypatch.setenv("NVIDIA_QUICK_DEVICES", str(tmp_path / "devices"))
     home = Home(tmp_path / "volunteer")
     home.make()
-    home.join(
-        Membership(url=grid.url, name="scripted", account_id=AccountId("a1"), host_id=HostId("h1"), label="attic")
-    )
     volunteer = Volunteer(home=home, ran=tmp_path / "ran")
+    volunteer.join(grid)
     volunteer.prefer(ALWAYS)
     volunteer.find("cpu=")
     return volunteer

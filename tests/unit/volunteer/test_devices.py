@@ -42,7 +42,8 @@ async def test_every_gpu_has_a_unit_and_the_processor_none(grid: ScriptedGrid, g
         await grid.until(lambda: all(running_on(gpus).get(device) for device in ("cuda:0", "cuda:1")))
         await grid.until(lambda: grid.asks[-1].want == 0)
         assert gpus.device("cpu")["reason"]["code"] == ReasonCode.DEVICE_DISABLED
-        assert {(device, uuid) for _, device, uuid in gpus.runs()} == {("cuda:0", "GPU-a"), ("cuda:1", "GPU-b")}
+        own = {("cuda:0", "GPU-a"), ("cuda:1", "GPU-b")}
+        await grid.until(lambda: {(device, uuid) for _, device, uuid in gpus.runs()} == own)
         assert len(grid.granted) == 4, "for each device one to run and one to fetch"
         gpus.prefer(f"{ALWAYS}[devices.cpu]\nenabled = true\n")
         await grid.until(lambda: running_on(gpus)["cpu"], limit_s=30)

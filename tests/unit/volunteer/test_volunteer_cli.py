@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from memgrid.errors import SessionReplacedError
 from tests.scripted_grid import ScriptedGrid
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,6 +99,15 @@ async def test_a_worker_that_can_not_start_is_a_failure_with_its_last_words(grid
     await memgrid("join", grid.url, "--home", home, *QUICK)
     code, _, error = await memgrid("run", "--home", home, "--worker-module", "no.such.module")
     assert code == 1 and "the worker does not start" in error and "Traceback" not in error
+
+
+async def test_what_only_its_owner_can_mend_has_a_status_of_its_own(grid: ScriptedGrid, home: Path) -> None:
+    """A service that starts again whatever happens would fight with its twin for ever."""
+    await memgrid("join", grid.url, "--home", home, *QUICK)
+    grid.errors = [SessionReplacedError("host h1 has logged in elsewhere since")]
+    code, _, error = await memgrid("run", "--home", home, *QUICK)
+    assert code == 3 and "another volunteer has logged in as host h1, so this one stops" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_the_command_line_loads_without_torch() -> None:
