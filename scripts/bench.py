@@ -17,7 +17,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISAB
 # Hosts of a benchmark have no time to earn trust, and their load should be what was asked for.
 os.environ.update(MEMGRID_TRUST_HELD_AT_FIRST="64", MEMGRID_CANARY_SHARE="0")
 
-NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "blobs", "crowd", "engine", "sketch")
+NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "stream", "blobs", "crowd", "engine", "sketch")
 LONG = (
     *("scale", "polls", "planning", "peers"),
     *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "check_cost", "calibration"),

@@ -81,6 +81,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     """Uploads that something always goes wrong with."""
     certificate: Certificate | None = None
     """With one, both planes speak TLS."""
+    grpc_port_told: int = 0
+    """Where volunteers are sent for the control plane, when that is not where it listens."""
 
     asks: list[SyncAsk] = field(default_factory=list)
     reports: list[ReportClaim] = field(default_factory=list)
@@ -310,7 +312,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         return BlobRef(name=name, digest=digest, size_bytes=len(content), path=path)
 
     async def _describe(self, request: web.Request) -> web.Response:
-        facts = {"name": "scripted", "version": "0", "grpc_port": self.grpc_port, "grid_key": "11" * 32}
+        port = self.grpc_port_told or self.grpc_port
+        facts = {"name": "scripted", "version": "0", "grpc_port": port, "grid_key": "11" * 32}
         return web.Response(text=json.dumps({**facts, "enrolment": "open", "max_blob_bytes": 1 << 30}))
 
     async def _get_blob(self, request: web.Request) -> web.Response:

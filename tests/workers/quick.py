@@ -2,8 +2,8 @@
 
 The tokens of a unit say what it does: the first one 4 runs out of memory, 5 takes as many steps of two hundredths of
 a second as the second token says, keeping its pace and committing every step, 6 tells how far it is, 7 fails, 8 dies,
-9 hangs, 10 loses its device as after a reset of the driver, anything else succeeds. Inputs have to be what the spec
-names. NVIDIA_QUICK_DEVICES names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
+9 hangs, 10 loses its device as after a reset of the driver, 11 takes as many milliseconds as the second token says,
+anything else succeeds. Inputs have to be what the spec names. NVIDIA_QUICK_DEVICES names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
         # The one variable of a test's choice that reaches a worker: where to write down what was run, and where.
         with Path(log).open("a") as lines:
             lines.write(f"{job.unit_dir.name} {device.device_id} {device.uuid or '-'}\n")
+    began_s = time.perf_counter()
     if digest_of(content) != spec.tokens:
         return _failed(ReasonCode.INPUT_UNAVAILABLE, "tokens.bin is not what the unit's spec names")
     match tokens[0]:
@@ -57,13 +58,15 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
             time.sleep(1000)
         case 10:
             return _failed(ReasonCode.UNIT_FAILED, "AcceleratorError: CUDA error: unspecified launch failure")
+        case 11:
+            time.sleep(tokens[1] / 1000)
     k = np.full((2, len(tokens), 4), float(tokens[0]), dtype=np.float32)
     contents = {"tokens": np.array(tokens, dtype=np.int32), "l0.k": k, "l0.v": k}
     save_file(contents, job.out_dir / "kv.safetensors", metadata={"format": "memgrid.kv.v1"})
     (job.out_dir / "sketch.safetensors").write_bytes(f"sketch of {tokens}".encode())
     facts = WorkFacts(
         tokens=len(tokens),
-        compute_s=0.001,
+        compute_s=time.perf_counter() - began_s,
         device_kind=device.facts.kind,
         numerics_class=device.facts.numerics_class,
         compute_dtype=ComputeDtype.FLOAT32,
