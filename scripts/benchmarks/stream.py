@@ -17,11 +17,11 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from tests.scripted_grid import ScriptedGrid
 
 from benchmarks.report import Report, Row
 from benchmarks.slow_line import Lane, SlowLine
 from memgrid.text import bytes_text
+from tests.scripted_grid import ScriptedGrid
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMGRID = str(Path(sys.executable).with_name("memgrid"))

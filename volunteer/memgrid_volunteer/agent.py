@@ -123,7 +123,7 @@ class Agent:
         decisions = self._workbench.ruled(ruled.decisions)
         await self._workbench.obey(decisions)
         self._diary.decided(decisions, ruled.signals)
-        self._allow(ruled)
+        await self._allow(ruled)
         situation = self._situation(decisions, ruled)
         held_back = why_nothing_is_taken(situation)
         if (held_back is None) != (self._correspondence.held_back is None):
@@ -131,7 +131,7 @@ class Agent:
         self._correspondence.held_back = held_back
         self._tell(*standing(situation))
 
-    def _allow(self, ruled: Ruled) -> None:
+    async def _allow(self, ruled: Ruled) -> None:
         """What preferences say of network, disk and work, from now on."""
         preferences = ruled.preferences
         self._budget.allow(preferences.network)
@@ -143,6 +143,7 @@ class Agent:
         wishes = wishes_of(preferences.work) or NO_WISHES
         if wishes != self._correspondence.wishes:
             self._correspondence.wishes = wishes
+            await self._workbench.give_back_refused(preferences.work)
             self._news.set()
 
     def _situation(self, decisions: Mapping[DeviceId, Decision], ruled: Ruled) -> Situation:

@@ -19,6 +19,8 @@ class Stage(StrEnum):
     OFFERED = "offered"
     READY = "ready"
     RUNNING = "running"
+    DONE = "done"
+    """Computed, and on its way into the outbox."""
 
 
 @dataclass(slots=True, kw_only=True)

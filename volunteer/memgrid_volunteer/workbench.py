@@ -22,7 +22,9 @@ from memgrid_volunteer.inputs import Prepared, prepare
 from memgrid_volunteer.kept import forget_old
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.outbox import Outbox
-from memgrid_volunteer.owner.decision import Decision
+from memgrid_volunteer.owner.decision import RUN, Decision
+from memgrid_volunteer.owner.preferences import Work
+from memgrid_volunteer.owner.sparing import refused
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.ready import Ready
 from memgrid_volunteer.transfers import Transfers
@@ -76,6 +78,8 @@ class Workbench:
         self._offered: asyncio.Queue[LeaseId] = asyncio.Queue()
         self._ready = Ready()
         self._finishing: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Carries what nobody expected out of a task that finishes a unit."""
         self._preparing = WELL
         self.data_away: str | None = None
         """Why inputs can't be had just now."""
@@ -126,12 +130,24 @@ class Workbench:
         if lease_id is None and self._finishing:
             await asyncio.wait(self._finishing)
 
+    async def give_back_refused(self, work: Work) -> None:
+        """What the owner's preferences do not take any more, running or not."""
+        # Which campaign a unit is of is between the grid and its operators.
+        own = work.model_copy(update={"campaigns": (), "campaigns_avoided": ()})
+        for held in self._desk.all():
+            kind, estimate_s = parse_spec(held.offer.spec).kind, held.offer.estimate_s
+            if held.stage is not Stage.DONE and refused(own, kind=kind, estimate_s=estimate_s) is not None:
+                self._desk.give_back(held.offer.lease_id, RUN.reason_for_grid)
+                await self.stop(held.offer.lease_id)
+                self._news.set()
+
     async def prepare_offers(self) -> None:
         """Loop: from offered to ready."""
         failures = 0
         while True:
             held = self._desk.find(await self._offered.get())
             if held is None:
+                self.data_away = None  # nobody is left to find out that it is back
                 continue
             offer = held.offer
             try:
@@ -150,7 +166,7 @@ class Workbench:
 
     async def run_units(self) -> None:
         """Loops: from ready to the outbox, on every device."""
-        await asyncio.gather(*(self._serve(bench) for bench in self.benches))
+        await asyncio.gather(*(self._serve(bench) for bench in self.benches), self._broken)
 
     async def _serve(self, bench: Bench) -> None:
         while True:
@@ -196,9 +212,10 @@ class Workbench:
         if outcome.facts is not None and self._desk.holds(offer.lease_id):
             bench.succeeded()
             # Hashing it and waiting for the disk take a while, in which the device begins with the next unit.
+            held.stage = Stage.DONE
             task = asyncio.create_task(self._finish(bench, prepared, outcome.facts))
             self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            task.add_done_callback(self._finished)
             return Fate.DONE
         reason = outcome.failure or Reason(code=ReasonCode.UNIT_FAILED)
         if not self._desk.holds(offer.lease_id):
@@ -253,9 +270,16 @@ class Workbench:
         finally:
             prepared.clear()
 
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._broken.done():
+            self._broken.set_exception(error)
+
     async def _wait_for_data(self, offer: LeaseOffer, error: UnavailableError, failures: int) -> None:
         """The grid's store does not answer: no fault of the unit, and its lease is kept as long as it lasts."""
         if self._clock.now() >= offer.deadline_at:
+            self.data_away = None
             self._give_back(offer, _why_not_prepared(error))
             return
         self.data_away = str(error)[:500]
@@ -280,8 +304,8 @@ class Workbench:
         stopped = [bench for bench in self.benches if not bench.may_compute]
         if not stopped:
             return
-        now, running = self._clock.now(), {bench.lease_id for bench in self.benches}
-        waiting = [held for held in self._desk.all() if held.offer.lease_id not in running]
+        now = self._clock.now()
+        waiting = [held for held in self._desk.all() if held.stage in (Stage.OFFERED, Stage.READY)]
         for held in waiting[AHEAD_UNITS_MAX * self.working_devices :]:
             if not any(bench.keeps_until(held.offer.deadline_at, now) for bench in stopped):
                 reason = stopped[0].decision.reason_for_grid

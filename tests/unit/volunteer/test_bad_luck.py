@@ -116,7 +116,7 @@ async def test_a_damaged_input_is_fetched_again(
     assert not grid.released
 
 
-@pytest.mark.parametrize(("token", "code"), [(4, ReasonCode.OUT_OF_MEMORY), (8, ReasonCode.UNIT_FAILED)])
+@pytest.mark.parametrize(("token", "code"), [(12, ReasonCode.OUT_OF_MEMORY), (8, ReasonCode.UNIT_FAILED)])
 async def test_a_device_on_which_units_fail_rests_longer_every_time(
     grid: ScriptedGrid, volunteer: Volunteer, token: int, code: ReasonCode
 ) -> None:
@@ -241,6 +241,19 @@ async def test_wishes_reach_the_grid_and_hold_at_once(grid: ScriptedGrid, volunt
         volunteer.prefer(f'{ALWAYS}[work]\nkinds_avoided = ["prefill", "study", "train", "evaluate"]\n')
         await grid.until(lambda: volunteer.idle_code() == ReasonCode.NOT_TAKEN)
         await grid.until(lambda: grid.asks[-1].want == 0)
+
+
+async def test_a_kind_that_is_avoided_from_now_on_is_stopped_at_once(
+    grid: ScriptedGrid, volunteer: Volunteer
+) -> None:
+    grid.offer("one", *LONG)
+    grid.offer("two", 1)
+    async with volunteer.running():
+        await grid.until(lambda: volunteer.progress() and len(grid.granted) == 2)
+        volunteer.prefer(f'{ALWAYS}[work]\nkinds = ["study"]\n')
+        await grid.until(lambda: {release.lease_id for release in grid.released} == {"one", "two"}, limit_s=5)
+        assert {release.reason.code for release in grid.released} == {ReasonCode.OWNER_PAUSED}
+        await grid.until(lambda: volunteer.home.status()["state"] == "idle")
 
 
 async def test_a_spent_month_takes_nothing_new_and_uploads_wait(grid: ScriptedGrid, volunteer: Volunteer) -> None:
