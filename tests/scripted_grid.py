@@ -75,6 +75,8 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     verdict: str = "accepted"
     missing: set[Digest] = field(default_factory=set)
     """Blobs that the data plane denies."""
+    delay_s: float = 0.0
+    """How long the answer to a Sync is on its way."""
     is_data_away: bool = False
     """Whether the data plane has no answer for anybody."""
     refuses_uploads: set[LeaseId] = field(default_factory=set)
@@ -88,6 +90,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     reports: list[ReportClaim] = field(default_factory=list)
     released: list[Release] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
+    uploads_begun: list[str] = field(default_factory=list)
     log_ins: int = 0
     left: bool = False
 
@@ -236,6 +239,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         ask = replace(ask, reports=claims)
         self.asks.append(ask)
         answer = await self._answer(ask)
+        await asyncio.sleep(self.delay_s)
         if self.lost_answers:
             self.lost_answers -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
@@ -328,6 +332,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         lease_id = request.match_info["lease"]
         if lease_id in self.refuses_uploads:
             return web.Response(status=500)
+        self.uploads_begun.append(lease_id)
         self.uploads[lease_id] = b""
         return web.Response(status=202, headers={"location": f"{request.path}u"})
 

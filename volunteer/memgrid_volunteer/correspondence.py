@@ -124,7 +124,7 @@ class Correspondence:
                 continue
             self.grid_away = None
             if answer is not None:
-                learned = await self._apply(parcel, answer)
+                learned = await self._apply(parcel, answer, began_s)
                 if wait:
                     await self._rest(answer, learned, began_s)
             # The first call after a silence is answered at once: the owner sees how things stand.
@@ -211,7 +211,7 @@ class Correspondence:
                 task.cancel()
             await asyncio.gather(call, news, hang_up, return_exceptions=True)
 
-    async def _apply(self, parcel: Parcel, answer: SyncAnswer) -> bool:
+    async def _apply(self, parcel: Parcel, answer: SyncAnswer, began_s: float) -> bool:
         """Do what the answer says; False when it said nothing new."""
         self._desk.told(parcel.released)
         self._take_acks(answer)
@@ -222,7 +222,7 @@ class Correspondence:
                 log.info("lease withdrawn", lease_id=cancelled.lease_id, reason=cancelled.reason.code.value)
                 await self._workbench.stop(cancelled.lease_id)
         taken = self._take_offers(answer)
-        ordered = [self._deliveries.put(order) for order in answer.uploads]
+        ordered = [self._deliveries.put(order, began_s) for order in answer.uploads]
         self._diary.awaiting = len(self._outbox)
         if parcel.want:
             self.grid_reason = answer.idle_reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import dataclass
 
@@ -49,17 +50,23 @@ class Deliveries:
         self._rng = rng
         self._backoff = backoff
         self._open: dict[tuple[LeaseId, str], _Delivery] = {}
+        self._delivered_s: dict[tuple[LeaseId, str], float] = {}
         self._put = asyncio.Event()
 
     @property
     def is_idle(self) -> bool:
         return not self._open
 
-    def put(self, order: UploadOrder) -> bool:
-        """Take an order; False when it is being dealt with already, or nothing here fits it."""
-        if (order.lease_id, order.name) in self._open or not self._fits(order):
+    def put(self, order: UploadOrder, asked_s: float) -> bool:
+        """Take an order that answers what was asked at `asked_s`.
+
+        False when it is being dealt with already, nothing here fits it, or its bytes have gone since then: on a line
+        with a delay, an order and its delivery pass each other.
+        """
+        place = (order.lease_id, order.name)
+        if place in self._open or asked_s < self._delivered_s.get(place, -math.inf) or not self._fits(order):
             return False
-        self._open[order.lease_id, order.name] = _Delivery(order=order)
+        self._open[place] = _Delivery(order=order)
         self._put.set()
         return True
 
@@ -94,6 +101,7 @@ class Deliveries:
                 )
             else:
                 self._forget(delivery)
+                self._remember(delivery)
                 self._diary.uploaded(finished.claim.unit_key, delivery.order.size_bytes)
                 # The verdict may be there by the time we ask.
                 self._news.set()
@@ -107,6 +115,11 @@ class Deliveries:
 
     def _forget(self, delivery: _Delivery) -> None:
         self._open.pop((delivery.order.lease_id, delivery.order.name), None)
+
+    def _remember(self, delivery: _Delivery) -> None:
+        known = self._delivered_s.items()
+        self._delivered_s = {place: at_s for place, at_s in known if self._outbox.find(place[0]) is not None}
+        self._delivered_s[delivery.order.lease_id, delivery.order.name] = self._clock.monotonic_s()
 
     def _fits(self, order: UploadOrder) -> bool:
         """Only what was reported, byte for byte, is ever sent: an order can't ask for other files."""

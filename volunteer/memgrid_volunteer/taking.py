@@ -52,8 +52,11 @@ def why_nothing_is_taken(situation: Situation) -> Reason | None:
 def standing(situation: Situation) -> tuple[str, Reason | None]:
     """How a volunteer stands, as `status` shows it, and why it computes nothing; never neither.
 
-    >>> standing(Situation(decisions={}, is_computing=True))
+    >>> from memgrid_volunteer.owner.decision import RUN
+    >>> standing(Situation(decisions={"cpu": RUN}, is_computing=True))
     ('running', None)
+    >>> standing(Situation(decisions={"cpu": RUN}, holds_units=True))[1].text
+    "the next unit's inputs are on their way"
     """
     if not any(decision.may_compute for decision in situation.decisions.values()):
         return "paused", _most_telling(situation.decisions)

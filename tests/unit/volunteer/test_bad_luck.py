@@ -76,6 +76,16 @@ async def test_an_upload_that_fails_lets_the_others_go_first(grid: ScriptedGrid,
         await grid.until(lambda: volunteer.home.status()["accepted"] == 3)
 
 
+async def test_an_order_that_its_delivery_has_passed_is_not_obeyed_again(
+    grid: ScriptedGrid, volunteer: Volunteer
+) -> None:
+    grid.delay_s = 0.3
+    grid.offer("one", 1)
+    grid.offer("two", 5, 5)  # reported while the first goes up: that answer still carries the order
+    await volunteer.run(max_units=2)
+    assert grid.uploads_begun == ["one", "two"]
+
+
 def slowly_at_first(attempt: int, rng: random.Random) -> float:
     return 0.5
 

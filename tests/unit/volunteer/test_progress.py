@@ -16,6 +16,7 @@ from memgrid_volunteer.home import Home
 from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.kinds.job import Job, Outcome, Progress
 from memgrid_volunteer.sandbox import Sandbox
+from tests.scripted_grid import ScriptedGrid
 from tests.training import make_spec
 from tests.unit.volunteer.test_desk import MODEL, offer
 
@@ -32,6 +33,7 @@ async def test_a_worker_may_tell_before_it_answers(tmp_path: Path, monkeypatch: 
     sandbox = Sandbox(folders, threads=1, module="tests.workers.quick", isolation=Isolation.NONE)
     heard: list[Progress] = []
     (folders.work / "in" / "tokens.bin").write_bytes(token_bytes([6, 1]))
+    (folders.work / "in" / "spec.json").write_bytes(ScriptedGrid().offer("one", 6, 1).spec)
     job = Job(kind="prefill", unit_dir=folders.work / "in", model_dir=tmp_path, out_dir=folders.work / "out")
     outcomes = [await sandbox.run(job, heard.append), await sandbox.run(job)]
     await sandbox.kill()
