@@ -69,7 +69,9 @@ def standing(situation: Situation) -> tuple[str, Reason | None]:
         return "idle", own
     if situation.holds_units:
         return "idle", Reason(code=ReasonCode.FETCHING, text="the next unit's inputs are on their way")
-    return "idle", situation.grid_reason or Reason(code=ReasonCode.NO_WORK, text="the grid has not answered yet")
+    if situation.grid_reason is not None:
+        return "idle", situation.grid_reason
+    return "starting", Reason(code=ReasonCode.FETCHING, text="the grid has not answered yet")
 
 
 def wishes_of(work: Work) -> Wishes | None:
