@@ -21,6 +21,7 @@ NAMES = ("lifecycle", "attach", "worker", "startup", "idle", "stream", "blobs", 
 LONG = (
     *("scale", "polls", "planning", "peers"),
     *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "check_cost", "calibration"),
+    "owner",
 )
 """Minutes to an hour each on two cores: they run when named, and with `all`."""
 ALL = "all"
