@@ -81,20 +81,20 @@ class Machine:
         return Signals(devices=dict(self.devices), pauses=pauses, **self.seen)
 
 
-def histories(rng: random.Random) -> Iterator[Trace]:
-    """One history: the trace of each of its devices."""
+def histories(rng: random.Random, steps: int = STEPS) -> Iterator[Trace]:
+    """One history of so many steps and a calm end: the trace of each of its devices."""
     machine = _machine(rng)
     traces: dict[DeviceId, Trace] = {device_id: [] for device_id in machine.devices}
     former, latest = Former(), machine.now
     was_put_back = False
-    for step in range(STEPS + CALM_STEPS):
+    for step in range(steps + CALM_STEPS):
         was_put_back, latest = was_put_back or machine.now < latest, max(latest, machine.now)
         signals = machine.signals()
         decisions, then = decide(signals, machine.preferences, machine.now, former)
         for device_id, decision in decisions.items():
             traces[device_id].append(_moment(device_id, decision, signals, machine, former, was_put_back))
         former = then
-        _step(machine) if step < STEPS else _calm(machine)
+        _step(machine) if step < steps else _calm(machine)
     yield from traces.values()
 
 

@@ -43,8 +43,8 @@ def read_preferences(text: str, name: str) -> Preferences:
         return preferences_of(said)
     except ValidationError as error:
         lines = lines_of(text)
-        problems = (f"{name}: {_with_line(problem, lines)}" for problem in problems_of(error, Preferences))
-        raise InvalidError("\n".join(problems)) from None
+        problems = sorted(_with_line(problem, lines) for problem in problems_of(error, Preferences))
+        raise InvalidError("\n".join(f"{name}: {where}{problem}" for _, where, problem in problems)) from None
 
 
 def to_toml(preferences: Preferences) -> str:
@@ -157,13 +157,12 @@ def _leaves(value: Any) -> Iterator[Path]:
     yield ()
 
 
-def _with_line(problem: str, lines: dict[str, int]) -> str:
-    key, separator, rest = problem.partition(": ")
-    place = re.sub(r"\[\d+\]", "", key)
+def _with_line(problem: str, lines: dict[str, int]) -> tuple[int, str, str]:
+    """The line of a problem, as a number and in words, and the problem."""
+    place = re.sub(r"\[\d+\]", "", problem.partition(": ")[0])
     while place and place not in lines:
         place = place.rpartition(".")[0]
-    where = f"line {lines[place]}: " if place else ""
-    return f"{where}{key}{separator}{rest}"
+    return (lines[place], f"line {lines[place]}: ", problem) if place else (0, "", problem)
 
 
 def _syntax_problem(text: str, message: str) -> str:
