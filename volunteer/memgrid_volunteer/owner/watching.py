@@ -115,8 +115,9 @@ class Watcher:
             why = str(unseen)
         except Exception as error:
             # One probe that stumbles over an odd machine must not blind the others, nor end the volunteer.
-            log.warning("probe failed", probe=probe.name, exc_info=True)
             why = f"{type(error).__name__}: {error}"
+            if probe.name not in self._sights or self._sights[probe.name].why_unseen != why:
+                log.warning("probe failed", probe=probe.name, exc_info=True)
         took_s = time.perf_counter() - begun_s
         return Sight(reading=reading, why_unseen=why, at_s=self._clock.monotonic_s(), took_s=took_s)
 

@@ -37,6 +37,9 @@ class Bus:
         found = self._ask(Properties(address).get_all(), address)
         return {name: value for name, (_, value) in found.items()}
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:

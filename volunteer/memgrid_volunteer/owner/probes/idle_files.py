@@ -47,6 +47,9 @@ class EvdevIdle:
             return Idle(seconds=now_s - self._first_look_s, is_since_input=False)
         return Idle(seconds=now_s - self._last_input_s)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         for path in list(self._open):
             self._forget(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 from typing import Any
 
 import psutil
@@ -15,6 +17,8 @@ from Xlib.ext import screensaver
 from memgrid_volunteer.owner.probes.idle import Idle
 from memgrid_volunteer.owner.probes.probe import Unseen
 
+CONNECT_LIMIT_S = 2.0
+_LOCAL = re.compile(r"(?:unix)?:(\d+)(?:\.\d+)?")
 _GONE = (ConnectionClosedError, XError, OSError, EOFError)
 
 
@@ -48,6 +52,9 @@ class X11:
         except _GONE as error:
             raise self._lost(error) from None
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         display, self._display = self._display, None
         if display is not None:
@@ -59,6 +66,7 @@ class X11:
         if not name:
             raise Unseen("no DISPLAY")
         if self._display is None:
+            _check_local(name)
             try:
                 self._display = Display(name)
             except (DisplayError, OSError, EOFError) as error:
@@ -68,6 +76,19 @@ class X11:
     def _lost(self, error: Exception) -> Unseen:
         self.close()
         return Unseen(f"the server has gone: {error or type(error).__name__}")
+
+
+def _check_local(name: str) -> None:
+    """Raises Unseen unless a server of this machine listens; Xlib would go on to ask over the network."""
+    found = _LOCAL.fullmatch(name)
+    if found is None:
+        raise Unseen(f"display {name} is another machine's")
+    with socket.socket(socket.AF_UNIX) as attempt:
+        attempt.settimeout(CONNECT_LIMIT_S)
+        try:
+            attempt.connect(f"/tmp/.X11-unix/X{found[1]}")
+        except OSError as error:
+            raise Unseen(f"can't open display {name}: {error.strerror or error}") from None
 
 
 def _fullscreen_program(display: Any) -> str:
