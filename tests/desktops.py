@@ -162,7 +162,7 @@ def running_x_server() -> Iterator[str]:
         pytest.skip("needs Xvfb; scripts/test installs it (Debian: xvfb)")
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [program, "-displayfd", str(writer), "-screen", "0", "640x480x24", "-nolisten", "tcp"],
+        [program, "-displayfd", str(writer), "-screen", "0", "640x480x24", "-nolisten", "tcp", "-noreset"],
         pass_fds=(writer,),
         stderr=subprocess.DEVNULL,
     )

@@ -69,7 +69,7 @@ class X11:
             _check_local(name)
             try:
                 self._display = Display(name)
-            except (DisplayError, OSError, EOFError) as error:
+            except (DisplayError, *_GONE) as error:
                 raise Unseen(f"can't open display {name}: {error}") from None
         return self._display
 
