@@ -52,12 +52,21 @@ def named(found: Sequence[WorkerDevice], known: Mapping[str, DeviceId]) -> tuple
 
 def remembered(found: Sequence[WorkerDevice], folder: Path) -> tuple[NamedDevice, ...]:
     """The same with what this folder remembers, which is brought up to date."""
-    known = _read(folder / _NAMES_FILE)
+    known = known_names(folder)
     devices = named(found, known)
     names = known | {device.uuid: device.device_id for device in devices if device.uuid}
     if names != known:
         write_whole(folder / _NAMES_FILE, dict(names))
     return devices
+
+
+def known_names(folder: Path) -> dict[str, DeviceId]:
+    """The name of every device that was ever found, by its uuid."""
+    try:
+        value = json.loads((folder / _NAMES_FILE).read_bytes())
+        return {str(uuid): str(name) for uuid, name in value.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def used(devices: Sequence[NamedDevice], preferences: Preferences) -> frozenset[DeviceId]:
@@ -81,11 +90,3 @@ def _free(wanted: DeviceId, taken: set[DeviceId]) -> DeviceId:
     while f"{kind}:{index}" in taken:
         index += 1
     return f"{kind}:{index}"
-
-
-def _read(path: Path) -> dict[str, DeviceId]:
-    try:
-        value = json.loads(path.read_bytes())
-        return {str(uuid): str(name) for uuid, name in value.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}

@@ -53,7 +53,7 @@ def test_a_device_is_paused_for_an_hour_and_the_status_says_so(home: Home, gpus:
     assert facts["paused"] is True and len(facts["pauses"]) == 2
     lines = typed(home, "resume", "--device", "cuda:0").splitlines()
     assert lines == ["resumed", "still paused until the volunteer starts again"]
-    assert seen(home)["devices"]["cpu"]["reason"]["code"] == "owner_paused"
+    assert seen(home)["devices"]["cuda:0"]["reason"]["code"] == "owner_paused"
     assert typed(home, "resume") == "resumed\n"
     assert seen(home)["pauses"] == []
 
@@ -81,7 +81,7 @@ def test_what_is_seen_and_what_follows_is_shown_for_every_device(home: Home, gpu
         *("idle", "screen", "gpu", "load", "power", "thermal", "programs", "network", "disk", "traffic")
     }
     assert facts["probes"]["gpu"]["reading"]["devices"]["cuda:0"]["temperature_c"] == 50
-    assert set(facts["devices"]) == {"cuda:0", "cpu"}
+    assert set(facts["devices"]) == {"cuda:0"}  # the processor is left to its owner beside a GPU
     for probe in facts["probes"].values():
         assert (probe["reading"] is None) == bool(probe["why_unseen"])
     gpus.write_text(json.dumps({"error": "Driver Not Loaded"}))

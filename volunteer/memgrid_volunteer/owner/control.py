@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.errors import InvalidError
-from memgrid_volunteer.home import write_whole
 from memgrid_volunteer.kinds.job import DeviceId
-from memgrid_volunteer.owner.files import Stamp, stamp_of
+from memgrid_volunteer.owner.files import Stamp, replace_text, stamp_of
 from memgrid_volunteer.owner.signals import Pause
 
 CONTROL_FILE = "control.json"
@@ -76,7 +75,7 @@ class Control:
             return ()
 
     def _write(self, pauses: tuple[Pause, ...]) -> None:
-        write_whole(self.path, {"pauses": [_to_json(pause) for pause in pauses]})
+        replace_text(self.path, json.dumps({"pauses": [_to_json(pause) for pause in pauses]}, indent=1))
         self._seen = None
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from memgrid.clock import SystemClock
+from memgrid.units import DeviceFacts
+from memgrid_volunteer.devices import known_names, named, used
 from memgrid_volunteer.home import Home
-from memgrid_volunteer.kinds.job import DeviceId
+from memgrid_volunteer.kinds.job import DeviceId, WorkerDevice
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.local_time import LOCAL
@@ -42,7 +44,13 @@ def look_once(home: Home) -> Look:
     file = PreferencesFile(home.folder)
     preferences = file.current()
     pid = int(home.status().get("pid", 0))
-    devices = devices_here()
+    found = named(devices_here(), known_names(home.folder))
+    computing = used(found, preferences)
+    devices = [
+        WatchedDevice(device_id=device.device_id, uuid=device.uuid)
+        for device in found
+        if device.device_id in computing
+    ]
     probes = probes_here(
         folder=home.folder if home.folder.exists() else home.folder.parent,
         devices=devices,
@@ -56,12 +64,19 @@ def look_once(home: Home) -> Look:
     return Look(now=now, sights=watcher.sights, decisions=decisions, pauses=signals.pauses, problems=file.problems)
 
 
-def devices_here() -> tuple[WatchedDevice, ...]:
-    """The processor, and the GPUs that the driver knows, in its own order; what computes may count them otherwise."""
+def devices_here() -> tuple[WorkerDevice, ...]:
+    """The processor, and the GPUs that the driver knows; what torch can use of them only a worker can say."""
     nvml = nvml_here()
     try:
-        uuids = [nvml.uuid(index) for index in range(nvml.count())]
+        gpus = [_gpu(index, nvml.uuid(index)) for index in range(nvml.count())]
     except OSError:
-        uuids = []
-    gpus = (WatchedDevice(device_id=f"cuda:{index}", uuid=uuid) for index, uuid in enumerate(uuids))
-    return (*gpus, WatchedDevice(device_id=CPU))
+        gpus = []
+    return (*gpus, WorkerDevice(device_id=CPU, uuid="", facts=_facts(CPU)))
+
+
+def _gpu(index: int, uuid: str) -> WorkerDevice:
+    return WorkerDevice(device_id=f"cuda:{index}", uuid=uuid, facts=_facts("cuda"))
+
+
+def _facts(kind: str) -> DeviceFacts:
+    return DeviceFacts(kind=kind, name="", memory_bytes=0, numerics_class="")
