@@ -174,6 +174,7 @@ def test_a_busy_processor_is_left_to_others_and_its_memory_after_five_minutes_to
     assert cpu(busy, 2) is Action.PAUSE_KEEP
     # Less than the limit is not yet little enough, and little has to last.
     assert cpu(calm(foreign_load_share=0.2), 30) is Action.PAUSE_KEEP
+    assert cpu(calm(foreign_load_share=0.2), 30) is Action.PAUSE_KEEP
     assert cpu(calm(foreign_load_share=0.1), 5) is Action.PAUSE_KEEP
     assert cpu(calm(foreign_load_share=0.1), 21) is Action.RUN
     assert cpu(busy, 1) is Action.RUN and cpu(busy, 5) is Action.PAUSE_KEEP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from memgrid.units import ReasonCode
 from memgrid_volunteer.owner.preferences import (
     PRESETS,
     DevicePreferences,
+    Disk,
     InUse,
+    Network,
     Preferences,
     Preset,
     When,
@@ -246,3 +249,12 @@ def test_transfers_are_held_as_the_owner_wants(
 def test_only_what_the_owner_wants_is_taken(work: Work, is_taken: bool) -> None:
     reason = refused(work, kind="train", campaign=("c1", "peps"), estimate_s=600)
     assert (reason is None) == is_taken and (reason is None or reason.code is ReasonCode.NOT_TAKEN)
+
+
+def test_the_docs_name_every_key_and_their_example_is_valid() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "preferences.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert read_preferences(example, "docs").device("cuda:0").duty_percent == 60
+    tables = {"when": When, "network": Network, "disk": Disk, "work": Work, "devices.X": DevicePreferences}
+    keys = {f"{table}.{name}" for table, model in tables.items() for name in model.model_fields}
+    assert keys == set(re.findall(r"`((?:when|network|disk|work|devices\.X)\.[a-z_]+)`", text))
