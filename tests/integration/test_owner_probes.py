@@ -393,6 +393,8 @@ def test_our_own_worker_is_nobody_else_and_a_desktop_is_no_game() -> None:
     try:
         seen = probe.read()["devices"]["cuda:0"]
         assert (seen.foreign_processes, seen.foreign_memory_bytes) == ((), 300)
+        processes.append({"pid": 1, "memory_bytes": 300, "kind": "computing"})
+        assert probe.read()["devices"]["cuda:0"].foreign_processes == ()
         processes[1]["load_share"] = 0.7
         assert probe.read()["devices"]["cuda:0"].foreign_processes == ("Xorg",)
         strangers = GpuProbe(FakeNvml(described), devices, lambda: frozenset(), sees_all=lambda: True)

@@ -16,8 +16,9 @@ from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.owner.decision import RUN, Action, Decision
 from memgrid_volunteer.owner.hysteresis import PAUSED_STEP, Latch, Steps, by_power, by_temperature, elapsed_s
 from memgrid_volunteer.owner.preferences import InUse, Preferences, Yield
-from memgrid_volunteer.owner.rules import RULES, Finding, Rule, View, in_use_text, is_idle, is_known_idle, use_of
+from memgrid_volunteer.owner.rules import RULES
 from memgrid_volunteer.owner.signals import Pause, Signals, holds
+from memgrid_volunteer.owner.view import Finding, Rule, View, in_use_text, is_idle, is_known_idle, use_of
 
 RELEASE_AFTER_S = 300.0
 """A pause that kept its memory so long gives it back."""

@@ -2,80 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from memgrid.units import ReasonCode
-from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.owner.decision import Action
 from memgrid_volunteer.owner.hysteresis import Latch
-from memgrid_volunteer.owner.preferences import CPU, DevicePreferences, InUse, Preferences, Yield, spans_of
-from memgrid_volunteer.owner.signals import DeviceSignals, Pause, Signals, holds
+from memgrid_volunteer.owner.preferences import InUse, Yield, spans_of
 from memgrid_volunteer.owner.spans import inside, next_moment
+from memgrid_volunteer.owner.view import Finding, Rule, View, in_use_text, is_idle, is_known_idle, use_of
 from memgrid_volunteer.owner.words import moment_text
 
-KNOWN_IDLE_S = 60.0
-"""What `idle_minutes = 0` takes for idle where a rule has to know."""
 BATTERY_MARGIN = 0.05
 LOAD_EASE_SHARE = 0.6
+LOAD_RISE_S = 4.0
+"""So long other programs may be busy before we stop: opening a page is no reason."""
 DISK_MARGIN = 1.1
 SQUEEZED_FREE_SHARE = 0.05
 SQUEEZED_FOREIGN_SHARE = 0.10
 SQUEEZED_RETRY_S = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What a rule looks at: one device at one moment."""
-
-    device_id: DeviceId
-    device: DeviceSignals
-    signals: Signals
-    preferences: Preferences
-    now: datetime
-
-    @property
-    def is_gpu(self) -> bool:
-        return self.device_id != CPU
-
-    @property
-    def own(self) -> DevicePreferences:
-        return self.preferences.device(self.device_id)
-
-    @property
-    def pauses(self) -> tuple[Pause, ...]:
-        return tuple(pause for pause in self.signals.pauses if holds(pause, self.device_id))
-
-    def key(self, name: str) -> str:
-        """A preference of this device, as the owner writes it."""
-        device = f'"{self.device_id}"' if ":" in self.device_id else self.device_id
-        return f"devices.{device}.{name}"
-
-    def why_unseen(self, probe: str) -> str:
-        why = self.signals.unseen.get(probe, "")
-        return f" ({why})" if why else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What stands against computing; `text` goes on after "paused: "."""
-
-    action: Action
-    code: ReasonCode
-    text: str
-    preference: str = ""
-    until: datetime | None = None
-    rise_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """`look` is told how its finding has held so far, for margins; it holds on for `fall_s` after it is gone."""
-
-    name: str
-    look: Callable[[View, Latch], Finding | None]
-    fall_s: float = 0.0
 
 
 def owner_pause(view: View, latch: Latch) -> Finding | None:
@@ -259,9 +203,6 @@ def full_disk(view: View, latch: Latch) -> Finding | None:
     return Finding(action=Action.PAUSE_KEEP, code=ReasonCode.DISK_FULL, text=text, preference=key)
 
 
-LOAD_RISE_S = 4.0
-"""So long other programs may be busy before we stop: opening a page is no reason."""
-
 RULES = (
     Rule(name="owner", look=owner_pause),
     Rule(name="disabled", look=disabled),
@@ -278,36 +219,6 @@ RULES = (
     Rule(name="disk", look=full_disk, fall_s=30),
 )
 """In the order in which they are told: the owner's own word first."""
-
-
-def use_of(view: View) -> InUse:
-    when = view.preferences.when
-    return when.gpu_while_in_use if view.is_gpu else when.while_in_use
-
-
-def is_idle(view: View) -> bool:
-    """Nobody is at the machine, or nobody cares."""
-    idle_s = view.preferences.when.idle_minutes * 60
-    return idle_s == 0 or _is_away(view.signals, idle_s)
-
-
-def is_known_idle(view: View) -> bool:
-    """Nobody is at the machine, and that was seen."""
-    return _is_away(view.signals, max(view.preferences.when.idle_minutes * 60, KNOWN_IDLE_S))
-
-
-def in_use_text(view: View) -> tuple[str, datetime | None]:
-    """In words, and when it will be over if nobody touches anything."""
-    minutes = view.preferences.when.idle_minutes
-    seen_s = view.signals.input_idle_s
-    if seen_s is None:
-        return f"nobody can tell whether somebody is at the machine{view.why_unseen('idle')}", None
-    until = view.now + timedelta(seconds=max(minutes * 60 - seen_s, 0.0))
-    return f"somebody is at the machine; goes on after {minutes:g} min without input", until
-
-
-def _is_away(signals: Signals, idle_s: float) -> bool:
-    return signals.is_locked is True or (signals.input_idle_s is not None and signals.input_idle_s >= idle_s)
 
 
 def _released(code: ReasonCode, text: str, preference: str = "", until: datetime | None = None) -> Finding:

@@ -12,7 +12,7 @@ from memgrid_volunteer.owner.signals import DeviceSignals
 
 Value = TypeVar("Value")
 BUSY_SHARE = 0.1
-"""A program that draws on the screen counts as computing from so much of the GPU's time on: a game, not a desktop."""
+"""A program that draws counts as computing from so much of the GPU's time on: a game, not a desktop."""
 
 
 class Nvml(Protocol):
@@ -119,7 +119,8 @@ class GpuProbe:
         own = self._own_pids()
         held = {pid: bytes_ for pid, bytes_ in {**(drawing or {}), **computing}.items() if pid not in own}
         busy = {pid for pid, share in loads.items() if share >= BUSY_SHARE and pid not in own}
-        pids = sorted((computing.keys() - own) | busy)
+        # On Windows whatever draws is listed as computing too.
+        pids = sorted((computing.keys() - (drawing or {}).keys() - own) | busy)
         known = [bytes_ for bytes_ in held.values() if bytes_ is not None]
         foreign_bytes = sum(known) if len(known) == len(held) else None
         return tuple(dict.fromkeys(self._program(pid) for pid in pids)), foreign_bytes
