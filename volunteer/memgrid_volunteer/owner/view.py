@@ -88,12 +88,12 @@ def is_known_idle(view: View) -> bool:
 
 def in_use_text(view: View) -> tuple[str, datetime | None]:
     """In words, and when it will be over if nobody touches anything."""
-    minutes = view.preferences.when.idle_minutes
     seen_s = view.signals.input_idle_s
     if seen_s is None:
         return f"nobody can tell whether somebody is at the machine{view.why_unseen('idle')}", None
+    minutes = view.preferences.when.idle_minutes
     until = view.now + timedelta(seconds=max(minutes * 60 - seen_s, 0.0))
-    return f"somebody is at the machine; goes on after {minutes:g} min without input", until
+    return f"somebody is at the machine, and will have left after {minutes:g} min without input", until
 
 
 def _is_away(signals: Signals, idle_s: float) -> bool:
