@@ -44,6 +44,13 @@ duty_percent = 60 # it is loud
 """
 
 
+ODD_LINES = (
+    *("[when]", "[[when]]", "[devices]", '[devices."cuda:0"]', "[grids]", "when = 3", "when.hours = [", '"sat"', "]"),
+    *("idle_minutes = nan", "idle_minutes = inf", "hours = [[]]", "devices = {cpu = {enabled = 1}}", "preset = []"),
+    *('"https://a.example" = -1', "quiet = [{a = 1}]", "a.b.c = 1979-05-27", "#", "\\", '"""'),
+)
+
+
 def problems(text: str) -> list[str]:
     with pytest.raises(InvalidError) as error:
         read_preferences(text, "volunteer.toml")
@@ -153,6 +160,25 @@ def test_whatever_is_set_is_what_is_read_and_comments_stay(keys: list[tuple[str,
         found = said["devices"][name.split(".")[0]][name.split(".")[1]] if table == "devices" else said[table]
         assert (found[name] if table not in ("devices", "preset") else found) == value
     assert all(comment in text for comment in comments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=60),
+        st.lists(
+            st.sampled_from(ODD_LINES),
+            max_size=8,
+        ).map("\n".join),
+    ),
+    key=st.text(alphabet='when.idle"cuda:0 #=[]\n', max_size=20),
+)
+def test_whatever_a_file_or_a_key_is_the_answer_is_preferences_or_problems(text: str, key: str) -> None:
+    for attempt in (lambda: read_preferences(text, "f"), lambda: read_preferences(changed(text, key, 5), "f")):
+        try:
+            assert isinstance(attempt(), Preferences)
+        except InvalidError as error:
+            assert str(error)
 
 
 def test_every_key_of_a_text_has_its_line() -> None:
