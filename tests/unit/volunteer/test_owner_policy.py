@@ -222,6 +222,15 @@ def test_power_above_the_cap_takes_duty_until_it_fits_and_does_not_swing() -> No
     assert sum(one != other for one, other in pairwise(duties)) == 1
 
 
+def test_power_above_the_cap_is_never_drawn_for_all_of_the_time_not_even_for_seconds() -> None:
+    owner = Owner(devices={"cuda:0": {"power_max_w": 200}})
+
+    def at(power_w: float, after_s: float) -> float:
+        return owner.sees(calm(device=replace(CALM_DEVICE, power_w=power_w)), after_s).duty
+
+    assert [at(300, 1), at(100, 30), at(100, 31), at(300, 2)] == [0.75, 0.75, 1.0, 0.75]
+
+
 def test_memory_that_others_need_is_given_back_and_tried_again_after_ten_minutes() -> None:
     owner = Owner()
     total = 8_000_000_000
