@@ -24,6 +24,7 @@ from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.sparing import transfers_held
 from memgrid_volunteer.ruling import Ruled, Ruling
+from memgrid_volunteer.service import notify
 from memgrid_volunteer.taking import Situation, standing, why_nothing_is_taken, wishes_of
 from memgrid_volunteer.timekeeping import Timekeeper, jump_text
 from memgrid_volunteer.workbench import Workbench
@@ -110,6 +111,8 @@ class Agent:
             await self._obey(self._ruling.look())
             if self._is_through():
                 self._stopped.set()
+            # Here and nowhere else: a service manager is to hear of it when this loop no longer turns.
+            notify.alive()
             await asyncio.sleep(OWNER_CHECK_S)
 
     def _look_at_the_clocks(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import platform
 from pathlib import Path
@@ -23,10 +24,13 @@ from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.local_time import LOCAL
 from memgrid_volunteer.owner.words import pause_text
 from memgrid_volunteer.sandbox import WORKER_MODULE
+from memgrid_volunteer.service import cli as service_cli
+from memgrid_volunteer.service.keeping import as_service
 from memgrid_volunteer.stopping import Stopping
 
 app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
 owner_cli.register(app)
+service_cli.register(app)
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
@@ -86,22 +90,27 @@ def run(
         float | None, typer.Option(min=0.01, help="Room for models and inputs; without: disk.cache_gb.")
     ] = None,
     isolation: IsolationOption = None,
+    is_service: Annotated[
+        bool, typer.Option("--service", help="As a service manager starts it: log to a file, and not in circles.")
+    ] = False,
     worker_module: WorkerOption = WORKER_MODULE,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
     json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
 ) -> None:
     """Work until stopped; Ctrl-C gives everything back first."""
-    configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
+    place = _home(home)
     limits = Limits(
         max_units=1 if once else max_units,
         settle_limit_s=settle_limit_s,
         cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
     options = running.Options(limits=limits, threads=threads, worker_module=worker_module, isolation=isolation)
-    try:
-        asyncio.run(_run(_home(home), options))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        typer.echo("stopped")
+    with as_service(place.folder, SystemClock()) if is_service else contextlib.nullcontext():
+        configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
+        try:
+            asyncio.run(_run(place, options))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            typer.echo("stopped")
 
 
 @app.command()

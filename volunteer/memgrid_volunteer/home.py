@@ -102,15 +102,20 @@ class Home:
             return True
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            value = json.loads((self.folder / name).read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise InvalidError(f"{self.folder / name}: damaged; remove it") from None
-        if not isinstance(value, dict):
-            raise InvalidError(f"{self.folder / name}: damaged; remove it")
-        return value
+        return read_whole(self.folder / name)
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """What `write_whole` wrote; None when there is no such file. Raises InvalidError when it is something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise InvalidError(f"{path}: damaged; remove it") from None
+    if not isinstance(value, dict):
+        raise InvalidError(f"{path}: damaged; remove it")
+    return value
 
 
 def write_whole(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:

@@ -26,6 +26,7 @@ from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.preferences import CPU
 from memgrid_volunteer.sandbox import Sandbox
+from memgrid_volunteer.service.notify import notifier
 from memgrid_volunteer.session import CoordinatorSession, enrol
 from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.telling import busy_line
@@ -61,15 +62,30 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
         Control(home.folder).restarted(SystemClock().now())
         gather(home.work, SystemClock().now())
         async with contextlib.AsyncExitStack() as stack:
-            machine = await _machine(home, options, stack)
-            facts = machine.facts
-            tell(f"worker ready: {', '.join(device.name for device in facts.devices)}, isolation {facts.isolation}")
-            endpoint = await _find(membership, options, tell)
+            told = _told_to_manager(tell)
+            notifier().ready()
+            async with notifier().starting():
+                machine = await _machine(home, options, stack)
+                facts = machine.facts
+                names = ", ".join(device.name for device in facts.devices)
+                told(f"worker ready: {names}, isolation {facts.isolation}")
+                endpoint = await _find(membership, options, told)
             client = await stack.enter_async_context(async_http_client(endpoint))
-            agent = build(home, membership, machine, client, options, tell)
+            agent = build(home, membership, machine, client, options, told)
             stopping.attach(agent)
             await agent.run()
+            notifier().stopping()
         tell("stopped")
+
+
+def _told_to_manager(tell: Tell) -> Tell:
+    """What the owner is told, a service manager shows, too."""
+
+    def told(line: str) -> None:
+        tell(line)
+        notifier().status(line)
+
+    return told
 
 
 async def leave(home: Home) -> None:

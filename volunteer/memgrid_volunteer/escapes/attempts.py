@@ -70,9 +70,9 @@ def _attempts() -> Mapping[str, Attempt]:
         "memory without a name": resources.make_memory_file,
         "fill the disk": resources.fill_disk,
         "one endless file": resources.write_endless_file,
-        "a million files": resources.make_files,
-        "open a million files": resources.open_files,
-        "a million threads": resources.start_threads,
+        "files without end": resources.make_files,
+        "open too many files": resources.open_files,
+        "threads without end": resources.start_threads,
         "run for ever": resources.run_for_ever,
     }
     return {function.__name__: Attempt(title=title, make=function) for title, function in ways.items()}

@@ -53,7 +53,7 @@ def fill_disk(targets: Targets, job: Job) -> None:
 
 def write_endless_file(targets: Targets, job: Job) -> None:
     with (job.out_dir / "endless").open("wb") as file:
-        file.truncate(1 << 50)
+        file.truncate(2 * targets.disk_bytes)
 
 
 def make_files(targets: Targets, job: Job) -> None:
@@ -65,7 +65,7 @@ def make_files(targets: Targets, job: Job) -> None:
 def open_files(targets: Targets, job: Job) -> None:
     handles = []
     try:
-        for _ in range(_MANY):
+        for _ in range(targets.open_files):
             handles.append(os.open(os.devnull, os.O_RDONLY))
     finally:
         for handle in handles:

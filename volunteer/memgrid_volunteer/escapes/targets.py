@@ -32,6 +32,7 @@ class Targets:
     block_device: str
     memory_bytes: int
     disk_bytes: int
+    open_files: int
     """What a worker may take in this trial."""
 
     def write(self, unit: Path) -> None:

@@ -133,6 +133,7 @@ async def _targets(folder: Path) -> AsyncIterator[Targets]:
             block_device=_block_device(),
             memory_bytes=_BOUNDS.memory_bytes,
             disk_bytes=_BOUNDS.disk_bytes,
+            open_files=_BOUNDS.open_files,
         )
 
 
