@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from memgrid.clock import SystemClock
+from memgrid.findings import Level
 from memgrid_coordinator.cli import app
-from memgrid_coordinator.policy.health import Level
 from memgrid_coordinator.services.examining import examine
 from memgrid_coordinator.settings import Settings
 from tests.grids import push_model, running_coordinator

@@ -9,9 +9,8 @@ import typer
 
 from memgrid.cli.options import JsonOption, print_json
 from memgrid.clock import SystemClock
+from memgrid.findings import lines_of
 from memgrid_coordinator.cli.opening import BlobsOption, DatabaseOption, DataOption, existing
-
-_MARKS = {"fact": "", "ok": "ok", "warning": "WARNING", "bad": "BAD"}
 
 
 def doctor(
@@ -29,9 +28,7 @@ def doctor(
     for finding in examine(settings, SystemClock(), thoroughly=thorough):
         found.append(finding)
         if not as_json:
-            typer.echo(f"{_MARKS[finding.level.value]:8}{finding.about:13}{finding.text}")
-            if finding.advice:
-                typer.echo(f"{'':21}→ {finding.advice}")
+            typer.echo("\n".join(lines_of(finding)))
     if as_json:
         print_json([asdict(finding) for finding in found])
     if any(finding.level.value == "bad" for finding in found):

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
+from memgrid.findings import Finding, Level
 from memgrid.text import bytes_text, seconds_text
-
-
-class Level(StrEnum):
-    FACT = "fact"
-    OK = "ok"
-    WARNING = "warning"
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of a diagnosis: what was looked at, what was seen, and what to do about it."""
-
-    level: Level
-    about: str
-    text: str
-    advice: str = ""
-
 
 DISK_LOW = 0.1
 """Share of a disk below which its owner should do something."""

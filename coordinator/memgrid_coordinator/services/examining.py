@@ -8,9 +8,9 @@ from sqlalchemy.exc import OperationalError
 
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError
+from memgrid.findings import Finding, Level
 from memgrid_coordinator.certificates import Certificate
 from memgrid_coordinator.policy import health
-from memgrid_coordinator.policy.health import Finding, Level
 from memgrid_coordinator.services import examining_machine
 from memgrid_coordinator.services.examining_service import answers
 from memgrid_coordinator.services.gauging import ALIVE

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from memgrid.findings import Finding, Level
 from memgrid.text import bytes_text
 from memgrid_coordinator.policy import health
-from memgrid_coordinator.policy.health import Finding, Level
 from memgrid_coordinator.settings import Settings
 
 _LIBRARIES = (

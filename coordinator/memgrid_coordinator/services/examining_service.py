@@ -13,10 +13,10 @@ from pathlib import Path
 from memgrid.channel import open_channel
 from memgrid.endpoint import GridEndpoint, discover
 from memgrid.errors import MemgridError
+from memgrid.findings import Finding, Level
 from memgrid.v1 import volunteers_pb2 as pb
 from memgrid.v1.volunteers_pb2_grpc import VolunteersStub
 from memgrid_coordinator.data_folder import occupant
-from memgrid_coordinator.policy.health import Finding, Level
 from memgrid_coordinator.settings import Settings
 
 _ANSWER_LIMIT_S = 10.0

@@ -23,6 +23,8 @@ class Attempt:
 def _attempts() -> Mapping[str, Attempt]:
     ways: dict[str, Make] = {
         "connect by TCP": network.connect_tcp,
+        "connect by sending": network.send_by_fast_open,
+        "listen on a port": network.listen_tcp,
         "send by UDP": network.send_udp,
         "ask a name server": network.ask_nameserver,
         "connect to a unix socket": network.connect_unix,
@@ -49,6 +51,7 @@ def _attempts() -> Mapping[str, Attempt]:
         "read another's memory": processes.read_memory,
         "limit another": processes.limit_other,
         "start a process": processes.start_process,
+        "start a process otherwise": processes.start_process_otherwise,
         "fork bomb": processes.fork_bomb,
         "start a program": processes.start_program,
         "start a setuid program": processes.start_setuid,

@@ -19,6 +19,19 @@ def connect_tcp(targets: Targets, job: Job) -> None:
         connection.connect(("127.0.0.1", targets.tcp_port))
 
 
+def send_by_fast_open(targets: Targets, job: Job) -> None:
+    """A connection that is made by sending, without a call to connect."""
+    with socket.socket() as connection:
+        connection.settimeout(_LIMIT_S)
+        connection.sendto(b"secret", socket.MSG_FASTOPEN, ("127.0.0.1", targets.tcp_port))
+
+
+def listen_tcp(targets: Targets, job: Job) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+
 def send_udp(targets: Targets, job: Job) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as sender:
         sender.sendto(b"secret", ("127.0.0.1", targets.udp_port))

@@ -15,6 +15,7 @@ from memgrid_volunteer.escapes.targets import Targets
 from memgrid_volunteer.kinds.job import Job
 
 _PTRACE_ATTACH, _PTRACE_DETACH = 16, 17
+_CLONE3 = 435
 _BOMB = 400
 
 
@@ -54,6 +55,18 @@ def limit_other(targets: Targets, job: Job) -> None:
 
 def start_process(targets: Targets, job: Job) -> None:
     if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def start_process_otherwise(targets: Targets, job: Job) -> None:
+    """By the newest of the calls that make processes, which keeps its wishes where no filter sees them."""
+    wishes = (ctypes.c_uint64 * 8)(0, 0, 0, 0, signal.SIGCHLD)
+    libc = ctypes.CDLL(None, use_errno=True)
+    child = libc.syscall(_CLONE3, wishes, ctypes.sizeof(wishes))
+    if child < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.escapes.attempts import ATTEMPTS
 from memgrid_volunteer.escapes.targets import Targets
-from memgrid_volunteer.kinds.job import Hello, Job, Outcome
+from memgrid_volunteer.kinds.job import Hello, Job, Outcome, PaceLine
 
 THROUGH = "got through"
 
@@ -19,6 +19,8 @@ def main() -> None:
     answers: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
     answers.write(Hello(devices=()).to_line())
     for line in sys.stdin.buffer:
+        if PaceLine.from_line(line) is not None:
+            continue
         job = Job.from_line(line)
         text = attempt(job)
         answers.write(Outcome(failure=Reason(code=ReasonCode.UNIT_FAILED, text=text)).to_line())

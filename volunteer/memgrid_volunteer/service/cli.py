@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={"ignore_unknown_options": False})(install)
     app.command()(uninstall)
     app.command("service-status")(service_status)
+    app.command()(doctor)
 
 
 def install(
@@ -81,3 +82,69 @@ def service_status(home: HomeOption = None, as_json: JsonOption = False) -> None
     lines = [f"{name:12}{value}" for name, value in found.items()]
     lines += [f"{'start':12}{end['at']}  {end['ended']}" for end in ends[-5:]]
     typer.echo("\n".join(lines))
+
+
+def doctor(
+    home: HomeOption = None,
+    escapes: Annotated[
+        bool, typer.Option("--escapes", help="Try instead how a hostile worker fares behind each wall; a minute.")
+    ] = False,
+    worker_module: Annotated[str, typer.Option(help="The module that computes.", hidden=True)] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Examine this volunteer, running or not, and say what to do; shows no secret. Fails if something is bad."""
+    place = Home(home or default_home())
+    if escapes:
+        _try_escapes(place, as_json)
+        return
+    import random
+    from dataclasses import asdict
+
+    from memgrid.clock import SystemClock
+    from memgrid.findings import Level, lines_of
+    from memgrid.log import configure_logging
+    from memgrid_volunteer.doctor import examine
+    from memgrid_volunteer.sandbox import WORKER_MODULE
+
+    configure_logging(level="ERROR")
+    found = []
+    for finding in examine(place, SystemClock(), random.Random(), worker_module=worker_module or WORKER_MODULE):
+        found.append(finding)
+        if not as_json:
+            typer.echo("\n".join(lines_of(finding)))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))
+    if any(finding.level is Level.BAD for finding in found):
+        raise typer.Exit(1)
+
+
+def _try_escapes(home: Home, as_json: bool) -> None:
+    """Each escape behind each wall that can be had here; fails if one gets through where it should not."""
+    import asyncio
+    import tempfile
+
+    from memgrid.log import configure_logging
+    from memgrid_volunteer.escapes.trial import Result, table, try_escapes
+    from memgrid_volunteer.isolation import Folders, Isolation, try_all
+    from memgrid_volunteer.sandbox import environment
+
+    configure_logging(level="ERROR")
+
+    async def trial(folder: Path) -> list[Result]:
+        folders = Folders(cache=folder / "cache", work=folder / "work")
+        tried = [each async for each in try_all(folders, environment(folders.scratch, 1))]
+        holding = [each.isolation for each in tried if not each.reason]
+        return [each async for each in try_escapes([*holding, Isolation.NONE], folder)]
+
+    home.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.folder, prefix=".escapes-") as folder:
+        results = asyncio.run(trial(Path(folder)))
+    lines = table(results)
+    if as_json:
+        typer.echo(json.dumps([dict(zip(lines[0], line, strict=True)) for line in lines[1:]], indent=1))
+    else:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            typer.echo("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    if any(result.is_through and result.isolation is not Isolation.NONE for result in results):
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What `memgrid volunteer doctor` looks at, a part of the volunteer in each file."""
