@@ -42,6 +42,7 @@ BY_THE_FILTER = [
     "start_process",
     "fork_bomb",
     "start_program",
+    "become_program",
     "start_setuid",
     "mount",
     "make_namespaces",
@@ -145,6 +146,7 @@ async def test_with_limits_alone_only_the_limits_hold(place: Path) -> None:
         "start_program",
         "make_memory_file",
         "listen_tcp",
+        "send_by_fast_open",
     ]
     bounded = ["reserve_memory", "fill_memory", "fill_disk", "open_files", "start_threads"]
     found = await answers(Isolation.NONE, place / "none", [*through, *bounded, "mount", "make_device"])

@@ -26,6 +26,7 @@ from memgrid_volunteer.owner.words import pause_text
 from memgrid_volunteer.sandbox import WORKER_MODULE
 from memgrid_volunteer.service import cli as service_cli
 from memgrid_volunteer.service.keeping import as_service
+from memgrid_volunteer.service.keys import check_label
 from memgrid_volunteer.stopping import Stopping
 
 app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
@@ -60,11 +61,13 @@ def join(
     configure_logging(level="WARNING")
     place = _home(home)
     _check_free(place, url)
+    name = label or platform.node() or "volunteer"
+    check_label(place, name)
     membership = asyncio.run(
         running.join(
             url,
             place,
-            label=label or platform.node() or "volunteer",
+            label=name,
             invite_code=invite,
             options=running.Options(threads=threads, worker_module=worker_module, isolation=isolation),
             tell=lambda line: typer.echo(line, err=True),

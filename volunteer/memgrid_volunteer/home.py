@@ -16,6 +16,9 @@ from memgrid.signing import SigningKey
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer.owner.files import replace_text
 
+MOVED_FILE = "moved.json"
+"""Says that this home's host lives on another machine now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
@@ -54,6 +57,11 @@ class Home:
     def membership(self) -> Membership:
         """Raises InvalidError when no grid has been joined."""
         value = self._read("grid.json")
+        if value is None and (self.folder / MOVED_FILE).exists():
+            raise InvalidError(
+                f"{self.folder}: this host was moved to another machine; to begin anew here:"
+                " memgrid volunteer join URL --label NAME, another name"
+            )
         if value is None:
             raise InvalidError(f"{self.folder}: no grid joined yet; begin with: memgrid volunteer join URL")
         try:

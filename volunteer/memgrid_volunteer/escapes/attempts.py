@@ -54,6 +54,7 @@ def _attempts() -> Mapping[str, Attempt]:
         "start a process otherwise": processes.start_process_otherwise,
         "fork bomb": processes.fork_bomb,
         "start a program": processes.start_program,
+        "become another program": processes.become_program,
         "start a setuid program": processes.start_setuid,
         "mount": kernel.mount,
         "new namespaces": kernel.make_namespaces,

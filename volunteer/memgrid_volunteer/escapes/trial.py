@@ -33,6 +33,7 @@ _ENDINGS = (
     ("the worker made", "ended: files"),
     ("the unit did not end", "ended: time"),
     # By its own number, or as bubblewrap passes it on.
+    ("the worker died with status 7", THROUGH),
     (f"the worker died with status {-signal.SIGSYS}", "SIGSYS"),
     (f"the worker died with status {128 + signal.SIGSYS}", "SIGSYS"),
 )

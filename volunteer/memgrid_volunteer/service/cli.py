@@ -10,6 +10,7 @@ import typer
 
 from memgrid.errors import InvalidError
 from memgrid_volunteer.home import Home, default_home
+from memgrid_volunteer.service.key_cli import key_app
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command()(uninstall)
     app.command("service-status")(service_status)
     app.command()(doctor)
+    app.add_typer(key_app)
 
 
 def install(

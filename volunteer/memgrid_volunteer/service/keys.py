@@ -1,0 +1,208 @@
+"""A volunteer's key in a file that only a passphrase opens; and an identity on its way to another machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from memgrid.errors import InvalidError
+from memgrid_volunteer.home import MOVED_FILE, Home, Membership, read_whole, write_whole
+
+FORMAT = "memgrid.key.v1"
+PASSPHRASE_CHARS_MIN = 10
+KEY_FILE = "volunteer.key"
+_MEMBERSHIP_FILE, _TEAM_FILE = "grid.json", "team.json"
+_KEY_BYTES, _SALT_BYTES, _NONCE_BYTES = 32, 16, 12
+_SCRYPT_LOG_N, _SCRYPT_R, _SCRYPT_P = 17, 8, 1
+"""128 MiB and a third of a second for each guess. Source: RFC 7914; OWASP's advice for scrypt."""
+_SCRYPT_LOG_N_MAX = 20
+_FILE_BYTES_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """What a file holds: the key, and when a whole identity moves, the grid that knows it and what it kept of it."""
+
+    key: bytes
+    membership: Membership | None = None
+    team: dict[str, Any] | None = None
+    made_at: datetime
+
+    @property
+    def public_key(self) -> bytes:
+        return Ed25519PrivateKey.from_private_bytes(self.key).public_key().public_bytes_raw()
+
+
+def seal(sealed: Sealed, passphrase: str, *, log_n: int = _SCRYPT_LOG_N) -> bytes:
+    """The file's content. Source: scrypt (RFC 7914) makes the key of AES-256-GCM; the head is bound to the body.
+
+    >>> from datetime import UTC
+    >>> made = Sealed(key=bytes(32), made_at=datetime(2026, 3, 1, tzinfo=UTC))
+    >>> unseal(seal(made, "ten or more", log_n=4), "ten or more") == made
+    True
+    """
+    salt, nonce = os.urandom(_SALT_BYTES), os.urandom(_NONCE_BYTES)
+    head = {
+        "format": FORMAT,
+        "log_n": log_n,
+        "r": _SCRYPT_R,
+        "p": _SCRYPT_P,
+        "salt": salt.hex(),
+        "nonce": nonce.hex(),
+    }
+    value = {
+        "key": sealed.key.hex(),
+        "membership": None if sealed.membership is None else asdict(sealed.membership),
+        "team": sealed.team,
+        "made_at": sealed.made_at.isoformat(),
+    }
+    cipher = AESGCM(_derive(passphrase, salt, log_n))
+    body = cipher.encrypt(nonce, json.dumps(value).encode(), _bound(head))
+    return json.dumps({**head, "body": base64.b64encode(body).decode()}, indent=1).encode() + b"\n"
+
+
+def unseal(content: bytes, passphrase: str) -> Sealed:
+    """The inverse; raises InvalidError when it is no such file, or the passphrase is another."""
+    try:
+        head = json.loads(content)
+        body = base64.b64decode(head.pop("body"), validate=True)
+        salt, nonce, log_n = bytes.fromhex(head["salt"]), bytes.fromhex(head["nonce"]), int(head["log_n"])
+        if head["format"] != FORMAT or not 1 <= log_n <= _SCRYPT_LOG_N_MAX or len(nonce) != _NONCE_BYTES:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidError(f"not a key file of memgrid: expected {FORMAT}") from None
+    try:
+        opened = AESGCM(_derive(passphrase, salt, log_n)).decrypt(nonce, body, _bound(head))
+    except InvalidTag:
+        raise InvalidError("the passphrase is not that of this file, or the file is damaged") from None
+    value = json.loads(opened)
+    membership = value["membership"]
+    return Sealed(
+        key=bytes.fromhex(value["key"]),
+        membership=None if membership is None else Membership(**membership),
+        team=value["team"],
+        made_at=datetime.fromisoformat(value["made_at"]),
+    )
+
+
+def back_up(home: Home, file: Path, passphrase: str, now: datetime) -> Sealed:
+    """Write the key alone; joining from another machine with it makes a second host of the same account."""
+    sealed = Sealed(key=_key_of(home), made_at=now)
+    _write_new(file, seal(sealed, _strong(passphrase)))
+    return sealed
+
+
+def move(home: Home, file: Path, passphrase: str, now: datetime) -> Sealed:
+    """Write key and membership, and let this machine be that host no more. Raises InvalidError; then nothing changed.
+
+    The key stays here, for the account may go on with another label.
+    """
+    membership = home.membership()
+    with home.lock():
+        sealed = Sealed(key=_key_of(home), membership=membership, team=_team_of(home), made_at=now)
+        _write_new(file, seal(sealed, _strong(passphrase)))
+        # Only now: whatever happens before, this machine is still the host.
+        write_whole(home.folder / MOVED_FILE, {"label": membership.label, "at": now.isoformat()})
+        (home.folder / _MEMBERSHIP_FILE).unlink()
+    return sealed
+
+
+def restore(home: Home, file: Path, passphrase: str, *, is_replacing: bool = False) -> Sealed:
+    """Put a key, or a whole identity, into a home; raises InvalidError where another one lives there.
+
+    `is_replacing`: a key that nothing here depends on may give way; it is kept beside, under its own name.
+    """
+    sealed = unseal(_read(file), passphrase)
+    home.make()
+    with home.lock():
+        _check_free(home, sealed, is_replacing=is_replacing)
+        path = home.folder / KEY_FILE
+        if path.exists() and path.read_bytes() != sealed.key:
+            path.rename(home.folder / f"{KEY_FILE}.before-{sealed.public_key.hex()[:12]}")
+        if not path.exists():
+            _write_new(path, sealed.key)
+        if sealed.team is not None:
+            write_whole(home.folder / _TEAM_FILE, sealed.team)
+        if sealed.membership is not None:
+            home.join(sealed.membership)
+    return sealed
+
+
+def check_label(home: Home, label: str) -> None:
+    """Raises InvalidError when the host of that label has moved away from here: there must not be two of it."""
+    moved = read_whole(home.folder / MOVED_FILE) or {}
+    if moved.get("label") == label:
+        raise InvalidError(
+            f"the host {label!r} was moved from here to another machine; join with another --label, and this machine"
+            " is a second host of the same account"
+        )
+
+
+def _check_free(home: Home, sealed: Sealed, *, is_replacing: bool) -> None:
+    path = home.folder / KEY_FILE
+    is_same_key = path.exists() and path.read_bytes() == sealed.key
+    joined = (home.folder / _MEMBERSHIP_FILE).exists()
+    if joined and not (is_same_key and sealed.membership in (None, home.membership())):
+        raise InvalidError(f"{home.folder}: has joined a grid; leave it first, or use another --home")
+    if path.exists() and not is_same_key and not is_replacing:
+        raise InvalidError(f"{path}: there is another key; --replace puts it aside")
+
+
+def _key_of(home: Home) -> bytes:
+    path = home.folder / KEY_FILE
+    if not path.is_file():
+        raise InvalidError(f"{home.folder}: there is no key yet; joining a grid makes one")
+    content = path.read_bytes()
+    if len(content) != _KEY_BYTES:
+        raise InvalidError(f"{path}: damaged: {len(content)} bytes, expected {_KEY_BYTES}")
+    return content
+
+
+def _team_of(home: Home) -> dict[str, Any] | None:
+    return read_whole(home.folder / _TEAM_FILE)
+
+
+def _strong(passphrase: str) -> str:
+    if len(passphrase) < PASSPHRASE_CHARS_MIN:
+        raise InvalidError(
+            f"passphrase: at least {PASSPHRASE_CHARS_MIN} characters: whoever finds the file may try many"
+        )
+    return passphrase
+
+
+def _derive(passphrase: str, salt: bytes, log_n: int) -> bytes:
+    return Scrypt(salt=salt, length=32, n=1 << log_n, r=_SCRYPT_R, p=_SCRYPT_P).derive(passphrase.encode())
+
+
+def _bound(head: dict[str, Any]) -> bytes:
+    return json.dumps(head, sort_keys=True).encode()
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(_FILE_BYTES_MAX)
+    except FileNotFoundError:
+        raise InvalidError(f"{file}: there is no such file") from None
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """A file that is its owner's alone, on disk before anything else happens; never over another."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InvalidError(f"{path}: is there already; choose another name") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
