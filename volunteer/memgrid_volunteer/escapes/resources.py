@@ -11,7 +11,7 @@ from memgrid_volunteer.escapes.targets import Targets
 from memgrid_volunteer.kinds.job import Job
 
 _PIECE_BYTES = 4 << 20
-_PIECE_S = 0.02
+_PIECE_S = 0.01
 """Slow enough to be seen, for where nothing stops it."""
 _MANY = 1_000_000
 _FILES_MADE = 2500
@@ -46,7 +46,7 @@ def make_memory_file(targets: Targets, job: Job) -> None:
 
 
 def fill_disk(targets: Targets, job: Job) -> None:
-    for number in range(4 * targets.disk_bytes // _PIECE_BYTES):
+    for number in range(16 * targets.disk_bytes // _PIECE_BYTES):
         (job.out_dir / f"piece-{number}").write_bytes(os.urandom(_PIECE_BYTES))
         time.sleep(10 * _PIECE_S)
 

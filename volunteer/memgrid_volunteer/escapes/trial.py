@@ -24,7 +24,7 @@ from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.sandbox import Sandbox
 
 _MODULE = "memgrid_volunteer.escapes.worker"
-_BOUNDS = Bounds(memory_bytes=256 << 20, disk_bytes=32 << 20, files=1000, open_files=256, tasks=100, unit_s=4.0)
+_BOUNDS = Bounds(memory_bytes=256 << 20, disk_bytes=32 << 20, files=1000, open_files=256, tasks=100, unit_s=8.0)
 """Small, so that it shows soon, and so that what is not refused does little."""
 _ENDINGS = (
     ("the worker took", "ended: memory"),
