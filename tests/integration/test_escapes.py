@@ -23,6 +23,8 @@ from memgrid_volunteer.isolation import Folders, Isolation, command_for
 from memgrid_volunteer.kinds.job import Job, Outcome
 from memgrid_volunteer.sandbox import environment
 
+ROOT = Path(__file__).resolve().parents[2]
+
 BY_THE_FILTER = [
     "connect_tcp",
     "send_by_fast_open",
@@ -248,3 +250,13 @@ async def test_the_guard_does_not_count_mapped_files(tmp_path: Path) -> None:
     process.stdin.close()
     await process.wait()
     assert resident > 64 << 20 > counted
+
+
+def test_the_page_shows_every_escape() -> None:
+    page = (ROOT / "docs" / "service.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith(tuple(each.title for each in ATTEMPTS.values()))]
+    shown = {each.title for each in ATTEMPTS.values() if any(line.startswith(f"{each.title}  ") for line in lines)}
+    assert shown == {each.title for each in ATTEMPTS.values()}
+    for line in lines:
+        # The last column is that of no walls at all.
+        assert THROUGH not in line.rsplit("  ", 1)[0]
