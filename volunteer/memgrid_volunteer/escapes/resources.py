@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -75,8 +76,14 @@ def open_files(targets: Targets, job: Job) -> None:
 def start_threads(targets: Targets, job: Job) -> None:
     # Their stacks would run into another bound first.
     threading.stack_size(64 << 10)
-    for _ in range(_MANY):
-        threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
+    is_over = threading.Event()
+    try:
+        for _ in range(_MANY):
+            threading.Thread(target=is_over.wait, args=(20,), daemon=True).start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "no more threads") from None
+    finally:
+        is_over.set()
 
 
 def run_for_ever(targets: Targets, job: Job) -> None:

@@ -34,8 +34,6 @@ def attempt(job: Job) -> str:
         return "ENOMEM"
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error))
-    except RuntimeError as error:
-        return str(error)
     return THROUGH
 
 
