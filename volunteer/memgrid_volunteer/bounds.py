@@ -32,7 +32,8 @@ class Bounds:
 
         Stacks of threads and arenas of allocators are reserved in full: a worker that has imported all it needs
         reserves 1.34 times what it touches, with SmolLM2 in single precision 1.14 times (x86-64, two threads, torch
-        2.13). So the kernel's limit stands a third higher, and 2 GiB.
+        2.13). So the kernel's limit stands a third higher, and 2 GiB. Drivers of GPUs reserve as they like: beside
+        them nothing is limited beforehand, and what is touched is watched.
         """
         return self.memory_bytes * 4 // 3 + (2 << 30)
 

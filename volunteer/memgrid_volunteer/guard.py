@@ -79,13 +79,33 @@ async def watch(pid: int, written: tuple[Path, ...], bounds: Bounds) -> Reason |
 def _processes(pid: int) -> tuple[int, int]:
     """Memory and threads of a process and all that it started."""
     memory_bytes = tasks = 0
-    with contextlib.suppress(psutil.Error):
-        first = psutil.Process(pid)
-        for process in (first, *first.children(recursive=True)):
-            with contextlib.suppress(psutil.Error, OSError, ValueError):
-                memory_bytes += _memory_bytes(process)
-                tasks += process.num_threads()
+    for each in family(pid):
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
+            process = psutil.Process(each)
+            memory_bytes += _memory_bytes(process)
+            tasks += process.num_threads()
     return memory_bytes, tasks
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started, as far as they live. Looks at no others: there may be thousands."""
+    found, left = [], [pid]
+    while left:
+        found.append(left.pop())
+        left += _children(found[-1])
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        files = [task / "children" for task in tasks.iterdir()]
+        return [int(child) for file in files for child in file.read_text().split()]
+    except OSError:
+        # It has ended, or this system tells it otherwise.
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(pid).children()]
+        return []
 
 
 def _memory_bytes(process: psutil.Process) -> int:

@@ -145,7 +145,7 @@ def _walls(isolation: Isolation, folders: Folders, bounds: Bounds) -> Walls:
         readable=() if is_own_view else readable,
         writable=() if is_own_view else (str(folders.outputs), str(folders.scratch)),
         devices=() if is_own_view else (*_PLAIN_DEVICES, *_gpu_nodes()),
-        data_bytes=bounds.data_bytes,
+        data_bytes=None if any(_gpu_nodes()) else bounds.data_bytes,
         file_bytes=bounds.disk_bytes,
         open_files=bounds.open_files,
         tasks=bounds.tasks if has_own_users else None,

@@ -33,7 +33,8 @@ class Walls:
     readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    data_bytes: int
+    data_bytes: int | None
+    """None where a driver reserves more than anybody will touch."""
     file_bytes: int
     open_files: int
     tasks: int | None
@@ -73,8 +74,9 @@ def _limit(walls: Walls) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, walls.file_bytes),
         (resource.RLIMIT_NOFILE, walls.open_files),
-        (resource.RLIMIT_DATA, walls.data_bytes),
     ]
+    if walls.data_bytes is not None:
+        wanted.append((resource.RLIMIT_DATA, walls.data_bytes))
     if walls.tasks is not None:
         wanted.append((resource.RLIMIT_NPROC, walls.tasks))
     for limit, most in wanted:

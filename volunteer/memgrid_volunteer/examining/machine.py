@@ -84,7 +84,10 @@ def worker(home: Home, module: str = WORKER_MODULE) -> Iterator[Finding]:
         yield Finding(level=Level.OK, about="device", text=text)
     if _DRIVER_FILE.exists() and not any(device.facts.kind == "cuda" for device in hello.devices):
         text = "there is an NVIDIA driver, and the worker finds no GPU"
-        advice = "is this torch built with CUDA, for this driver? python -c 'import torch; torch.zeros(1).cuda()'"
+        advice = (
+            "is this torch built with CUDA, for this driver? python -c 'import torch; torch.zeros(1).cuda()';"
+            " if that works, are the walls in its way? memgrid volunteer run --once --isolation none"
+        )
         yield Finding(level=Level.BAD, about="device", text=text, advice=advice)
 
 
