@@ -153,7 +153,7 @@ async def test_with_limits_alone_only_the_limits_hold(place: Path) -> None:
     ]
     bounded = ["reserve_memory", "fill_memory", "fill_disk", "open_files"]
     found = await answers(
-        Isolation.NONE, place / "none", [*through, *bounded, "start_threads", "mount", "make_device"]
+        Isolation.NONE, place / "none", [*through, *bounded, "start_threads", "fork_bomb", "mount", "make_device"]
     )
     assert {name: found[name] for name in through} == dict.fromkeys(through, THROUGH)
     assert {name: found[name] for name in bounded} == {name: LIMITS[name] for name in bounded}
