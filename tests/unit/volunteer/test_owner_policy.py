@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memgrid.units import ReasonCode
@@ -290,6 +290,8 @@ def test_a_span_covers_the_minutes_that_one_counts_by_hand(text: str, minute: in
     start=st.sampled_from(("2026-03-28T20:00Z", "2026-10-24T20:00Z", "2026-10-31T23:00Z", "2026-04-04T10:00Z")),
     minutes=st.integers(0, 900),
 )
+@example(text="02:30-05:00", zone="Europe/Berlin", start="2026-03-28T20:00Z", minutes=0)
+@example(text="02:30-05:00", zone="Europe/Berlin", start="2026-10-24T20:00Z", minutes=290)
 def test_the_next_change_is_the_one_that_one_waits_for_minute_by_minute(
     text: str, zone: str, start: str, minutes: int
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import Item
 from tomlkit.toml_document import TOMLDocument
 
 from memgrid.campaign_problems import problems_of
@@ -183,11 +182,7 @@ def _put_in(document: TOMLDocument, path: Path, value: Any) -> None:
         table = table[part]
         if not hasattr(table, "keys"):
             raise InvalidError(f"{'.'.join(path)}: {part} is a value, no table")
-    old = table.get(path[-1])
-    item = tomlkit.item(value)
-    if isinstance(old, Item) and hasattr(item, "trivia"):
-        item.trivia.comment_ws, item.trivia.comment = old.trivia.comment_ws, old.trivia.comment
-    table[path[-1]] = item
+    table[path[-1]] = value
 
 
 def _take_out(document: TOMLDocument, path: Path) -> None:
