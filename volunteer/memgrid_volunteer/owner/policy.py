@@ -120,7 +120,7 @@ def _look(view: View, before: DeviceFormer | None) -> tuple[dict[str, Latch], di
         latches[rule.name] = latch.seen(found is not None, view.now, rise_s=rise_s, fall_s=rule.fall_s)
         if found is not None:
             findings[rule.name] = found
-        elif before is not None and rule.name in before.findings:
+        elif before is not None and latches[rule.name].is_on:
             findings[rule.name] = _falling(before.findings[rule.name], latches[rule.name], rule)
     return latches, findings
 
