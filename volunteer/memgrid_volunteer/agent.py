@@ -78,7 +78,7 @@ class Agent:
         await asyncio.to_thread(self._ruling.watcher.look)
         loops = (
             self._ruling.watcher.run(),
-            self._workbench.prepare_offers(),
+            self._workbench.preparing.prepare_offers(),
             self._workbench.run_units(),
             self._deliveries.deliver(),
             self._correspondence.correspond(),
@@ -153,8 +153,8 @@ class Agent:
         return Situation(
             decisions=decisions,
             network_spared=self._budget.spared,
-            rest=self._workbench.rest_reason,
-            data_away=self._workbench.data_away,
+            rest=self._workbench.preparing.rest_reason,
+            data_away=self._workbench.preparing.data_away,
             outbox_is_full=self._outbox.size_bytes() > self._limits.outbox_bytes,
             wishes=wishes_of(ruled.preferences.work),
             grid_away=self._correspondence.grid_away,

@@ -95,11 +95,7 @@ class Bench:
     async def run(self, job: Job, model: Digest, hear: Callable[[Progress], None]) -> Outcome:
         """One unit to its outcome."""
         self.warm_model = model
-        outcome = await self._sandbox.run(job, hear)
-        if outcome.failure is not None and _blames_the_device(outcome.failure):
-            # What a driver's reset or a stray access broke stays broken in that process.
-            await self.stop()
-        return outcome
+        return await self._sandbox.run(job, hear)
 
     async def stop(self) -> None:
         """End the worker, and with it the running unit; it starts again when needed."""
@@ -110,7 +106,10 @@ class Bench:
         self._health = WELL
 
     def failed(self, reason: Reason, *, is_certain: bool = False) -> None:
-        """One more failure; after some of them the device rests, longer every time."""
+        """One more failure; after some of them the device rests, longer every time.
+
+        A rest ends the worker, too: what a driver's reset or a stray access broke stays broken in that process.
+        """
         self._health = after_failure(
             self._health, reason, self._clock.monotonic_s(), is_certain=is_certain or _blames_the_device(reason)
         )

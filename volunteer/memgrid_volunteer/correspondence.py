@@ -262,7 +262,7 @@ class Correspondence:
         known = model or ModelFiles(digest=offer.model, files=())
         if not self._desk.take(offer, known):
             return False
-        self._workbench.put(offer.lease_id)
+        self._workbench.preparing.put(offer.lease_id)
         return True
 
     async def _pause(self, pause_s: float) -> None:

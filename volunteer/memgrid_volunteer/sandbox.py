@@ -83,7 +83,7 @@ class Sandbox:
         self._folders.make()
         self._last_lines.clear()
         self._excess = None
-        self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
             env=self._environment,
             cwd=self._folders.scratch,
@@ -94,18 +94,23 @@ class Sandbox:
             # A Ctrl-C at the terminal is for the supervisor, who then ends the worker.
             start_new_session=True,
         )
-        self._listener = asyncio.create_task(self._listen(self._process))
-        self._guard = asyncio.create_task(self._watch(self._process))
+        self._process = process
+        self._listener = asyncio.create_task(self._listen(process))
+        self._guard = asyncio.create_task(self._watch(process))
         try:
             async with asyncio.timeout(START_LIMIT_S):
-                self._hello = Hello.from_line(await self._answer())
+                hello = Hello.from_line(await _answer(process))
+            if self._process is not process:
+                raise _WorkerGone  # killed after it had spoken
         except (TimeoutError, InvalidError, _WorkerGone):
             await self.kill()
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise InternalError(f"the worker does not start: {last}") from None
-        log.info("worker started", pid=self._process.pid, isolation=str(self._isolation), device=self._device_id)
-        self._tell_pace()
-        return self._hello
+        self._hello = hello
+        log.info("worker started", pid=process.pid, isolation=str(self._isolation), device=self._device_id)
+        if self._duty != 1.0:
+            self._tell_pace()
+        return hello
 
     async def run(self, job: Job, hear: Callable[[Progress], None] | None = None) -> Outcome:
         """Run one unit to its outcome; a worker that dies over it is an outcome too. `hear` is told how it goes."""
@@ -119,7 +124,7 @@ class Sandbox:
             process.stdin.write(job.to_line())
             await process.stdin.drain()
             async with asyncio.timeout(self._bounds.unit_s):
-                while (progress := Progress.from_line(line := await self._answer())) is not None:
+                while (progress := Progress.from_line(line := await _answer(process))) is not None:
                     if hear is not None:
                         hear(progress)
             return Outcome.from_line(line)
@@ -149,7 +154,6 @@ class Sandbox:
                 self._tell_pace()
 
     def _tell_pace(self) -> None:
-        # A worker begins with 1 by itself.
         process = self._process
         if process is None or process.stdin is None or process.stdin.is_closing():
             return
@@ -175,17 +179,6 @@ class Sandbox:
         if guarding is not None:
             guarding.cancel()
             await asyncio.wait([guarding])
-
-    async def _answer(self) -> bytes:
-        process = self._process
-        assert process is not None and process.stdout is not None
-        try:
-            line = await process.stdout.readline()
-        except ValueError:
-            raise InvalidError("worker: an answer of more than a megabyte") from None
-        if not line.endswith(b"\n"):
-            raise _WorkerGone
-        return line
 
     async def _post_mortem(self, process: asyncio.subprocess.Process) -> Outcome:
         wanted = self._killed is process
@@ -213,6 +206,18 @@ class Sandbox:
         if self._excess is not None:
             log.warning("worker ended", reason=self._excess.text)
             _kill_group(process)
+
+
+async def _answer(process: asyncio.subprocess.Process) -> bytes:
+    """The next line of a worker, which may be killed meanwhile."""
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+    except ValueError:
+        raise InvalidError("worker: an answer of more than a megabyte") from None
+    if not line.endswith(b"\n"):
+        raise _WorkerGone
+    return line
 
 
 class _WorkerGone(Exception):  # noqa: N818 - a turn of events, not an error

@@ -1,4 +1,4 @@
-"""From offers on the desk to results in the outbox: inputs are fetched while every device runs its present unit."""
+"""From ready units to results in the outbox, on every device of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from memgrid.clock import Clock
-from memgrid.errors import InvalidError, MemgridError, TooLargeError, UnavailableError
+from memgrid.errors import InvalidError
 from memgrid.log import get_logger
 from memgrid.specs import parse_spec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
@@ -17,8 +17,7 @@ from memgrid_volunteer.bench import Bench
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.desk import AHEAD_UNITS_MAX, Desk, Held, Stage
 from memgrid_volunteer.diary import Diary
-from memgrid_volunteer.health import WELL, after_failure
-from memgrid_volunteer.inputs import Prepared, prepare
+from memgrid_volunteer.inputs import Prepared
 from memgrid_volunteer.kept import forget_old
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.outbox import Outbox
@@ -26,6 +25,7 @@ from memgrid_volunteer.owner.decision import RUN, Decision
 from memgrid_volunteer.owner.preferences import Work
 from memgrid_volunteer.owner.sparing import refused
 from memgrid_volunteer.patience import Backoff
+from memgrid_volunteer.preparing import Preparing
 from memgrid_volunteer.ready import Ready
 from memgrid_volunteer.transfers import Transfers
 
@@ -68,21 +68,25 @@ class Workbench:
         self._desk = desk
         self._outbox = outbox
         self._cache = cache
-        self._transfers = transfers
         self._work = work
         self._diary = diary
         self._clock = clock
-        self._rng = rng
-        self._backoff = backoff
         self._news = news
-        self._offered: asyncio.Queue[LeaseId] = asyncio.Queue()
         self._ready = Ready()
+        self.preparing = Preparing(
+            desk=desk,
+            ready=self._ready,
+            cache=cache,
+            transfers=transfers,
+            work=work,
+            clock=clock,
+            rng=rng,
+            backoff=backoff,
+            give_back=self._give_back,
+        )
         self._finishing: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Carries what nobody expected out of a task that finishes a unit."""
-        self._preparing = WELL
-        self.data_away: str | None = None
-        """Why inputs can't be had just now."""
         self.units_finished = 0
         """Reported or given back for good, since this process started."""
 
@@ -93,15 +97,6 @@ class Workbench:
     @property
     def is_computing(self) -> bool:
         return any(bench.lease_id is not None for bench in self.benches)
-
-    @property
-    def rest_reason(self) -> Reason | None:
-        """Why no unit is worth fetching here, when several in a row could not be."""
-        return self._preparing.reason if self._preparing.is_resting(self._clock.monotonic_s()) else None
-
-    def put(self, lease_id: LeaseId) -> None:
-        """Begin with a lease that has been put on the desk."""
-        self._offered.put_nowait(lease_id)
 
     def ruled(self, decisions: Mapping[DeviceId, Decision]) -> dict[DeviceId, Decision]:
         """What holds for each device: the owner's decision, or its own need of a rest."""
@@ -135,34 +130,10 @@ class Workbench:
         # Which campaign a unit is of is between the grid and its operators.
         own = work.model_copy(update={"campaigns": (), "campaigns_avoided": ()})
         for held in self._desk.all():
-            kind, estimate_s = parse_spec(held.offer.spec).kind, held.offer.estimate_s
-            if held.stage is not Stage.DONE and refused(own, kind=kind, estimate_s=estimate_s) is not None:
+            if held.stage is not Stage.DONE and _is_refused(held.offer, own):
                 self._desk.give_back(held.offer.lease_id, RUN.reason_for_grid)
                 await self.stop(held.offer.lease_id)
                 self._news.set()
-
-    async def prepare_offers(self) -> None:
-        """Loop: from offered to ready."""
-        failures = 0
-        while True:
-            held = self._desk.find(await self._offered.get())
-            if held is None:
-                self.data_away = None  # nobody is left to find out that it is back
-                continue
-            offer = held.offer
-            try:
-                prepared = await prepare(
-                    offer, held.model, transfers=self._transfers, cache=self._cache, work=self._work
-                )
-            except UnavailableError as error:
-                failures += 1
-                await self._wait_for_data(offer, error, failures)
-            except (MemgridError, OSError) as error:
-                self._can_not_prepare(offer, error)
-            else:
-                failures, self.data_away, self._preparing = 0, None, WELL
-                held.stage = Stage.READY
-                await self._ready.put(prepared)
 
     async def run_units(self) -> None:
         """Loops: from ready to the outbox, on every device."""
@@ -196,7 +167,7 @@ class Workbench:
         if fate is Fate.CUT_OFF and self._desk.holds(offer.lease_id):
             # Its lease is kept: it goes on from its last state, here or on another device.
             held.stage = Stage.OFFERED
-            self.put(offer.lease_id)
+            self.preparing.put(offer.lease_id)
 
     async def _compute(self, bench: Bench, prepared: Prepared, held: Held) -> Fate:
         offer = prepared.offer
@@ -276,23 +247,6 @@ class Workbench:
         if error is not None and not self._broken.done():
             self._broken.set_exception(error)
 
-    async def _wait_for_data(self, offer: LeaseOffer, error: UnavailableError, failures: int) -> None:
-        """The grid's store does not answer: no fault of the unit, and its lease is kept as long as it lasts."""
-        if self._clock.now() >= offer.deadline_at:
-            self.data_away = None
-            self._give_back(offer, _why_not_prepared(error))
-            return
-        self.data_away = str(error)[:500]
-        await asyncio.sleep(self._backoff(failures, self._rng))
-        self.put(offer.lease_id)
-
-    def _can_not_prepare(self, offer: LeaseOffer, error: MemgridError | OSError) -> None:
-        reason = _why_not_prepared(error)
-        if isinstance(error, OSError | TooLargeError):
-            # The next unit would fare no better here.
-            self._preparing = after_failure(self._preparing, reason, self._clock.monotonic_s())
-        self._give_back(offer, reason)
-
     def _give_back(self, offer: LeaseOffer, reason: Reason, device_id: DeviceId | None = None) -> None:
         if self._desk.give_back(offer.lease_id, reason):
             self.units_finished += 1
@@ -314,9 +268,9 @@ class Workbench:
                 self._news.set()
 
 
-def _why_not_prepared(error: MemgridError | OSError) -> Reason:
-    log.warning("unit can't be prepared", error=str(error))
-    # A lease that contradicts itself is the unit's fault; everything else may go well elsewhere.
-    code = ReasonCode.UNIT_FAILED if isinstance(error, InvalidError) else ReasonCode.INPUT_UNAVAILABLE
-    text = f"this host's disk: {error.strerror}" if isinstance(error, OSError) else str(error)[:500]
-    return Reason(code=code, text=text)
+def _is_refused(offer: LeaseOffer, work: Work) -> bool:
+    try:
+        kind = parse_spec(offer.spec).kind
+    except InvalidError:
+        return False  # it was not looked at yet, and goes back for that
+    return refused(work, kind=kind, estimate_s=offer.estimate_s) is not None

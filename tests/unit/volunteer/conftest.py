@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from memgrid.clock import SystemClock
+from memgrid.errors import MemgridError
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer import running
 from memgrid_volunteer.home import Home, Membership
@@ -139,7 +140,9 @@ class Volunteer:
             yield task
         finally:
             self.stopping.stop()
-            await asyncio.gather(task, return_exceptions=True)
+            (failure,) = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(failure, Exception) and not isinstance(failure, MemgridError):
+                raise failure
 
     async def run(self, **limits: float | None) -> None:
         self.stopping = Stopping()

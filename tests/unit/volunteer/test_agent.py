@@ -220,7 +220,7 @@ async def test_pausing_kills_the_worker_keeps_leases_for_a_while_and_still_deliv
     async with volunteer.running():
         await grid.until(lambda: volunteer.units_run() == ["one", "two"])
         volunteer.control.pause(datetime.now(UTC))
-        await grid.until(lambda: volunteer.device()["unit"] is None, limit_s=2)
+        await grid.until(lambda: volunteer.device()["unit"] is None)
         await grid.until(lambda: grid.settled == {"one"})
         await grid.until(lambda: volunteer.home.status()["accepted"] == 1)
         await grid.until(lambda: volunteer.home.status()["state"] == "paused")

@@ -143,7 +143,7 @@ async def test_a_device_on_which_units_fail_rests_longer_every_time(
         await grid.until(lambda: len(volunteer.units_run()) == FAILURES_BEFORE_REST + 1)
         await grid.until(lambda: volunteer.why() and "4 failures in a row" in volunteer.device()["reason"]["text"])
         until = datetime.fromisoformat(volunteer.device()["until"])
-        assert until - volunteer.clock.now() > first
+        assert until - volunteer.clock.now() > 2 * first
 
 
 async def test_a_reset_driver_ends_that_worker_and_leaves_the_other_device(
@@ -245,7 +245,7 @@ async def test_wishes_reach_the_grid_and_hold_at_once(grid: ScriptedGrid, volunt
         volunteer.prefer(
             f'{ALWAYS}[work]\nkinds_avoided = ["train"]\ncampaigns_avoided = ["x"]\nmax_runtime_minutes = 5\n'
         )
-        await grid.until(lambda: grid.asks[-1].wishes.longest == timedelta(minutes=5), limit_s=5)
+        await grid.until(lambda: grid.asks[-1].wishes.longest == timedelta(minutes=5))
         wishes = grid.asks[-1].wishes
         assert wishes.kinds == {"prefill", "study", "evaluate"} and wishes.avoided_campaigns == {"x"}
         volunteer.prefer(f'{ALWAYS}[work]\nkinds_avoided = ["prefill", "study", "train", "evaluate"]\n')
@@ -261,7 +261,7 @@ async def test_a_kind_that_is_avoided_from_now_on_is_stopped_at_once(
     async with volunteer.running():
         await grid.until(lambda: volunteer.progress() and len(grid.granted) == 2)
         volunteer.prefer(f'{ALWAYS}[work]\nkinds = ["study"]\n')
-        await grid.until(lambda: {release.lease_id for release in grid.released} == {"one", "two"}, limit_s=5)
+        await grid.until(lambda: {release.lease_id for release in grid.released} == {"one", "two"})
         assert {release.reason.code for release in grid.released} == {ReasonCode.OWNER_PAUSED}
         await grid.until(lambda: volunteer.home.status()["state"] == "idle")
 

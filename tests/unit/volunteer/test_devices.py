@@ -46,7 +46,7 @@ async def test_every_gpu_has_a_unit_and_the_processor_none(grid: ScriptedGrid, g
         await grid.until(lambda: {(device, uuid) for _, device, uuid in gpus.runs()} == own)
         assert len(grid.granted) == 4, "for each device one to run and one to fetch"
         gpus.prefer(f"{ALWAYS}[devices.cpu]\nenabled = true\n")
-        await grid.until(lambda: running_on(gpus)["cpu"], limit_s=30)
+        await grid.until(lambda: running_on(gpus)["cpu"])
 
 
 async def test_one_paused_gpu_leaves_the_other_at_work(grid: ScriptedGrid, gpus: Volunteer) -> None:
@@ -56,7 +56,7 @@ async def test_one_paused_gpu_leaves_the_other_at_work(grid: ScriptedGrid, gpus:
         await grid.until(lambda: all(running_on(gpus).get(device) for device in ("cuda:0", "cuda:1")))
         still = running_on(gpus)["cuda:1"]
         gpus.control.pause(datetime.now(UTC), device_id="cuda:0")
-        await grid.until(lambda: running_on(gpus)["cuda:0"] is None, limit_s=5)
+        await grid.until(lambda: running_on(gpus)["cuda:0"] is None)
         assert gpus.home.status()["state"] == "running" and running_on(gpus)["cuda:1"] == still
         assert gpus.device("cuda:0")["reason"]["code"] == ReasonCode.OWNER_PAUSED
         assert not grid.released
