@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -110,7 +111,10 @@ async def test_throttling_reaches_the_worker_and_a_kept_pause_holds_it(
         volunteer.probe.reading["devices"] = {"cpu": DeviceSignals(temperature_c=90.0)}
         await grid.until(lambda: volunteer.device()["action"] == "pause_keep")
         assert volunteer.device()["reason"]["code"] == ReasonCode.TOO_HOT
+        await asyncio.sleep(0.3)
         held = volunteer.device()["progress"]
+        await asyncio.sleep(0.3)
+        assert volunteer.device()["progress"] == held, "a step takes two hundredths of a second"
         pid = volunteer.worker_pids()
         assert volunteer.home.status()["state"] == "paused"
         volunteer.probe.reading["devices"] = {"cpu": DeviceSignals(temperature_c=40.0)}
