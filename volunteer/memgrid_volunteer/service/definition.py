@@ -70,8 +70,8 @@ NotifyAccess=main
 ExecStart={" ".join(map(_systemd_word, service.command))}
 Restart=on-failure
 RestartSec={RESTART_S}
-# Bad input: the next start would find the same.
-RestartPreventExitStatus=2
+# Bad input, or what only somebody can mend: the next start would find the same.
+RestartPreventExitStatus=2 3
 WatchdogSec={WATCHDOG_S}
 WatchdogSignal=SIGTERM
 TimeoutStartSec=60
