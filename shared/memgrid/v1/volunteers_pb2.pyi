@@ -107,7 +107,7 @@ class HostFacts(_message.Message):
     memory_bytes: _builtins.int
     client_version: _builtins.str
     isolation: _builtins.str
-    """bubblewrap | namespaces | none"""
+    """bubblewrap | namespaces | filters | none"""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     def __init__(
