@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from memgrid.log import get_logger
 from memgrid.specs import Spec
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
 from memgrid_volunteer.course import Course
+from memgrid_volunteer.done import DoneUnit, Outcome
+from memgrid_volunteer.history import History
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.owner.decision import Decision
@@ -28,15 +31,17 @@ READINGS_S = 1.0
 
 
 class Diary:
-    """Keeps the tally, writes status.json whenever something changes, and tells the owner in one line each."""
+    """Keeps tally and history, writes status.json when something changes, and tells the owner in one line each."""
 
     def __init__(
         self, home: Home, facts: HostFacts, clock: Clock, tell: Tell, *, names: Sequence[DeviceId] | None = None
     ) -> None:
         """`names`: what the devices of `facts` are called here; without, as torch does."""
         self._home = home
+        self._grid = home.grid_url
         self._clock = clock
         self._tell = tell
+        self._history = History(home.folder)
         self._devices = devices_of(facts.devices, names)
         self._courses: dict[DeviceId, Course] = {}
         self._status = VolunteerStatus(
@@ -68,6 +73,8 @@ class Diary:
         elif news and state == "paused" and (idle is None or idle.code is ReasonCode.OWNER_PAUSED):
             self._tell("paused; `memgrid volunteer resume` goes on")
         self.write()
+        if state == "stopped":
+            self._history.close()
 
     def _tell_idle(self, reason: Reason) -> None:
         # Between two short units of one text a volunteer idles every time: once in a while is enough.
@@ -121,6 +128,7 @@ class Diary:
         self._devices[device_id] = replace(
             self._device(device_id).without_unit(),
             unit=key,
+            unit_kind=spec.kind,
             work=work,
             began_at=now,
             estimate_s=course.left_s(now_s, None),
@@ -149,7 +157,7 @@ class Diary:
         self.write()
 
     def unit_done(self, device_id: DeviceId, key: UnitKey, tokens: int, compute_s: float) -> None:
-        self._ended(device_id, key)
+        self._ended(device_id, key, Outcome.AWAITING, tokens=tokens, compute_s=compute_s)
         tally = self.tally
         self._count(
             units_done=tally.units_done + 1, tokens=tally.tokens + tokens, compute_s=tally.compute_s + compute_s
@@ -159,27 +167,28 @@ class Diary:
 
     def unit_given_back(self, device_id: DeviceId | None, key: UnitKey, reason: Reason) -> None:
         """`device_id` is None when it had not been started anywhere."""
-        self._ended(device_id, key)
+        self._ended(device_id, key, Outcome.GIVEN_BACK, reason)
         self._count(units_failed=self.tally.units_failed + 1)
         self._tell(f"unit {key[:12]}: given back, {reason.code.value}: {reason.text}")
         self.write()
 
     def unit_dropped(self, device_id: DeviceId | None, key: UnitKey, reason: Reason) -> None:
         """Somebody else has ended it: the owner, or the grid."""
-        self._ended(device_id, key)
+        self._ended(device_id, key, Outcome.STOPPED, reason)
         self._tell(f"unit {key[:12]}: stopped, {reason.text or reason.code.value}")
         self.write()
 
     def report_refused(self, key: UnitKey, reason: Reason) -> None:
+        self._judge(key, Outcome.REFUSED, reason, 0)
         self._tell(f"unit {key[:12]}: report refused: {reason.text or reason.code.value}")
         self.write()
 
     def judged(self, key: UnitKey, notice: VerdictNotice) -> None:
         counted = notice.verdict if notice.verdict in ("accepted", "rejected") else "cancelled"
+        credit_flops = notice.credit_flops if counted == "accepted" else 0
         changes: dict[str, Any] = {counted: getattr(self.tally, counted) + 1}
-        if counted == "accepted":
-            changes["credit_flops"] = self.tally.credit_flops + notice.credit_flops
-        self._count(**changes)
+        self._count(**changes, credit_flops=self.tally.credit_flops + credit_flops)
+        self._judge(key, Outcome(counted), notice.reason, credit_flops)
         self._tell(f"unit {key[:12]}: {in_words(notice)}")
         self.write()
 
@@ -206,10 +215,47 @@ class Diary:
     def _device(self, device_id: DeviceId) -> DeviceStatus:
         return self._devices.get(device_id) or DeviceStatus(device_id=device_id)
 
-    def _ended(self, device_id: DeviceId | None, key: UnitKey) -> None:
+    def _ended(
+        self,
+        device_id: DeviceId | None,
+        key: UnitKey,
+        outcome: Outcome,
+        reason: Reason | None = None,
+        *,
+        tokens: int = 0,
+        compute_s: float | None = None,
+    ) -> None:
+        """Off its device and into the history; without `compute_s`, what it has taken by this clock."""
+        device, course = DeviceStatus(device_id=device_id or ""), None
         if device_id is not None and self._device(device_id).unit == key:
-            self._courses.pop(device_id, None)
-            self._devices[device_id] = self._device(device_id).without_unit()
+            device, course = self._device(device_id), self._courses.pop(device_id, None)
+            self._devices[device_id] = device.without_unit()
+        if compute_s is None:
+            compute_s = 0.0 if course is None else course.worked_s(self._clock.monotonic_s())
+        unit = DoneUnit(
+            at=self._clock.now(),
+            unit_key=key,
+            kind=device.unit_kind,
+            work=device.work,
+            grid=self._grid,
+            device_id=device.device_id,
+            tokens=tokens,
+            compute_s=compute_s,
+            outcome=outcome,
+            reason="" if reason is None else reason.text or reason.code.value,
+        )
+        self._remember(lambda: self._history.add(unit))
+
+    def _judge(self, key: UnitKey, outcome: Outcome, reason: Reason, credit_flops: int) -> None:
+        why, now = reason.text or reason.code.value, self._clock.now()
+        self._remember(lambda: self._history.judge(key, outcome, why, credit_flops, now))
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (sqlite3.Error, OSError) as error:
+            # Nobody stops computing because the past can't be written down.
+            log.warning("history not written", error=str(error))
 
     def _count(self, **changes: Any) -> None:
         self._status = replace(self._status, tally=replace(self.tally, **changes))

@@ -69,6 +69,11 @@ class Home:
         except TypeError:
             raise InvalidError(f"{self.folder / 'grid.json'}: damaged; join again") from None
 
+    @property
+    def grid_url(self) -> str:
+        """Where the joined grid's pages are; empty while there is none."""
+        return self.membership().url.partition("#")[0].rstrip("/") if (self.folder / "grid.json").exists() else ""
+
     def join(self, membership: Membership) -> None:
         write_whole(self.folder / "grid.json", asdict(membership))
 

@@ -48,6 +48,7 @@ class DeviceStatus:
     preference: str = ""
     """The key of the preferences that decided."""
     unit: UnitKey | None = None
+    unit_kind: str = ""
     work: str = ""
     """What the unit asks for, in words."""
     progress: str = ""
@@ -101,6 +102,7 @@ class DeviceStatus:
         return replace(
             self,
             unit=None,
+            unit_kind="",
             work="",
             progress="",
             progress_share=None,

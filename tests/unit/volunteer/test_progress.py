@@ -81,3 +81,4 @@ def test_the_owner_hears_of_it_now_and_then_and_status_always_knows(tmp_path: Pa
     assert home.status()["progress"] == "step 24 of 32, loss 1.23"
     diary.unit_done("cpu", KEY, 100, 24.0)
     assert home.status()["progress"] == ""
+    diary.stands("stopped")
