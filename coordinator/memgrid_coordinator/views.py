@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from memgrid.cube.info import CubeInfo
-from memgrid.units import Reason
-from memgrid_coordinator.lifecycle import CampaignState, DocumentState
+from memgrid.units import Reason, UnitKey
+from memgrid_coordinator.lifecycle import CampaignState, DocumentState, UnitState
 from memgrid_coordinator.records import CampaignId, PoolCube
 
 
@@ -250,3 +250,31 @@ class BoardSums:
     total: int
     flops: float
     results: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCube:
+    """A document that needs a unit, and what became of it."""
+
+    reference: str
+    """`namespace/name:version` of its cube; empty while there is none."""
+    state: DocumentState
+    campaign_id: CampaignId
+    campaign_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitView:
+    """A unit as those see it who have computed it."""
+
+    key: UnitKey
+    kind: str
+    state: UnitState
+    cubes: tuple[UnitCube, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitsView:
+    """Those of the units one has asked about that the grid knows."""
+
+    units: tuple[UnitView, ...]

@@ -50,6 +50,7 @@ _MEANS = {
     "GET /v1/campaigns/{campaign_id}": "One campaign.",
     "GET /v1/cubes/{reference}": "One cube: manifest, quality, price tag.",
     "GET /v1/leaderboard": "Who has computed how much, page by page.",
+    "GET /v1/units": "How units stand and which cubes they went into: `keys`, up to 50 with commas between.",
     "GET /v2/": "That this is a registry; a refusal here tells clients how to bring a token.",
     "GET /v2/token": "The caller's own token, once it was checked, or nobody's.",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from memgrid.cube.identity import identity_of_folder
 from memgrid.cube.oci import OCI_MANIFEST_TYPE
@@ -21,8 +21,9 @@ from memgrid.teams import likeness
 from memgrid.testing import SimulatedGpu
 from memgrid.units import AccountId
 from memgrid_coordinator.app import Coordinator
+from memgrid_coordinator.lifecycle import DocumentState
 from memgrid_coordinator.store import credits, teams
-from memgrid_coordinator.store.tables import accounts
+from memgrid_coordinator.store.tables import accounts, documents, units
 from tests.grids import push_model, run_until_ended, running_coordinator, simulated_hosts, submit
 from tests.integration.data_plane import DataPlane, manifest_of, running
 from tests.integration.test_pool import FACTS
@@ -131,6 +132,9 @@ async def test_who_comes_to_an_older_address_is_sent_on(browser: httpx.AsyncClie
         "/campaigns?page=x",
         "/campaigns?page=99999999999",
         "/campaigns?state=x",
+        "/v1/units",
+        f"/v1/units?keys={'ab' * 31}",
+        "/v1/units?keys=" + ",".join(["ab" * 32] * 51),
     ],
 )
 async def test_an_address_that_means_nothing_is_refused(browser: httpx.AsyncClient, path: str) -> None:
@@ -266,6 +270,28 @@ async def test_a_cube_is_pulled_when_its_largest_file_was_sent_to_the_end(grid: 
     overview = (await grid.http.get("/v1/overview")).json()
     assert overview["pool"]["pulls"] == 2
     assert overview["compute"]["pulled_flops"] == 2 * cube["produced_flops"]
+
+
+async def test_who_has_computed_a_unit_can_see_what_became_of_it(grid: Worked) -> None:
+    keys = await grid.coordinator.store.read(
+        lambda connection: list(connection.execute(select(units.c.key).order_by(units.c.unit_id)).scalars())
+    )
+    answer = (await grid.http.get("/v1/units", params={"keys": ",".join([*keys, "ab" * 32])})).json()
+    assert [unit["key"] for unit in answer["units"]] == keys, "what is not known is left out"
+    for unit in answer["units"]:
+        (cube,) = unit["cubes"]
+        assert (unit["kind"], unit["state"], cube["state"]) == ("prefill", "accepted", "published")
+        assert (cube["campaign_id"], cube["campaign_name"]) == (grid.campaign_id, "handbook")
+        assert (await grid.http.get(f"/cubes/{cube['reference']}")).status_code == 200
+    assert {cube["reference"] for unit in answer["units"] for cube in unit["cubes"]} == {
+        "handbook/manual:1.0.0",
+        "handbook/short:1.0.0",
+    }
+    await grid.coordinator.store.write(
+        lambda connection: connection.execute(update(documents).values(state=DocumentState.RUNNING))
+    )
+    again = (await grid.http.get("/v1/units", params={"keys": keys[0]})).json()
+    assert [cube["reference"] for cube in again["units"][0]["cubes"]] == [""], "a cube that was taken back is none"
 
 
 async def test_campaigns_are_told_by_state_and_their_documents_page_by_page(grid: Worked) -> None:

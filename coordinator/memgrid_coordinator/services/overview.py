@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,7 @@ from memgrid.cube.info import CubeInfo
 from memgrid.cube.manifest import CubeManifest
 from memgrid.errors import UnknownCampaignError, UnknownCubeError
 from memgrid.leaderboard import RANK_MAX, BoardAsk, Leaderboard, Ranked
+from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import CampaignState, LeaseState
 from memgrid_coordinator.metrics import UNIT_KINDS
 from memgrid_coordinator.records import CampaignId, PoolCube
@@ -30,6 +31,7 @@ from memgrid_coordinator.store import (
     overview,
     overview_campaigns,
     overview_cubes,
+    overview_units,
     pulls,
 )
 from memgrid_coordinator.store.blobs import BlobStore
@@ -45,6 +47,7 @@ from memgrid_coordinator.views import (
     ListedCube,
     PoolTotals,
     Span,
+    UnitsView,
 )
 
 KEEP_S = 5.0
@@ -109,6 +112,10 @@ class Overview:
         # memcube.json, which is what the cube's digest is of.
         content = await asyncio.to_thread(self._blobs.read_bytes, cube.digest)
         return await self._store.read(partial(_cube, cube, CubeManifest.from_bytes(content)))
+
+    async def units(self, keys: Sequence[UnitKey]) -> UnitsView:
+        """How units stand and which cubes they went into; a key that means nothing here is left out."""
+        return UnitsView(units=await self._store.read(partial(overview_units.of_keys, keys=keys)))
 
     async def _read(self, query: Callable[[Connection, datetime], Value]) -> Value:
         now = self._clock.now()

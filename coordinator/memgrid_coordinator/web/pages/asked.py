@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 
 from memgrid.errors import InvalidError
 from memgrid.leaderboard import PAGE_LINES_MAX, BoardAsk, board_ask
+from memgrid.units import UnitKey
 from memgrid_coordinator.lifecycle import CampaignState
 from memgrid_coordinator.views import Span
 
 PAGE_MAX = 10_000
 WORDS_LENGTH_MAX = 200
+KEYS_MAX = 50
+_KEY = re.compile("[0-9a-f]{64}")
 
 
 def page_in(request: web.Request) -> int:
@@ -44,6 +49,14 @@ def state_in(request: web.Request) -> CampaignState | None:
     if text not in ("", *CampaignState):
         raise InvalidError(f"state: expected one of {', '.join(CampaignState)}, found {text[:40]!r}")
     return CampaignState(text) if text else None
+
+
+def keys_in(request: web.Request) -> list[UnitKey]:
+    """Which units, by their whole keys with commas between. Raises InvalidError."""
+    keys = request.query.get("keys", "").split(",")
+    if len(keys) > KEYS_MAX or not all(_KEY.fullmatch(key) for key in keys):
+        raise InvalidError(f"keys: expected 1 to {KEYS_MAX} keys of units, 64 hexadecimal digits each, with commas")
+    return [UnitKey(key) for key in dict.fromkeys(keys)]
 
 
 def words_in(request: web.Request, *names: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from memgrid_coordinator.services.overview import CAMPAIGNS_PAGE, CUBES_PAGE, DO
 from memgrid_coordinator.views import Span
 from memgrid_coordinator.web.facts import GridFacts
 from memgrid_coordinator.web.pages import drawing
-from memgrid_coordinator.web.pages.asked import board_in, page_in, span_in, state_in, words_in
+from memgrid_coordinator.web.pages.asked import board_in, keys_in, page_in, span_in, state_in, words_in
 from memgrid_coordinator.web.pages.assets import Assets
 from memgrid_coordinator.web.pages.json_text import json_answer
 from memgrid_coordinator.web.pages.rendering import Rendering
@@ -49,6 +49,7 @@ class PageRoutes:
             web.get("/v1/campaigns/{campaign_id}", self.campaign_json),
             web.get("/v1/cubes/{reference:.+}", self.cube_json),
             web.get("/v1/leaderboard", self.leaderboard_json),
+            web.get("/v1/units", self.units_json),
         )
 
     async def front(self, request: web.Request) -> web.Response:
@@ -188,6 +189,9 @@ class PageRoutes:
 
     async def leaderboard_json(self, request: web.Request) -> web.Response:
         return json_answer(await self._overview.leaderboard(board_in(request)))
+
+    async def units_json(self, request: web.Request) -> web.Response:
+        return json_answer(await self._overview.units(keys_in(request)))
 
     def error(self, request: web.Request, status: int) -> web.Response:
         """What people see instead of the JSON of an error."""
