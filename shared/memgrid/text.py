@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _BYTES = ["B", "kB", "MB", "GB", "TB"]
+_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
 _FLOPS = ["", "k", "M", "G", "T", "P", "E"]
 
 
@@ -24,6 +25,18 @@ def flops_text(count: float) -> str:
     '580.0 GFLOP'
     """
     return _scaled(count, [f"{prefix}FLOP" for prefix in _FLOPS])
+
+
+def count_text(count: float) -> str:
+    """A count: exact while it is small, then with a prefix.
+
+    >>> count_text(9_999), count_text(12_500), count_text(3_400_000)
+    ('9,999', '12.5 k', '3.4 M')
+    """
+    for size, prefix in _COUNTS:
+        if abs(count) >= size:
+            return f"{count / (1000 if prefix == 'k' else size):.1f} {prefix}"
+    return f"{count:,.0f}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memgrid_coordinator.web.pages.charts import bars, columns, curve, line, nice_top, parts
+from memgrid.charts import bars, columns, curve, line, nice_top, parts
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NUMBERS = st.floats(0, 1e24, allow_nan=False)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memgrid.charts import Chart, Part, bars, columns, curve, line, parts
 from memgrid.cube.info import CubeInfo
+from memgrid.text import count_text
 from memgrid_coordinator.lifecycle import LeaseState, UnitState
 from memgrid_coordinator.views import CampaignView, DocumentLine, GridView
-from memgrid_coordinator.web.pages.charts import Chart, Part, bars, columns, curve, line, parts
-from memgrid_coordinator.web.pages.words import count_text, reason_text, speed_text, tick_text
+from memgrid_coordinator.web.pages.words import reason_text, speed_text, tick_text
 
 _UNIT_TONES = (
     (UnitState.ACCEPTED, "good"),

@@ -9,11 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from memgrid.digest import digest_of
 from memgrid.nickname import nickname
-from memgrid.text import bytes_text, flops_text
+from memgrid.text import bytes_text, count_text, flops_text
 from memgrid_coordinator.web.pages.assets import Assets
 from memgrid_coordinator.web.pages.words import (
     ago_text,
-    count_text,
     left_text,
     line_text,
     long_text,

@@ -8,7 +8,6 @@ from memgrid.leaderboard import Period, Ranked
 from memgrid.text import bytes_text, flops_text, seconds_text
 from memgrid_coordinator.views import Span
 
-_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
 _AGO = ((timedelta(days=2), "d", 86400), (timedelta(hours=2), "h", 3600), (timedelta(minutes=2), "min", 60))
 
 PERIOD_WORDS = {Period.ALL: "ever", Period.MONTH: "30 days", Period.WEEK: "7 days", Period.DAY: "today"}
@@ -27,18 +26,6 @@ REASONS = {
     "other": "another reason",
 }
 """What people read for a reason's code; any other code is shown as it is."""
-
-
-def count_text(count: float) -> str:
-    """A count: exact while it is small, then with a prefix.
-
-    >>> count_text(9_999), count_text(12_500), count_text(3_400_000)
-    ('9,999', '12.5 k', '3.4 M')
-    """
-    for size, prefix in _COUNTS:
-        if abs(count) >= size:
-            return f"{count / (1000 if prefix == 'k' else size):.1f} {prefix}"
-    return f"{count:,.0f}"
 
 
 def speed_text(flops_per_s: float) -> str:
