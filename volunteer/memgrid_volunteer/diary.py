@@ -12,14 +12,14 @@ from memgrid.clock import Clock
 from memgrid.log import get_logger
 from memgrid.specs import Spec
 from memgrid.units import HostFacts, Reason, ReasonCode, UnitKey, VerdictNotice
-from memgrid_volunteer.course import Course
+from memgrid_volunteer.device_log import DeviceLog
 from memgrid_volunteer.done import DoneUnit, Outcome
 from memgrid_volunteer.history import History
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.signals import Signals
-from memgrid_volunteer.status import DeviceStatus, Tally, VolunteerStatus, devices_of
+from memgrid_volunteer.status import DeviceStatus, Tally, VolunteerStatus
 from memgrid_volunteer.telling import busy_line, in_words, work_text
 
 log = get_logger(__name__)
@@ -42,8 +42,7 @@ class Diary:
         self._clock = clock
         self._tell = tell
         self._history = History(home.folder)
-        self._devices = devices_of(facts.devices, names)
-        self._courses: dict[DeviceId, Course] = {}
+        self._log = DeviceLog(facts.devices, names, clock)
         self._status = VolunteerStatus(
             state="starting",
             isolation=facts.isolation,
@@ -62,7 +61,7 @@ class Diary:
         return self._status.tally
 
     def snapshot(self) -> VolunteerStatus:
-        return replace(self._status, awaiting_verdict=self.awaiting, devices=tuple(self._devices.values()))
+        return replace(self._status, awaiting_verdict=self.awaiting, devices=self._log.devices)
 
     def stands(self, state: str, idle: Reason | None = None) -> None:
         """running, idle, paused, away or stopped; a change of the reason for idling is told too."""
@@ -85,29 +84,14 @@ class Diary:
 
     def decided(self, decisions: Mapping[DeviceId, Decision], signals: Signals) -> None:
         """What each device may do now, and what was seen; readings alone are written now and then."""
-        now_s = self._clock.monotonic_s()
-        has_changed = False
-        for device_id, decision in decisions.items():
-            former = self._device(device_id)
-            device = former.decided(decision)
-            if device.may_compute != former.may_compute:
-                device = self._held_or_released(device, now_s)
-            has_changed |= device != former
-            seen = signals.devices.get(device_id)
-            self._devices[device_id] = device if seen is None else device.seen(seen)
+        turned, has_changed = self._log.decided(decisions)
+        for device in turned:
+            self._tell_decision(device)
+        self._log.seen(signals.devices)
         has_changed |= signals.unseen != self._status.unseen
         self._status = replace(self._status, unseen=dict(signals.unseen))
-        if has_changed or now_s - self._written_at_s >= READINGS_S:
+        if has_changed or self._clock.monotonic_s() - self._written_at_s >= READINGS_S:
             self.write()
-
-    def _held_or_released(self, device: DeviceStatus, now_s: float) -> DeviceStatus:
-        self._tell_decision(device)
-        course = self._courses.get(device.device_id)
-        if course is None:
-            return device
-        (course.go_on if device.may_compute else course.hold)(now_s)
-        left_s = course.left_s(now_s, device.progress_share)
-        return replace(device, estimate_s=left_s, heard_at=self._clock.now())
 
     def _tell_decision(self, device: DeviceStatus) -> None:
         # The owner knows of their own word, and is told of it by `stands`.
@@ -122,35 +106,18 @@ class Diary:
 
     def unit_started(self, device_id: DeviceId, key: UnitKey, spec: Spec, estimate_s: float = 0.0) -> None:
         """`estimate_s`: how long the grid thinks it takes here; 0 when it does not know."""
-        now_s, now, work = self._clock.monotonic_s(), self._clock.now(), work_text(spec)
-        course = self._courses[device_id] = Course(began_s=now_s, estimate_s=estimate_s)
-        self._told_progress_at_s[device_id] = now_s
-        self._devices[device_id] = replace(
-            self._device(device_id).without_unit(),
-            unit=key,
-            unit_kind=spec.kind,
-            work=work,
-            began_at=now,
-            estimate_s=course.left_s(now_s, None),
-            heard_at=now,
-        )
+        work = work_text(spec)
+        self._log.started(device_id, key, spec.kind, work, estimate_s)
+        self._told_progress_at_s[device_id] = self._clock.monotonic_s()
         self._status = replace(self._status, state="running", idle_reason=None)
         self._tell(f"unit {key[:12]}: started, {work}")
         self.write()
 
     def unit_goes_on(self, device_id: DeviceId, key: UnitKey, progress: Progress) -> None:
         """The owner hears of it now and then; `status` always knows."""
-        device, now_s = self._device(device_id), self._clock.monotonic_s()
-        if device.unit != key:
+        if not self._log.goes_on(device_id, key, progress):
             return
-        self._devices[device_id] = replace(
-            device,
-            progress=progress.text,
-            progress_share=progress.done,
-            tokens_per_s=progress.tokens_per_s,
-            estimate_s=self._courses[device_id].left_s(now_s, progress.done),
-            heard_at=self._clock.now(),
-        )
+        now_s = self._clock.monotonic_s()
         if now_s - self._told_progress_at_s[device_id] >= REPEAT_PROGRESS_S:
             self._told_progress_at_s[device_id] = now_s
             self._tell(f"unit {key[:12]}: {progress.text}")
@@ -212,9 +179,6 @@ class Diary:
             return
         self._written = status
 
-    def _device(self, device_id: DeviceId) -> DeviceStatus:
-        return self._devices.get(device_id) or DeviceStatus(device_id=device_id)
-
     def _ended(
         self,
         device_id: DeviceId | None,
@@ -226,12 +190,7 @@ class Diary:
         compute_s: float | None = None,
     ) -> None:
         """Off its device and into the history; without `compute_s`, what it has taken by this clock."""
-        device, course = DeviceStatus(device_id=device_id or ""), None
-        if device_id is not None and self._device(device_id).unit == key:
-            device, course = self._device(device_id), self._courses.pop(device_id, None)
-            self._devices[device_id] = device.without_unit()
-        if compute_s is None:
-            compute_s = 0.0 if course is None else course.worked_s(self._clock.monotonic_s())
+        device, worked_s = self._log.ended(device_id, key)
         unit = DoneUnit(
             at=self._clock.now(),
             unit_key=key,
@@ -240,7 +199,7 @@ class Diary:
             grid=self._grid,
             device_id=device.device_id,
             tokens=tokens,
-            compute_s=compute_s,
+            compute_s=worked_s if compute_s is None else compute_s,
             outcome=outcome,
             reason="" if reason is None else reason.text or reason.code.value,
         )

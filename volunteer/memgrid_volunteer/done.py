@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from memgrid.units import UnitKey
 from memgrid_volunteer.kinds.job import DeviceId
@@ -27,6 +25,15 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """A document that needed a unit: its campaign, and its cube as `namespace/name:version` once there is one."""
+
+    cube: str
+    campaign_id: str
+    campaign: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DoneUnit:
     """One unit as it ended on one device."""
 
@@ -44,8 +51,8 @@ class DoneUnit:
     outcome: Outcome = Outcome.AWAITING
     reason: str = ""
     credit_flops: int = 0
-    fate: Mapping[str, Any] | None = None
-    """What the grid says has become of it: its cubes and campaigns; None until it was asked."""
+    fate: tuple[Fate, ...] = ()
+    """What the grid says has become of it; empty until it was asked."""
 
     @property
     def tokens_per_s(self) -> float | None:

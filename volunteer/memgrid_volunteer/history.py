@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from memgrid.log import get_logger
 from memgrid.units import UnitKey
-from memgrid_volunteer.done import DoneUnit, Outcome, Total
+from memgrid_volunteer.done import DoneUnit, Fate, Outcome, Total
 from memgrid_volunteer.history_rows import (
     DONE_BY_HOUR,
     INSERT,
     JUDGE,
     JUDGED_BY_HOUR,
+    TELL_FATE,
     WITHOUT_FATE,
     connect,
     count,
@@ -28,7 +30,6 @@ from memgrid_volunteer.history_rows import (
 )
 
 HISTORY_FILE = "history.db"
-FATE_BYTES_MAX = 16 << 10
 _FORGET_EVERY = 100
 
 log = get_logger(__name__)
@@ -83,6 +84,11 @@ class History:
         rows = self._open().execute(query, (before or 1 << 62, limit))
         return [to_unit(row) for row in rows]
 
+    def newest(self) -> int:
+        """The number of the last unit that ended here; 0 before the first."""
+        (number,) = self._open().execute("SELECT max(number) FROM units").fetchone()
+        return number or 0
+
     def days(self, since: date) -> list[Total]:
         """Every day with anything in it, oldest first."""
         rows = self._open().execute("SELECT * FROM days WHERE day >= ? ORDER BY day", (since.isoformat(),))
@@ -103,15 +109,14 @@ class History:
         rows = self._open().execute(WITHOUT_FATE, (grid, seconds_of(asked_before), limit))
         return [UnitKey(key) for (key,) in rows]
 
-    def tell_fate(self, fates: Mapping[UnitKey, Mapping[str, Any]], asked: Iterable[UnitKey], now: datetime) -> None:
+    def tell_fate(self, fates: Mapping[UnitKey, Sequence[Fate]], asked: Iterable[UnitKey], now: datetime) -> None:
         """What the grid answered about the units it was asked about; those that it does not know stay without."""
         with self._open() as connection:
             for key in asked:
-                fate = json.dumps(fates[key]) if key in fates else None
-                if fate is not None and len(fate) > FATE_BYTES_MAX:
-                    fate = None
-                connection.execute("UPDATE units SET fate = ?, asked_at = ? WHERE unit_key = ?",
-                                   (fate, seconds_of(now), key))  # fmt: skip
+                fate = fates.get(key, ())
+                text = json.dumps([asdict(each) for each in fate])
+                has_cube = any(each.cube for each in fate)
+                connection.execute(TELL_FATE, (text, has_cube, seconds_of(now), key))
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

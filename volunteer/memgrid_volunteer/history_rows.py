@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.units import UnitKey
-from memgrid_volunteer.done import DoneUnit, Outcome, Total
+from memgrid_volunteer.done import DoneUnit, Fate, Outcome, Total
+from memgrid_volunteer.owner.local_time import LOCAL
 
 UNITS_FOR = timedelta(days=90)
 UNITS_MAX = 100_000
@@ -33,7 +34,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def count(connection: sqlite3.Connection, at: datetime, **more: float) -> None:
-    day = at.astimezone().date().isoformat()
+    day = at.astimezone(LOCAL).date().isoformat()
     connection.execute("INSERT OR IGNORE INTO days (day) VALUES (?)", (day,))
     sums = ", ".join(f"{name} = {name} + ?" for name in more)
     connection.execute(f"UPDATE days SET {sums} WHERE day = ?", (*more.values(), day))
@@ -61,12 +62,12 @@ def to_unit(row: sqlite3.Row) -> DoneUnit:
         outcome=Outcome(row["outcome"]),
         reason=row["reason"],
         credit_flops=int(row["credit_flops"]),
-        fate=json.loads(row["fate"]) if row["fate"] else None,
+        fate=tuple(Fate(**each) for each in json.loads(row["fate"] or "[]")),
     )
 
 
 def to_day(row: sqlite3.Row) -> Total:
-    return _total(datetime.fromisoformat(row["day"]).astimezone(), [row[name] for name in _SUMMED])
+    return _total(datetime.fromisoformat(row["day"]).replace(tzinfo=LOCAL), [row[name] for name in _SUMMED])
 
 
 def to_hour(hour: int, sums: Sequence[Any]) -> Total:
@@ -103,11 +104,13 @@ CREATE TABLE IF NOT EXISTS units (
     credit_flops REAL NOT NULL DEFAULT 0,
     judged_at REAL,
     fate TEXT,
+    has_cube INTEGER NOT NULL DEFAULT 0,
     asked_at REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS units_by_key ON units (unit_key);
 CREATE INDEX IF NOT EXISTS units_by_end ON units (at);
 CREATE INDEX IF NOT EXISTS units_by_verdict ON units (judged_at);
+CREATE INDEX IF NOT EXISTS units_without_cube ON units (number) WHERE outcome = 'accepted' AND NOT has_cube;
 CREATE TABLE IF NOT EXISTS days (
     day TEXT PRIMARY KEY,
     units INTEGER NOT NULL DEFAULT 0,
@@ -136,7 +139,7 @@ FROM units WHERE judged_at >= ? GROUP BY 1
 """
 WITHOUT_FATE = """
 SELECT DISTINCT unit_key FROM units
-WHERE outcome = 'accepted' AND grid = ? AND asked_at < ?
-AND (fate IS NULL OR json_array_length(fate, '$.cubes') = 0)
+WHERE outcome = 'accepted' AND NOT has_cube AND grid = ? AND asked_at < ?
 ORDER BY number DESC LIMIT ?
 """
+TELL_FATE = "UPDATE units SET fate = ?, has_cube = ?, asked_at = ? WHERE unit_key = ?"
