@@ -62,6 +62,8 @@ class Options:
     isolation: Isolation | None = None
     """None: the strongest that works."""
     backoff: Backoff = backoff_s
+    page_port: int | None = None
+    """Where to serve the page; 0 is the port of last time, None is nowhere."""
     clock: Clock = field(default_factory=SystemClock)
     probes: MakeProbes = real_probes
     """What looks at the machine for its owner."""

@@ -23,6 +23,7 @@ from memgrid_volunteer.owner import cli as owner_cli
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.local_time import LOCAL
 from memgrid_volunteer.owner.words import pause_text
+from memgrid_volunteer.page import cli as page_cli
 from memgrid_volunteer.sandbox import WORKER_MODULE
 from memgrid_volunteer.service import cli as service_cli
 from memgrid_volunteer.service.keeping import as_service
@@ -32,6 +33,7 @@ from memgrid_volunteer.stopping import Stopping
 app = typer.Typer(name="volunteer", help="Give this machine's idle time to a grid.", no_args_is_help=True)
 owner_cli.register(app)
 service_cli.register(app)
+page_cli.register(app)
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The volunteer's own folder.", envvar="MEMGRID_VOLUNTEER_HOME")
@@ -96,6 +98,10 @@ def run(
     is_service: Annotated[
         bool, typer.Option("--service", help="As a service manager starts it: log to a file, and not in circles.")
     ] = False,
+    has_page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Serve a page to this machine's browser.")
+    ] = True,
+    page_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: the one of last time.")] = 0,
     worker_module: WorkerOption = WORKER_MODULE,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
     json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
@@ -107,7 +113,13 @@ def run(
         settle_limit_s=settle_limit_s,
         cache_bytes=None if cache_gb is None else int(cache_gb * 1e9),
     )
-    options = running.Options(limits=limits, threads=threads, worker_module=worker_module, isolation=isolation)
+    options = running.Options(
+        limits=limits,
+        threads=threads,
+        worker_module=worker_module,
+        isolation=isolation,
+        page_port=page_port if has_page else None,
+    )
     with as_service(place.folder, SystemClock()) if is_service else contextlib.nullcontext():
         configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
         try:
@@ -197,6 +209,7 @@ def _status(home: Home) -> dict[str, Any]:
         "account_id": membership.account_id,
         "public_name": nickname(membership.account_id),
         "label": membership.label,
+        "page": None if (key := page_cli.open_page(home)) is None else key.url,
     }
 
 
@@ -212,6 +225,7 @@ def _in_words(facts: dict[str, Any]) -> str:
         f"  units      {facts.get('units_done', 0)} done, {facts.get('accepted', 0)} accepted,"
         f" {facts.get('rejected', 0)} rejected, {facts.get('awaiting_verdict', 0)} awaiting a verdict",
         f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP, as {facts['public_name']} on the grid's page",
+        *([f"  page       {facts['page']}"] if facts["page"] else []),
     ]
     return "\n".join(lines)
 

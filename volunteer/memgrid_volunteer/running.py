@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import shutil
+import sys
 from collections.abc import AsyncIterator
 
 from memgrid.channel import told_wait_s
@@ -63,6 +65,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
         gather(home.work, SystemClock().now())
         async with contextlib.AsyncExitStack() as stack:
             told = _told_to_manager(tell)
+            await _open_page(home, options, told, stack)
             notifier().ready()
             async with notifier().starting():
                 machine = await _machine(home, options, stack)
@@ -174,6 +177,17 @@ async def _machine(home: Home, options: Options, stack: contextlib.AsyncExitStac
 async def _facts(sandbox: Sandbox) -> HostFacts:
     hello = await sandbox.start()
     return host_facts(tuple(device.facts for device in hello.devices), await sandbox.isolation())
+
+
+async def _open_page(home: Home, options: Options, tell: Tell, stack: contextlib.AsyncExitStack) -> None:
+    """There from the first moment on, for the worker takes seconds to start and the grid may be away for long."""
+    home.write_status({**home.status(), "state": "starting", "pid": os.getpid()})
+    if options.page_port is not None:
+        from memgrid_volunteer.page.server import serve_page
+
+        key = await stack.enter_async_context(serve_page(home, clock=options.clock, port=options.page_port))
+        # What lets people in has no place in a log.
+        tell(f"its page: {key.url if sys.stdout.isatty() else 'memgrid volunteer page'}")
 
 
 async def _find(membership: Membership, options: Options, tell: Tell) -> GridEndpoint:

@@ -51,12 +51,15 @@ class PreferencesFile:
         """Another preset; what the file says beside it still goes before it."""
         return self._change("preset", preset.value)
 
-    def _change(self, key: str, value: Any) -> Preferences:
-        text = changed(self.text(), key, value)
+    def replace(self, text: str) -> Preferences:
+        """Another text for the whole file. Raises InvalidError, and then nothing has changed."""
         preferences = read_preferences(text, self.path.name)
         replace_text(self.path, text)
         self._is_read = False
         return preferences
+
+    def _change(self, key: str, value: Any) -> Preferences:
+        return self.replace(changed(self.text(), key, value))
 
     def text(self) -> str:
         """The file as it is; empty when there is none. Raises InvalidError when it is no text."""
