@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,10 +32,21 @@ class Device:
     facts: DeviceFacts
     uuid: str = ""
     """The maker's name of this very piece, such as `GPU-5a1b…`; "" when it has none."""
+    beside: tuple[torch.device, ...] = ()
+    """Other devices of the same kind that a model is spread over together with this one."""
 
     @property
     def device_id(self) -> DeviceId:
-        return str(self.torch_device)
+        """Such as `cuda:0`, and `cuda:0,cuda:1` for two that work as one."""
+        return ",".join(str(device) for device in (self.torch_device, *self.beside))
+
+    def finish(self) -> None:
+        """Wait until all work given to it is done; nothing to wait for on a CPU."""
+        if self.torch_device.type == "cuda":
+            for device in (self.torch_device, *self.beside):
+                torch.cuda.synchronize(device)
+        elif self.torch_device.type == "mps":
+            torch.mps.synchronize()
 
     def told(self) -> WorkerDevice:
         """As the supervisor hears of it."""
@@ -65,13 +77,32 @@ def find_devices() -> tuple[Device, ...]:
 
 
 def find_device(device_id: DeviceId) -> Device:
-    """The device of that name; raises InvalidError, naming those there are, when this machine has no such one."""
-    devices = find_devices()
-    for device in devices:
-        if device.device_id == device_id:
-            return device
-    there = ", ".join(device.device_id for device in devices)
-    raise InvalidError(f"device {device_id}: this machine has {there}")
+    """The device of that name, or several as one: `cuda:0,cuda:1`.
+
+    Raises InvalidError, naming those there are, when this machine has no such one, and when several are not GPUs that
+    round alike.
+    """
+    devices = {device.device_id: device for device in find_devices()}
+    names = device_id.split(",")
+    for name in names:
+        if name not in devices:
+            raise InvalidError(f"device {name}: this machine has {', '.join(devices)}")
+    return joined([devices[name] for name in names])
+
+
+def joined(devices: Sequence[Device]) -> Device:
+    """Several GPUs that hold one model together; raises InvalidError unless they round alike."""
+    first, *others = devices
+    if not others:
+        return first
+    names = ",".join(device.device_id for device in devices)
+    if first.facts.kind != "cuda" or len({device.facts.numerics_class for device in devices}) > 1:
+        raise InvalidError(f"device {names}: expected GPUs of one architecture")
+    if len({device.torch_device for device in devices}) < len(devices):
+        raise InvalidError(f"device {names}: expected each once")
+    memory_bytes = sum(device.facts.memory_bytes for device in devices)
+    facts = replace(first.facts, name=f"{len(devices)} × {first.facts.name}", memory_bytes=memory_bytes)
+    return replace(first, facts=facts, beside=tuple(device.torch_device for device in others))
 
 
 def resolve(wanted: ComputeDtype, device: Device) -> ComputeDtype:
