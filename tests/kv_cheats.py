@@ -12,11 +12,12 @@ import torch
 
 from memgrid.digest import digest_of, token_bytes
 from memgrid.distill.claimed_kv import TORCH_STORE
+from memgrid.distill.prefill import Pair, read_at_once
 from memgrid.kinds.prefill import KV_FILE
 from memgrid.kinds.prefill_kind import TOKENS_FILE
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, StoreDtype
-from memgrid_volunteer.kinds.prefill import Pair, prefill, read_past, write_kv
+from memgrid_volunteer.kinds.prefill import read_past, write_kv
 
 CPU = torch.device("cpu")
 Pairs = list[Pair]
@@ -54,7 +55,7 @@ def make_kv_unit(
     inputs[TOKENS_FILE].write_bytes(token_bytes(tokens))
     done: Pairs = []
     for number, part in enumerate((former[: start // 3], former[start // 3 :]) if start else ()):
-        made = list(prefill(model, part, done, torch.float32, CPU))
+        made = read_at_once(model, part, done)
         path = inputs[f"past/{number:05d}"] = where / f"past-{number}.safetensors"
         write_kv(path, part, iter(made), TORCH_STORE[store])
         done = joined(done, made)
@@ -77,26 +78,18 @@ def claim(unit: KvUnit, pairs: Pairs, where: Path) -> dict[str, Path]:
     return {KV_FILE: where / KV_FILE}
 
 
-def honest(
-    unit: KvUnit, *, model: Any = None, dtype: torch.dtype = torch.float32, tokens: Sequence[int] | None = None
-) -> Pairs:
-    return list(
-        prefill(
-            unit.model if model is None else model,
-            unit.tokens if tokens is None else list(tokens),
-            unit.past,
-            dtype,
-            CPU,
-        )
+def honest(unit: KvUnit, *, model: Any = None, tokens: Sequence[int] | None = None) -> Pairs:
+    return read_at_once(
+        unit.model if model is None else model, unit.tokens if tokens is None else list(tokens), unit.past
     )
 
 
-def in_pieces(unit: KvUnit, size: int, *, model: Any = None, dtype: torch.dtype = torch.float32) -> Pairs:
+def in_pieces(unit: KvUnit, size: int, *, model: Any = None) -> Pairs:
     """The honest cache, so many tokens at a time."""
     model = unit.model if model is None else model
     done, begun = unit.past, unit.spec.start
     for at in range(0, len(unit.tokens), size):
-        done = joined(done, list(prefill(model, unit.tokens[at : at + size], done, dtype, CPU)))
+        done = joined(done, read_at_once(model, unit.tokens[at : at + size], done))
     return [(k[:, begun:], v[:, begun:]) for k, v in done]
 
 
@@ -245,7 +238,7 @@ def honest_ways(unit: KvUnit) -> Iterator[tuple[str, ComputeDtype, Pairs]]:
     yield "at once", ComputeDtype.FLOAT32, honest(unit)
     yield "pieces of 17", ComputeDtype.FLOAT32, in_pieces(unit, 17)
     yield "eager", ComputeDtype.FLOAT32, honest(unit, model=with_model(unit.folder, torch.float32, "eager"))
-    yield "bfloat16", ComputeDtype.BFLOAT16, honest(unit, model=half, dtype=torch.bfloat16)
-    pieces = in_pieces(unit, 33, model=half, dtype=torch.bfloat16) if not unit.former else None
+    yield "bfloat16", ComputeDtype.BFLOAT16, honest(unit, model=half)
+    pieces = in_pieces(unit, 33, model=half) if not unit.former else None
     if pieces:
         yield "bfloat16 in pieces", ComputeDtype.BFLOAT16, pieces

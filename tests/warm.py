@@ -105,7 +105,7 @@ def stand_in(entry: str) -> None:
     """Hand this process's standard streams to a warm one, and be there for as long as it is."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[SOCKET_VARIABLE])
-        _ask(connection, entry, [], os.environ, [0, 1, 2])
+        _ask(connection, entry, sys.argv[1:], os.environ, [0, 1, 2])
         for stream in (0, 1, 2):  # the pipes end when the other's ends do
             os.close(stream)
         connection.recv(4)

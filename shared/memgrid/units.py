@@ -54,6 +54,7 @@ class ReasonCode(StrEnum):
     OWNER_PAUSED = "owner_paused"
     UNIT_FAILED = "unit_failed"
     OUT_OF_MEMORY = "out_of_memory"
+    DEVICE_FAILED = "device_failed"
     INPUT_UNAVAILABLE = "input_unavailable"
     DIVERGED = "diverged"
     VOCABULARY_MISMATCH = "vocabulary_mismatch"

@@ -82,7 +82,7 @@ def replay(unit: KvUnit, pairs: Pairs, dtype: ComputeDtype, folder: Path, *, aga
 
 def test_honest_caches_pass_in_their_class(unit: KvUnit, half: Any, tmp_path: Path) -> None:
     exact = replay(unit, in_pieces(unit, 64), FLOAT32, tmp_path)
-    rough = honest(unit, model=half, dtype=torch.bfloat16)
+    rough = honest(unit, model=half)
     for again in (False, True):
         found = replay(unit, rough, BFLOAT16, tmp_path, again=again)
         assert found.zone is Zone.PASS, found.in_words()

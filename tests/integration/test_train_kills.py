@@ -18,10 +18,11 @@ import torch
 from memgrid.clock import SystemClock
 from memgrid.digest import digest_of_file
 from memgrid.distill.model import load_model
-from memgrid.kinds.train import COMMITTED_FILE, TrainKind, output_names
+from memgrid.kinds.train import TrainKind, output_names
 from memgrid.specs import TrainSpec
 from memgrid.units import AccountId, HostId, LeaseId, LeaseOffer, ModelFiles, ReasonCode
 from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.kinds.train import Train
 from memgrid_volunteer.numerics import find_devices

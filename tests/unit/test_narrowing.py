@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memgrid.digest import digest_of, digest_of_file
 from memgrid.distill.audit import audit
 from memgrid.distill.model import load_model
+from memgrid.distill.prefill import Pair
 from memgrid.kinds.audit import Audit, Zone
 from memgrid.kinds.kind import Replica
 from memgrid.kinds.part import Part
@@ -27,7 +28,6 @@ from memgrid.kinds.study import StudyKind, sketch_shard
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.train import TrainKind, output_names, segment_files
 from memgrid.units import ComputeDtype, Output
-from memgrid_volunteer.kinds.prefill import Pair
 from tests.kv_cheats import CPU, KvUnit, claim, honest, make_kv_unit, one_token_changed, with_int8_weights
 from tests.models import make_tiny_model
 from tests.studies import Studied, make_studied

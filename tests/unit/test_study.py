@@ -318,6 +318,8 @@ def test_one_conversation_more_costs_more_and_so_does_a_longer_text(grid: Studie
 
 
 def test_progress_is_told_and_ends_at_one(grid: Studied) -> None:
-    told: list[float] = []
-    study(grid.model(), grid.spec, grid.frame, grid.tokens, batch=8, progress=told.append)
-    assert told == sorted(told) and told[-1] == 1.0 and len(told) == 4
+    told: list[int] = []
+    study(
+        grid.model(), grid.spec, grid.frame, grid.tokens, batch=8, between=lambda thirds, shard: told.append(thirds)
+    )
+    assert told == [8, 24, 32, 48]

@@ -15,7 +15,7 @@ import torch
 from memgrid.distill.adam import BETA_1, BETA_2, EPSILON, learning_rate
 from memgrid.distill.model import load_model
 from memgrid.distill.state import TrainState, read_state, state_bytes, without_moments, write_state
-from memgrid.distill.training import train
+from memgrid.distill.training import StepSoFar, train
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
 from memgrid.kinds.trace import StepTrace
@@ -78,6 +78,19 @@ def test_resumes_from_any_committed_state_to_the_same_bits(
     assert [path.name for path, _ in committed] == [f"{first + step}.safetensors" for step in (3, 6, 9, 12)]
     for path, before in committed[:-1]:
         again, trace = train(model, spec, read_state(path), course(spec), trace=before)
+        assert (state_bytes(again), trace) == (state_bytes(end), whole)
+
+
+@ADAPTERS
+def test_goes_on_from_the_middle_of_a_step_to_the_same_bits_however_rows_are_grouped(
+    model: Any, adapter: AdapterSpec
+) -> None:
+    spec, start = make_spec(adapter, stop_step=4), random_start(adapter, model)
+    moments: list[StepSoFar] = []
+    end, whole = train(model, spec, start, course(spec), micro_batch=1, on_rows=lambda now: moments.append(now()))
+    assert [moment.rows for moment in moments] == 4 * [1, 2, 3, 4]
+    for number in (0, 5, 7, 15):
+        again, trace = train(model, spec, start, course(spec), so_far=moments[number], micro_batch=2)
         assert (state_bytes(again), trace) == (state_bytes(end), whole)
 
 
@@ -196,7 +209,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     calm = train(model, spec, start, course(spec))
     small = Forgetful(model.get_decoder(), rows_max=2)
     monkeypatch.setattr(model, "get_decoder", lambda: small)
-    halved = train(model, spec, start, course(spec), micro_batch=8)
+    heard: list[int] = []
+    halved = train(model, spec, start, course(spec), micro_batch=8, on_halved=heard.append)
+    assert heard == [4, 2]
     assert (state_bytes(halved[0]), halved[1]) == (state_bytes(calm[0]), calm[1])
     # Once found out, it is remembered: every later step begins with what fits.
     assert small.asked == [8, 4, *[2] * 12]

@@ -50,6 +50,12 @@ def shout(job: Job) -> WorkFacts:
     raise ValueError("the unit went wrong\nwith details")
 
 
+def reset(job: Job) -> WorkFacts:
+    import torch
+
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+
+
 def die(job: Job) -> WorkFacts:
     os._exit(7)
 
@@ -85,4 +91,4 @@ def core_limit() -> int:
 
 
 if __name__ == "__main__":
-    main({"look": look_around, "hang": hang, "shout": shout, "die": die})
+    main({"look": look_around, "hang": hang, "shout": shout, "die": die, "reset": reset})

@@ -1,10 +1,10 @@
 """A worker without torch: it answers at once, so that tests of the supervisor need not wait for one.
 
-The tokens of a unit say what it does: the first one 5 takes as many steps of two hundredths of a second as the second
-token says, keeping its pace and committing every step, 6 tells how far it is, 7 fails, 8 dies, 9 hangs, 10 loses its
-device as after a reset of the driver, 11 takes as many milliseconds as the second token says, 12 runs out of memory,
-anything else succeeds. Inputs have to be what the spec names. NVIDIA_QUICK_DEVICES names a file that says which
-devices there are, `cuda:0=GPU-a cpu=`.
+The tokens of a unit say what it does: the first one 4 says that its device failed, 5 takes as many steps of two
+hundredths of a second as the second token says, keeping its pace and committing every step, 6 tells how far it is,
+7 fails, 8 dies, 9 hangs, 10 loses its device as after a reset of the driver, 11 takes as many milliseconds as the second
+token says, 12 runs out of memory, anything else succeeds. Inputs have to be what the spec names. NVIDIA_QUICK_DEVICES
+names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 
 from memgrid.clock import SystemClock
 from memgrid.digest import digest_of, token_ids
-from memgrid.kinds.train import COMMITTED_FILE
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE
 from memgrid_volunteer.kinds.job import Hello, Job, Outcome, PaceLine, Progress, WorkerDevice
 from memgrid_volunteer.kinds.pace import Pace
 
@@ -44,6 +44,8 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
     if digest_of(content) != spec.tokens:
         return _failed(ReasonCode.INPUT_UNAVAILABLE, "tokens.bin is not what the unit's spec names")
     match tokens[0]:
+        case 4:
+            return _failed(ReasonCode.DEVICE_FAILED, "CUDA error: it fell off the bus")
         case 5:
             _work(job, tokens[1], answers, pace)
         case 6:

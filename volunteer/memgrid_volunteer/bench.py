@@ -143,5 +143,5 @@ def _blames_the_device(reason: Reason) -> bool:
     True
     """
     if reason.code is not ReasonCode.UNIT_FAILED:
-        return False
+        return reason.code is ReasonCode.DEVICE_FAILED
     return any(word in reason.text.lower() for word in _DEVICE_FAULTS)

@@ -6,19 +6,21 @@ folder moves to `kept/<unit key>`, where no worker sees it, and from there to th
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from memgrid.kinds.train import COMMITTED_FILE
 from memgrid.log import get_logger
 from memgrid.specs import unit_key_of
 from memgrid.units import UnitKey
 from memgrid_volunteer.isolation import Folders
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME
 from memgrid_volunteer.outputs import output_names
 
 KEPT_FOR = timedelta(days=1)
 KEPT_MAX = 16
+KEPT_BYTES_MAX = 16 << 30
 _FOLDER = "kept"
 _SPEC_BYTES_MAX = 1 << 20
 
@@ -57,7 +59,7 @@ def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
     for path in out.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in expected or path.is_symlink():
+        elif path.is_symlink() or not (path.name in expected or PART_NAME.fullmatch(path.name)):
             path.unlink()
     return True
 
@@ -77,14 +79,20 @@ def gather(work: Path, now: datetime) -> int:
 
 
 def forget_old(work: Path, now: datetime) -> int:
-    """Drop what was not asked for again within a day, and the oldest of too many; how many are left."""
+    """Drop what was not asked for again within a day, and the oldest of too many or too large; how many are left."""
     folder = work / _FOLDER
     places = sorted(folder.iterdir(), key=_age, reverse=True) if folder.is_dir() else []
     oldest_s = (now - KEPT_FOR).timestamp()
-    left = [place for place in places[:KEPT_MAX] if _age(place) >= oldest_s]
+    sizes = itertools.accumulate(_size_bytes(place) for place in places)
+    fitting = [place for place, total in zip(places, sizes, strict=True) if total <= KEPT_BYTES_MAX]
+    left = [place for place in fitting[:KEPT_MAX] if _age(place) >= oldest_s]
     for place in set(places) - set(left):
         shutil.rmtree(place, ignore_errors=True)
     return len(left)
+
+
+def _size_bytes(place: Path) -> int:
+    return sum(path.lstat().st_size for path in place.iterdir())
 
 
 def _age(place: Path) -> float:

@@ -127,7 +127,11 @@ class Sandbox:
                 while (progress := Progress.from_line(line := await _answer(process))) is not None:
                     if hear is not None:
                         hear(progress)
-            return Outcome.from_line(line)
+            outcome = Outcome.from_line(line)
+            if outcome.failure is not None and outcome.failure.code is ReasonCode.DEVICE_FAILED:
+                # It ends itself; the next unit is for a process with a new connection to the device.
+                await self.kill()
+            return outcome
         except TimeoutError:
             await self.kill()
             text = f"the unit did not end within {seconds_text(self._bounds.unit_s)}"

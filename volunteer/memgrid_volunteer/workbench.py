@@ -29,9 +29,9 @@ from memgrid_volunteer.preparing import Preparing
 from memgrid_volunteer.ready import Ready
 from memgrid_volunteer.transfers import Transfers
 
-_CUT_OFF = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING, ReasonCode.OUT_OF_MEMORY)
+_CUT_OFF = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING, ReasonCode.OUT_OF_MEMORY, ReasonCode.DEVICE_FAILED)
 """Ways to fail that say nothing against going on from the last committed state."""
-_FAILURES = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY)
+_FAILURES = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY, ReasonCode.DEVICE_FAILED)
 
 log = get_logger(__name__)
 

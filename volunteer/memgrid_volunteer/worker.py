@@ -10,82 +10,94 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
-import torch
-
 from memgrid.clock import SystemClock
 from memgrid.errors import InvalidError
-from memgrid.kinds.refusal import RefusedError
-from memgrid.units import Reason, ReasonCode, WorkFacts
+from memgrid.units import ReasonCode, WorkFacts
+from memgrid_volunteer.kinds.committed import COMMIT_EVERY_S
 from memgrid_volunteer.kinds.evaluate import Evaluate
+from memgrid_volunteer.kinds.failing import reason_of
 from memgrid_volunteer.kinds.job import Hello, Job, Outcome, PaceLine, Progress
 from memgrid_volunteer.kinds.pace import Pace
 from memgrid_volunteer.kinds.prefill import Prefill
 from memgrid_volunteer.kinds.study import Study
+from memgrid_volunteer.kinds.telling import Tell
 from memgrid_volunteer.kinds.train import Train
+from memgrid_volunteer.kinds.utilisation import Utilisation
 from memgrid_volunteer.numerics import Device, find_device, find_devices, make_deterministic
 
-RunUnit = Callable[[Job], WorkFacts]
+RunUnit = Callable[[Job], Outcome]
+_DEVICE_FAILED_STATUS = 75
 
 
-def main(kinds: Mapping[str, RunUnit] | None = None) -> None:
+def main(kinds: Mapping[str, Callable[[Job], WorkFacts]] | None = None) -> None:
     """Serve until standard input ends; `kinds` replaces the built-in ways to run a unit.
 
     Computes on the device that `--device ID` names; without it on the best, and greets with all that there are.
     """
+    options = _options(sys.argv[1:])
     answers = _keep_answers_apart()
     make_deterministic()
-    devices = _chosen_devices(sys.argv[1:])
+    devices = _chosen_devices(options.device)
     pace = Pace(SystemClock())
 
     def tell(progress: Progress) -> None:
         _send(answers, progress.to_line())
 
-    runners = _runners(devices[0], tell, pace) if kinds is None else kinds
+    if kinds is None:
+        runners = _runners(devices[0], tell, pace, options.commit_every)
+    else:
+        runners = {name: _unmeasured(run) for name, run in kinds.items()}
     _send(answers, Hello(devices=tuple(device.told() for device in devices)).to_line())
     for line in _lines(pace):
-        _send(answers, _run(runners, line).to_line())
+        outcome = _run(runners, line)
+        _send(answers, outcome.to_line())
+        if outcome.failure is not None and outcome.failure.code is ReasonCode.DEVICE_FAILED:
+            # Nothing this process asks of its device will work again; another process may find it well.
+            os._exit(_DEVICE_FAILED_STATUS)
 
 
-def _chosen_devices(arguments: Sequence[str]) -> tuple[Device, ...]:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", metavar="ID")
-    chosen = parser.parse_args(arguments).device
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="memgrid_volunteer.worker")
+    parser.add_argument("--device", metavar="ID", help="such as cuda:0, cpu")
+    parser.add_argument("--commit-every", type=float, metavar="SECONDS", default=COMMIT_EVERY_S)
+    return parser.parse_args(arguments)
+
+
+def _chosen_devices(chosen: str | None) -> tuple[Device, ...]:
     try:
         return find_devices() if chosen is None else (find_device(chosen),)
     except InvalidError as error:
         sys.exit(f"{error}")
 
 
-def _runners(device: Device, tell: Callable[[Progress], None], pace: Pace) -> dict[str, RunUnit]:
-    clock = SystemClock()
+def _runners(device: Device, tell: Tell, pace: Pace, commit_every_s: float) -> dict[str, RunUnit]:
+    clock, utilisation = SystemClock(), Utilisation(device)
+    kinds = {"prefill": Prefill, "study": Study, "train": Train, "evaluate": Evaluate}
+
+    def measured(run: Callable[[Job], WorkFacts]) -> RunUnit:
+        def run_and_measure(job: Job) -> Outcome:
+            facts = run(job)
+            share = utilisation.of(job, facts.compute_dtype, pace.computed_s)
+            return Outcome(facts=facts, utilisation=share)
+
+        return run_and_measure
+
     return {
-        "prefill": Prefill(device, clock).run,
-        "study": Study(device, clock, tell).run,
-        "train": Train(device, clock, tell).run,
-        "evaluate": Evaluate(device, clock, tell).run,
+        name: measured(kind(device, clock, tell, pace, commit_every_s=commit_every_s).run)
+        for name, kind in kinds.items()
     }
+
+
+def _unmeasured(run: Callable[[Job], WorkFacts]) -> RunUnit:
+    return lambda job: Outcome(facts=run(job))
 
 
 def _run(runners: Mapping[str, RunUnit], line: bytes) -> Outcome:
     try:
         job = Job.from_line(line)
-        return Outcome(facts=runners[job.kind](job))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _failure(ReasonCode.OUT_OF_MEMORY, error)
-    except RefusedError as error:
-        return Outcome(failure=error.reason)
-    except (InvalidError, OSError) as error:
-        return _failure(ReasonCode.INPUT_UNAVAILABLE, error)
+        return runners[job.kind](job)
     except Exception as error:  # noqa: BLE001 - a unit that fails, however it does, must not end the worker
-        # torch's CPU allocator knows no class of its own for "no memory left".
-        out_of_memory = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-        code = ReasonCode.OUT_OF_MEMORY if out_of_memory else ReasonCode.UNIT_FAILED
-        return _failure(code, error)
-
-
-def _failure(code: ReasonCode, error: BaseException) -> Outcome:
-    text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    return Outcome(failure=Reason(code=code, text=text))
+        return Outcome(failure=reason_of(error))
 
 
 def _keep_answers_apart() -> BinaryIO:

@@ -28,10 +28,15 @@ from memgrid.specs import StudySpec
 CANDIDATES = 64
 """Questions are sampled among so many of the likeliest tokens."""
 BATCH = 32
+_CPU_BATCH_LEAST = 4
+_CPU_PHASE_FLOPS = 1 << 39
+"""Questions and answers of a batch are committed when all of them are there: some seconds' work of a CPU."""
 _SHRINK_AT = 0.75
 """When fewer rows than this share are still at work, the others' caches are let go."""
 
-Progress = Callable[[float], None]
+Between = Callable[[int, Callable[[], Shard]], None]
+"""Called now and then with how many thirds of conversations are done, and what gives all that is there so far."""
+Rest = Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -51,27 +56,55 @@ def study(
     tokens: Sequence[int],
     *,
     batch: int = BATCH,
-    progress: Progress | None = None,
+    former: Shard | None = None,
+    between: Between | None = None,
+    rest: Rest = lambda: None,
 ) -> Shard:
-    """All conversations of a unit, `batch` at a time; `progress` hears the share that is done.
+    """All conversations of a unit, `batch` at a time.
 
-    `tokens` are the text as its unit names it. Raises InvalidError when the frame is of another vocabulary than the
-    model, ArithmeticError when a log-probability is not finite.
+    `tokens` are the text as its unit names it. `former` is what `between` was given in an earlier run: with the same
+    `batch` the same bits come out as if there had been no two runs. `rest` is called after every token. Raises
+    InvalidError when the frame is of another vocabulary than the model, ArithmeticError when a log-probability is not
+    finite.
     """
     check_frame(model, frame)
     context = read_context(model, tokens)
     keys = conversation_keys(spec.seed, spec.purpose, range(spec.first, spec.first + spec.conversations))
-    questions: list[Ids] = []
-    answers: list[Answer] = []
-    for start in range(0, spec.conversations, batch):
-        asked = _ask(model, context, spec, frame, keys[start : start + batch])
-        questions += asked
-        if progress is not None:
-            progress((start + len(asked) / 3) / spec.conversations)
-        answers += _answer(model, context, spec, frame, asked)
-        if progress is not None:
-            progress(len(answers) / spec.conversations)
+    questions, answers = ([], []) if former is None else _talk_of(former)
+
+    def tell(done: int) -> None:
+        if between is not None:
+            between(done, lambda: _shard(spec, frame, questions, answers))
+
+    while len(answers) < spec.conversations:
+        start = len(answers)
+        if start == len(questions):
+            questions += _ask(model, context, spec, frame, keys[start : start + batch], rest)
+            tell(2 * start + len(questions))
+        asked = questions[start : start + batch]
+        answers += _answer(model, context, spec, frame, asked, rest)
+        tell(3 * len(answers))
     return _shard(spec, frame, questions, answers)
+
+
+def conversations_at_once(spec: StudySpec, flops_per_token: int, device_kind: str) -> int:
+    """How many conversations a batch has; like a micro-batch of reading it hangs on model and kind of device alone.
+
+    >>> from memgrid.digest import digest_of
+    >>> from memgrid.specs import Purpose
+    >>> from memgrid.units import ComputeDtype
+    >>> some = digest_of(b"")
+    >>> spec = StudySpec(model=some, frame=some, tokens=some, token_count=9, purpose=Purpose.TRAIN, seed=1, first=0,
+    ...     conversations=64, temperature=0.6, question_tokens=48, answer_tokens=96, top_k=20,
+    ...     compute_dtype=ComputeDtype.AUTO)
+    >>> conversations_at_once(spec, 270_000_000, "cpu"), conversations_at_once(spec, 16_000_000_000, "cuda")
+    (16, 32)
+    """
+    if device_kind != "cpu":
+        return min(BATCH, spec.conversations)
+    each = max(spec.question_tokens, spec.answer_tokens) * max(1, flops_per_token)
+    fitting = 1 << max(0, (_CPU_PHASE_FLOPS // each).bit_length() - 1)
+    return min(BATCH, max(_CPU_BATCH_LEAST, fitting), spec.conversations)
 
 
 def check_frame(model: CausalLM, frame: ChatFrame) -> None:
@@ -95,7 +128,7 @@ def opening_of(spec: StudySpec, frame: ChatFrame, ask: int) -> Ids:
     return frame.opening(ask)[: spec.question_tokens - 1]
 
 
-def _ask(model: CausalLM, context: Context, spec: StudySpec, frame: ChatFrame, keys: Keys) -> list[Ids]:
+def _ask(model: CausalLM, context: Context, spec: StudySpec, frame: ChatFrame, keys: Keys, rest: Rest) -> list[Ids]:
     """The questions of some conversations, their given words included, without the token that ended them."""
     asks = draw_asks(keys, len(frame.asks))
     questions = [list(opening_of(spec, frame, ask)) for ask in asks]
@@ -116,12 +149,12 @@ def _ask(model: CausalLM, context: Context, spec: StudySpec, frame: ChatFrame, k
         return token if len(questions[row]) < spec.question_tokens else None
 
     prompts = [(*frame.asks[ask], *question) for ask, question in zip(asks, questions, strict=True)]
-    _decode(model, context, frame, prompts, spec.question_tokens, choose)
+    _decode(model, context, frame, prompts, spec.question_tokens, choose, rest)
     return [tuple(question) for question in questions]
 
 
 def _answer(
-    model: CausalLM, context: Context, spec: StudySpec, frame: ChatFrame, questions: Sequence[Ids]
+    model: CausalLM, context: Context, spec: StudySpec, frame: ChatFrame, questions: Sequence[Ids], rest: Rest
 ) -> list[Answer]:
     """Greedy answers; none where nothing was asked."""
     answers = [Answer() for _ in questions]
@@ -143,7 +176,7 @@ def _answer(
         return None if ids[-1] in frame.stops or len(ids) == spec.answer_tokens else ids[-1]
 
     prompts = [(*frame.teacher_before, *questions[row], *frame.teacher_after) for row in asked]
-    _decode(model, context, frame, prompts, spec.answer_tokens, choose)
+    _decode(model, context, frame, prompts, spec.answer_tokens, choose, rest)
     return answers
 
 
@@ -167,6 +200,7 @@ def _decode(
     prompts: Sequence[Ids],
     most: int,
     choose: Callable[[list[int], torch.Tensor], list[int | None]],
+    rest: Rest,
 ) -> None:
     """Continue each prompt by at most `most` tokens: `choose` gives the next one of each row, None where it ends."""
     rows = Rows(model, context, len(prompts), max(map(len, prompts)) + most)
@@ -185,18 +219,42 @@ def _decode(
             rows.keep([held.index(row) for row in at_work])
             held = list(at_work)
         # Rows that have ended are fed nothing: their lengths stay, and nobody looks at what comes out.
+        rest()
         hidden = rows.feed([[following[row]] if row in following else [] for row in held])
         last = hidden[:, 0]
 
 
+def _talk_of(former: Shard) -> tuple[list[Ids], list[Answer]]:
+    """Questions and answers of a shard; at its end may stand questions that have not been answered.
+
+    Whatever is asked gets an answer of one token at least, and rounding what was rounded changes nothing.
+    """
+    questions = [tuple(former.question(index).tolist()) for index in range(len(former))]
+    answers: list[Answer] = []
+    for index, question in enumerate(questions):
+        rows = former.rows(index)
+        if question and rows.start == rows.stop:
+            break
+        answers.append(
+            Answer(
+                ids=former.answer(index).tolist(),
+                top_ids=list(former.top_ids[rows]),
+                top_logprobs=list(former.top_logprobs[rows]),
+                tail=former.tail[rows].tolist(),
+            )
+        )
+    return questions, answers
+
+
 def _shard(spec: StudySpec, frame: ChatFrame, questions: Sequence[Ids], answers: Sequence[Answer]) -> Shard:
+    unanswered = [Answer()] * (len(questions) - len(answers))
     empty = np.zeros((0, spec.top_k))
     return make_shard(
         tokenizer=frame.tokenizer,
         vocab=frame.vocab,
         purpose=spec.purpose,
         questions=questions,
-        answers=[answer.ids for answer in answers],
+        answers=[answer.ids for answer in (*answers, *unanswered)],
         top_ids=np.concatenate([empty, *(np.stack(each.top_ids) for each in answers if each.ids)]),
         top_logprobs=np.concatenate([empty, *(np.stack(each.top_logprobs) for each in answers if each.ids)]),
         tail=np.array([mass for answer in answers for mass in answer.tail]),

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from memgrid.distill.adam import Adam, gradient_norm, learning_rate
@@ -20,7 +22,7 @@ from memgrid.distill.batches import Batches, Conversation, Packed, pack
 from memgrid.distill.loss import distillation_loss
 from memgrid.distill.mixing import Mixer
 from memgrid.distill.model import CausalLM
-from memgrid.distill.state import TrainState
+from memgrid.distill.state import Arrays, TrainState
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import ChatFrame
 from memgrid.kinds.refusal import RefusedError
@@ -45,7 +47,23 @@ class Course:
     mixer: Mixer | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepSoFar:
+    """The first rows of the step that `state` stands before: their summed gradient, and each answer token's loss.
+
+    `rows` 0 is between two steps. Nothing else is needed to come to the bits of a run that was not interrupted.
+    """
+
+    state: TrainState
+    trace: tuple[StepTrace, ...]
+    rows: int
+    gradient: Arrays
+    losses: npt.NDArray[np.float32]
+
+
 OnStep = Callable[[StepTrace], None]
+OnRows = Callable[[Callable[[], StepSoFar]], None]
+"""Called after every micro-batch with what gives the state of that moment."""
 OnSegment = Callable[[TrainState, tuple[StepTrace, ...]], None]
 
 
@@ -75,31 +93,39 @@ def train(
     stop_step: int | None = None,
     compute_dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
+    so_far: StepSoFar | None = None,
+    on_rows: OnRows | None = None,
     on_step: OnStep | None = None,
     on_segment: OnSegment | None = None,
+    on_halved: Callable[[int], None] = lambda rows: None,
 ) -> tuple[TrainState, tuple[StepTrace, ...]]:
     """Train from `start` to `stop_step` (the spec's by default): the state reached, and `trace` gone on with.
 
-    `start` may be the spec's start or any state committed since: what follows is the same to the bit. `on_segment`
-    is called with every state the spec commits, the last included. When memory runs out the micro-batch is halved
-    and the present step begun again. Raises RefusedError (DIVERGED, naming the step), InvalidError when the state
-    is not of the spec's adapter, MemoryError when not even one row fits.
+    `start` may be the spec's start or any state committed since: what follows is the same to the bit. `so_far` is
+    what `on_rows` gave in the middle of a step: training goes on from there, and `start` and `trace` do not count.
+    `on_segment` is called with every state the spec commits, the last included. When memory runs out the micro-batch
+    is halved, which `on_halved` hears, and the present step gone on with. Raises RefusedError (DIVERGED, naming the
+    step), InvalidError when the state is not of the spec's adapter, MemoryError when not even one row fits.
     """
     from accelerate.utils import find_executable_batch_size  # a second that only training should pay
 
+    if so_far is not None:
+        start, trace = so_far.state, so_far.trace
     run = _Run(model, spec, start, course, compute_dtype, list(trace))
+    run.take_up(so_far)
     stop = spec.stop_step if stop_step is None else stop_step
     size = micro_batch or (spec.batch_rows if model.device.type == "cuda" else 1)
 
     def halved() -> int:
         nonlocal size
         size //= 2
+        on_halved(size)
         return size
 
     @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halved)  # type: ignore[untyped-decorator]
     def go_on(rows_at_once: int) -> None:
         while run.adam.step < stop:
-            entry = run.advance(rows_at_once)
+            entry = run.advance(rows_at_once, on_rows)
             if on_step is not None:
                 on_step(entry)
             if on_segment is not None and is_committed(spec, run.adam.step):
@@ -136,16 +162,40 @@ class _Run:
         self.adam = Adam(start, model.device, spec.cold_step)
         self._fixed = seeded(spec.adapter, model)
         self.trace = trace
+        self._begin_step()
 
-    def advance(self, micro_batch: int) -> StepTrace:
+    def _begin_step(self) -> None:
+        self._rows, self._losses = 0, list[torch.Tensor]()
+        self._total = {name: torch.zeros_like(value) for name, value in self.adam.parameters.items()}
+
+    def take_up(self, so_far: StepSoFar | None) -> None:
+        """Go on in the middle of a step."""
+        if so_far is not None and so_far.rows:
+            device = self._model.device
+            self._rows, self._losses = so_far.rows, [torch.from_numpy(so_far.losses.copy()).to(device)]
+            self._total = {name: torch.from_numpy(value.copy()).to(device) for name, value in so_far.gradient.items()}
+
+    def so_far(self) -> StepSoFar:
+        """A copy of where training stands."""
+        losses = torch.cat(self._losses).float() if self._losses else torch.empty(0)
+        return StepSoFar(
+            state=self.adam.state(),
+            trace=tuple(self.trace),
+            rows=self._rows,
+            gradient={name: value.cpu().numpy().copy() for name, value in self._total.items()},
+            losses=losses.cpu().numpy(),
+        )
+
+    def advance(self, micro_batch: int, on_rows: OnRows | None = None) -> StepTrace:
         """One logical step; nothing is changed before all of its gradient is there."""
         packed = self._pack()
-        gradient, loss = self._gradient(packed, micro_batch)
+        gradient, loss = self._gradient(packed, micro_batch, on_rows)
         norm, step = gradient_norm(gradient), self.adam.step
         entry = StepTrace(step=step, loss=loss, tokens=packed.answer_tokens, gradient_norm=norm)
         _check_course(entry, self.trace)
         self.adam.update(gradient, learning_rate(self._spec, step))
         self.trace.append(entry)
+        self._begin_step()
         return entry
 
     def _pack(self) -> Packed:
@@ -159,24 +209,26 @@ class _Run:
             device=self._model.device,
         )
 
-    def _gradient(self, packed: Packed, micro_batch: int) -> tuple[Tensors, float]:
+    def _gradient(self, packed: Packed, micro_batch: int, on_rows: OnRows | None) -> tuple[Tensors, float]:
         """The gradient of the mean loss over all answer tokens of the step, and that loss."""
-        total = {name: torch.zeros_like(value) for name, value in self.adam.parameters.items()}
-        losses: list[torch.Tensor] = []
         count = len(packed.bounds) - 1
         scale = LOSS_SCALE if self._dtype is torch.float16 else 1.0
-        for start in range(0, count, micro_batch):
-            numbers = range(start, min(start + micro_batch, count))
+        while self._rows < count:
+            numbers = range(self._rows, min(self._rows + micro_batch, count))
             lost, by_row = self._gradient_of_rows(packed.rows(numbers.start, numbers.stop), numbers, scale)
-            losses.append(lost)
+            self._losses.append(lost)
             for name, gradients in by_row.items():
                 for gradient in gradients:  # one row after the other: the order is the result's
-                    total[name].add_(gradient)
-        for gradient in total.values():
-            gradient.mul_(1 / (scale * packed.answer_tokens))
+                    self._total[name].add_(gradient)
+            self._rows = numbers.stop
+            if on_rows is not None:
+                on_rows(self.so_far)
+        # Not in place: should memory run out from here on, the sum is still what it was.
+        mean = {name: gradient * (1 / (scale * packed.answer_tokens)) for name, gradient in self._total.items()}
+        for gradient in mean.values():
             _freeze(self._spec.adapter, gradient)
-        lost = torch.cat(losses).double().cpu().numpy()
-        return total, float(lost.sum()) / packed.answer_tokens
+        lost = torch.cat(self._losses).double().cpu().numpy()
+        return mean, float(lost.sum()) / packed.answer_tokens
 
     def _gradient_of_rows(self, packed: Packed, numbers: range, scale: float) -> tuple[torch.Tensor, Tensors]:
         """Loss of each answer token [n], and for each parameter a gradient a row [m, ...] of the summed loss."""

@@ -99,7 +99,11 @@ def make_shard(
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Equal shards give equal bytes."""
+    path.write_bytes(shard_bytes(shard))
+
+
+def shard_bytes(shard: Shard) -> bytes:
+    """The file; equal shards give equal bytes."""
     tensors = {
         "question_ids": shard.question_ids,
         "question_offsets": shard.question_offsets,
@@ -112,7 +116,8 @@ def write_shard(path: Path, shard: Shard) -> None:
         "vocab": np.array([shard.vocab], dtype=np.int64),
         "purpose": np.array([_PURPOSES.index(shard.purpose)], dtype=np.uint8),
     }
-    path.write_bytes(save(tensors, metadata={"format": SHARD_FORMAT}))
+    content: bytes = save(tensors, metadata={"format": SHARD_FORMAT})
+    return content
 
 
 def read_shard(path: Path) -> Shard:

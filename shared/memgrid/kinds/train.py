@@ -32,8 +32,6 @@ from memgrid.specs import TrainSpec
 from memgrid.units import ComputeDtype, Output, ReasonCode
 
 STATE_FILE = "state.safetensors"
-COMMITTED_FILE = "committed.json"
-"""Where a host notes which states are whole on its disk; it is handed in to nobody."""
 _ANSWER_SHARE = 0.5
 """Of a row's tokens, those that the output head is needed for: about so many are answers."""
 

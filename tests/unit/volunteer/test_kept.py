@@ -6,10 +6,10 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from memgrid.kinds.train import COMMITTED_FILE
 from memgrid.specs import unit_key_of
 from memgrid_volunteer.isolation import Folders
 from memgrid_volunteer.kept import KEPT_FOR, KEPT_MAX, forget_old, gather, keep, take_back
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE
 from tests.training import make_spec
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

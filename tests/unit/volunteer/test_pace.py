@@ -101,6 +101,16 @@ def test_a_hold_counts_neither_as_computing_nor_as_the_units_time_and_a_rest_onl
     assert (pace.computed_s, pace.spent_s) == pytest.approx((31.0, 31.0))
 
 
+def test_a_unit_that_comes_while_it_is_to_hold_waits_for_its_first_micro_batch() -> None:
+    pace, clock, sleeping = made()
+    pace.set(0.0)
+    sleeping.orders.append((100.0, 1.0))
+    pace.begin()
+    work(clock, 2.0)
+    assert sleeping.orders == []
+    assert (pace.computed_s, pace.spent_s) == pytest.approx((2.0, 2.0))
+
+
 def test_a_changed_pace_ends_a_hold_in_another_thread() -> None:
     pace = Pace(SystemClock())
     pace.set(0.0)

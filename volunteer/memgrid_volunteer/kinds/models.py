@@ -23,13 +23,15 @@ T = TypeVar("T")
 
 
 def load_causal(folder: Path, compute_dtype: ComputeDtype, device: Device) -> Any:
-    """The model with its head."""
+    """The model with its head; raises InvalidError when the device is several that only prefill knows to use."""
+    if device.beside:
+        raise InvalidError(f"device {device.device_id}: only prefill units are spread over several devices")
     return load_model(folder, TORCH_DTYPE[compute_dtype], device.torch_device)
 
 
 def load_base(folder: Path, dtype: torch.dtype, device: Device) -> Any:
     """The model without its head, which caches are computed with."""
-    return load_model(folder, dtype, device.torch_device).base_model
+    return load_model(folder, dtype, device.torch_device, beside=device.beside).base_model
 
 
 def checked_inputs(spec: Spec, unit_dir: Path) -> dict[str, Path]:
@@ -41,10 +43,28 @@ def checked_inputs(spec: Spec, unit_dir: Path) -> dict[str, Path]:
     return inputs
 
 
-def as_many_as_fit(compute: Callable[[int], T], batch: int) -> T:
+class Fitted:
+    """Remembers how many fitted at once, of each model: the next unit need not run out of memory again to know."""
+
+    def __init__(self) -> None:
+        self._at_once: dict[str, int] = {}
+
+    def run(self, model: str, compute: Callable[[int], T], batch: int, *, least: int = 1) -> T:
+        """As `as_many_as_fit`, from what fitted the last time on."""
+
+        def noted(size: int) -> T:
+            result = compute(size)
+            if size < batch:
+                self._at_once[model] = size
+            return result
+
+        return as_many_as_fit(noted, min(batch, self._at_once.get(model, batch)), least=least)
+
+
+def as_many_as_fit(compute: Callable[[int], T], batch: int, *, least: int = 1) -> T:
     """The result of computing `batch` at once, or half as many each time memory runs out.
 
-    Raises MemoryError when not even one fits.
+    Raises MemoryError when not even `least` fit.
     """
     from accelerate.utils import find_executable_batch_size  # takes a second: the worker greets its supervisor first
 
@@ -57,13 +77,13 @@ def as_many_as_fit(compute: Callable[[int], T], batch: int) -> T:
 
     try:
         repeated = find_executable_batch_size(
-            tried, starting_batch_size=batch, reduce_batch_size_fn=lambda: size // 2
+            tried, starting_batch_size=batch, reduce_batch_size_fn=lambda: size // 2 if size // 2 >= least else 0
         )
         result: T = repeated()
     except RuntimeError as error:
         if "No executable batch size found" not in str(error):
             raise
-        raise MemoryError("not even one conversation at a time fits into memory") from None
+        raise MemoryError(f"not even a batch of {least} fits into memory") from None
     return result
 
 

@@ -38,8 +38,13 @@ class Pace:
             self._changed.notify_all()
 
     def begin(self, computed_s: float = 0.0) -> None:
-        """A unit's work starts now, or goes on after so much of it: what was before was none of it."""
+        """A unit's work starts now, or goes on after so much of it: what was before was none of it.
+
+        While it is to hold, not even the first micro-batch begins.
+        """
         with self._changed:
+            while self._duty <= 0:
+                self._changed.wait()
             self._worked_s = self._rested_s = self._held_s = 0.0
             self._since_s = self._clock.monotonic_s()
             self._began_s = self._since_s - computed_s

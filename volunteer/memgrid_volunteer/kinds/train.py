@@ -1,54 +1,63 @@
 """Train an adapter for some steps, committing a state every few, and go on from the last one after any interruption.
 
 Knows a unit's files and their order on disk; knows neither leases nor network. Every state is on the disk before
-training goes on, so a kill costs at most a segment and changes no bit of the result.
+training goes on, and between two of them what was done is written every few seconds, so a kill costs no more than
+that and changes no bit of the result.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memgrid.clock import Clock
-from memgrid.digest import canonical_json, digest_of, digest_of_file
 from memgrid.distill.state import TrainState, read_state, state_bytes, without_moments, write_whole
 from memgrid.distill.train_inputs import geometry_of_model, read_course
-from memgrid.distill.training import train
+from memgrid.distill.training import StepSoFar, train
 from memgrid.errors import InvalidError
 from memgrid.kinds.delta_sketch import delta_sketch_bytes, sketch_states
 from memgrid.kinds.trace import TRACE_FILE, StepTrace, read_trace, trace_bytes
-from memgrid.kinds.train import COMMITTED_FILE, STATE_FILE, committed_name, committed_step, has_moments
+from memgrid.kinds.train import STATE_FILE, committed_name, has_moments
 from memgrid.specs import TrainSpec
 from memgrid.units import WorkFacts
-from memgrid_volunteer.kinds.job import SKETCH_FILE, Job, Progress
+from memgrid_volunteer.kinds.committed import COMMIT_EVERY_S, PART_NAME, Checkpoint
+from memgrid_volunteer.kinds.job import SKETCH_FILE, Job
 from memgrid_volunteer.kinds.models import checked_inputs, facts_of, load_causal
+from memgrid_volunteer.kinds.pace import Pace
+from memgrid_volunteer.kinds.telling import Tell, Telling
+from memgrid_volunteer.kinds.train_parts import fits, is_of, parts_bytes, read_parts
 from memgrid_volunteer.numerics import TORCH_DTYPE, Device, resolve
-
-Tell = Callable[[Progress], None]
-_TELL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Reached:
-    """Where training stands: the state, the trace up to it, the seconds it took, the digests of what is committed."""
+    """Where training stands: the last state that is handed in, the trace up to it, and what was done since."""
 
     state: TrainState
     trace: tuple[StepTrace, ...]
-    compute_s: float
-    digests: dict[str, str]
+    so_far: StepSoFar | None = None
 
 
 class Train:
     """Runs train units on one device; `tell` hears how far the running one has got."""
 
-    def __init__(self, device: Device, clock: Clock, tell: Tell) -> None:
+    def __init__(
+        self,
+        device: Device,
+        clock: Clock,
+        tell: Tell,
+        pace: Pace | None = None,
+        *,
+        commit_every_s: float = COMMIT_EVERY_S,
+    ) -> None:
         self._device = device
-        self._clock = clock
-        self._tell = tell
-        self._told_s = float("-inf")
+        self._tell = Telling(tell, clock)
+        self._pace = pace or Pace(clock)
+        self._commit_every_s = commit_every_s
+        self._rows_at_once: dict[str, int] = {}
+        """Of models for which memory ran out: the next unit need not find that out again."""
 
     def run(self, job: Job) -> WorkFacts:
         """Write the unit's states, trace and sketch into the job's output folder, going on from what lies there.
@@ -58,31 +67,45 @@ class Train:
         """
         spec = TrainSpec.from_bytes((job.unit_dir / "spec.json").read_bytes())
         inputs = checked_inputs(spec, job.unit_dir)
-        compute_dtype = resolve(spec.compute_dtype, self._device)
-        model = load_causal(job.model_dir, compute_dtype, self._device)
-        reached = resume(spec, job.out_dir) or _Reached(
-            state=read_state(inputs[STATE_FILE]), trace=(), compute_s=0.0, digests={}
+        resolved = resolve(spec.compute_dtype, self._device)
+        checkpoint = Checkpoint(
+            job.out_dir, spec.key, wanted=spec.compute_dtype, resolved=resolved, every_s=self._commit_every_s
         )
-        compute_s = self._train(spec, job, model, inputs, reached, TORCH_DTYPE[compute_dtype])
+        model = load_causal(job.model_dir, checkpoint.compute_dtype, self._device)
+        start = read_state(inputs[STATE_FILE])
+        former = resume(spec, start, job.out_dir, checkpoint)
+        if former is not None:
+            self._tell.say_it_goes_on(_share_done(spec, former))
+        self._pace.begin(0.0 if former is None else checkpoint.computed_s)
+        self._train(spec, job, model, inputs, former or _Reached(state=start, trace=()), checkpoint)
         geometry = geometry_of_model(model)
         sketch = sketch_states(inputs[STATE_FILE], job.out_dir / STATE_FILE, spec.adapter, geometry, spec.key)
         write_whole(job.out_dir / SKETCH_FILE, delta_sketch_bytes(sketch))
+        checkpoint.clear()
         tokens = (spec.stop_step - spec.first_step) * spec.batch_rows * spec.row_tokens
-        return facts_of(self._device, compute_dtype, tokens=tokens, compute_s=compute_s)
+        return facts_of(self._device, checkpoint.compute_dtype, tokens=tokens, compute_s=self._pace.spent_s)
 
     def _train(
-        self, spec: TrainSpec, job: Job, model: Any, inputs: dict[str, Path], reached: _Reached, dtype: Any
-    ) -> float:
-        """The seconds of all runs of this unit together."""
-        began_s = self._clock.monotonic_s() - reached.compute_s
-        digests = dict(reached.digests)
-
+        self,
+        spec: TrainSpec,
+        job: Job,
+        model: Any,
+        inputs: dict[str, Path],
+        reached: _Reached,
+        checkpoint: Checkpoint,
+    ) -> None:
         def commit(state: TrainState, trace: tuple[StepTrace, ...]) -> None:
-            compute_s = self._clock.monotonic_s() - began_s
-            commit_state(spec, job.out_dir, _Reached(state=state, trace=trace, compute_s=compute_s, digests=digests))
+            name = _name_of(spec, state.step)
+            # A trace that is longer than its states harms nobody: it goes first.
+            write_whole(job.out_dir / TRACE_FILE, trace_bytes(trace))
+            content = state_bytes(state if has_moments(spec, name) else without_moments(state))
+            checkpoint.add(name, content, self._pace.computed_s)
 
-        def tell(entry: StepTrace) -> None:
-            self._tell_of(spec, entry)
+        def between(so_far: Callable[[], StepSoFar]) -> None:
+            self._device.finish()
+            if checkpoint.is_due(computed_s := self._pace.computed_s):
+                checkpoint.replace_parts(parts_bytes(so_far()), computed_s)
+            self._pace.rest()
 
         train(
             model,
@@ -90,56 +113,72 @@ class Train:
             reached.state,
             read_course(spec, inputs, model),
             trace=reached.trace,
-            compute_dtype=dtype,
-            on_step=tell,
+            compute_dtype=TORCH_DTYPE[checkpoint.compute_dtype],
+            so_far=reached.so_far,
+            on_rows=between,
+            on_step=lambda entry: self._tell_of(spec, entry),
             on_segment=commit,
+            micro_batch=self._rows_at_once.get(str(job.model_dir)),
+            on_halved=lambda rows: self._rows_at_once.update({str(job.model_dir): max(1, rows)}),
         )
-        return self._clock.monotonic_s() - began_s
 
     def _tell_of(self, spec: TrainSpec, entry: StepTrace) -> None:
         done, count = entry.step + 1 - spec.first_step, spec.stop_step - spec.first_step
-        now_s = self._clock.monotonic_s()
-        if done == count or now_s - self._told_s >= _TELL_EVERY_S:
-            self._told_s = now_s
-            self._tell(Progress(done=done / count, text=f"step {done} of {count}, loss {entry.loss:.2f}"))
+        text = f"step {done} of {count}, loss {entry.loss:.2f}"
+        tokens = done * spec.batch_rows * spec.row_tokens
+        self._tell.say(done / count, text, tokens=tokens, computed_s=self._pace.computed_s)
 
 
-def commit_state(spec: TrainSpec, out_dir: Path, reached: _Reached) -> None:
-    """State, then trace, then the line that says both are there: whatever comes between, the former state counts."""
-    name = _name_of(spec, reached.state.step)
-    content = state_bytes(reached.state if has_moments(spec, name) else without_moments(reached.state))
-    write_whole(out_dir / name, content)
-    write_whole(out_dir / TRACE_FILE, trace_bytes(reached.trace))
-    reached.digests[name] = digest_of(content)
-    line = {"unit": spec.key, "compute_s": reached.compute_s, "states": reached.digests}
-    write_whole(out_dir / COMMITTED_FILE, canonical_json(line))
+def resume(spec: TrainSpec, start: TrainState, out_dir: Path, checkpoint: Checkpoint) -> _Reached | None:
+    """The last committed state that is whole, with what led to it and what came after; None when the unit begins."""
+    paths = checkpoint.whole()
+    states = _states(spec, start, [path for path in paths if _is_of(spec, path.name)])
+    parts = [path for path in paths if PART_NAME.fullmatch(path.name)][-2:]
+    so_far = read_parts(spec, start, (parts[0], parts[1])) if len(parts) == 2 else None
+    reached = _reached(spec, start, states, out_dir)
+    if reached is None or (so_far is not None and so_far.state.step < reached.state.step):
+        so_far = None
+    kept = [] if reached is None else [path for path, _ in states]
+    checkpoint.go_on_from([*kept, *(parts if so_far is not None else ())])
+    if reached is None or (not states and so_far is None):
+        return None
+    return replace(reached, so_far=so_far)
 
 
-def resume(spec: TrainSpec, out_dir: Path) -> _Reached | None:
-    """The last committed state that is whole, with what led to it; None when the unit begins."""
+def _reached(
+    spec: TrainSpec, start: TrainState, states: list[tuple[Path, TrainState]], out_dir: Path
+) -> _Reached | None:
+    """The last of these states and its trace; the start when there are none, None when the trace is not theirs."""
+    if not states:
+        return _Reached(state=start, trace=())
+    last = states[-1][1]
     try:
-        committed = json.loads((out_dir / COMMITTED_FILE).read_bytes())
-        trace = read_trace((out_dir / TRACE_FILE).read_bytes())
-        if committed["unit"] != spec.key:
-            return None
-        states, compute_s = dict(committed["states"]), float(committed["compute_s"])
-    except (OSError, ValueError, KeyError, TypeError, InvalidError):
+        trace = read_trace((out_dir / TRACE_FILE).read_bytes())[: last.step - spec.first_step]
+    except (OSError, InvalidError):
         return None
-    by_step = sorted((committed_step(spec, name), name) for name in states if _is_of(spec, name))
-    kept: dict[str, str] = {}
-    last: TrainState | None = None
-    for step, name in by_step:
-        # A chain is as good as its first fault: every state up to the last is handed in.
-        if not (out_dir / name).is_file() or digest_of_file(out_dir / name) != states[name]:
+    return _Reached(state=last, trace=trace) if fits(spec, last, trace) else None
+
+
+def _states(spec: TrainSpec, start: TrainState, paths: list[Path]) -> list[tuple[Path, TrainState]]:
+    """The states up to the first that is not this unit's: a chain is as good as its first fault."""
+    states: list[tuple[Path, TrainState]] = []
+    for number, path in enumerate(paths, start=1):
+        try:
+            state = read_state(path)
+        except (OSError, InvalidError):
             break
-        last, kept[name] = read_state(out_dir / name), states[name]
-        if last.step != step:
-            return None
-    if last is None or [entry.step for entry in trace[: last.step - spec.first_step]] != list(
-        range(spec.first_step, last.step)
-    ):
-        return None
-    return _Reached(state=last, trace=trace[: last.step - spec.first_step], compute_s=compute_s, digests=kept)
+        step = min(spec.first_step + number * spec.segment_steps, spec.stop_step)
+        if state.step != step or path.name != _name_of(spec, step) or not is_of(start, state.parameters):
+            break
+        states.append((path, state))
+    return states
+
+
+def _share_done(spec: TrainSpec, reached: _Reached) -> float:
+    step, rows = reached.state.step, 0
+    if reached.so_far is not None:
+        step, rows = reached.so_far.state.step, reached.so_far.rows
+    return (step - spec.first_step + rows / spec.batch_rows) / (spec.stop_step - spec.first_step)
 
 
 def _name_of(spec: TrainSpec, step: int) -> str:
