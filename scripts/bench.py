@@ -22,6 +22,7 @@ LONG = (
     *("scale", "polls", "planning", "peers"),
     *("distill", "distill_rounds", "distill_checks", "distill_compose", "train_speed", "check_cost", "calibration"),
     "owner",
+    "preemption",
 )
 """Minutes to an hour each on two cores: they run when named, and with `all`."""
 ALL = "all"

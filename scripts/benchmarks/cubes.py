@@ -21,12 +21,13 @@ from memgrid.cube.manifest import (
     Wrap,
 )
 from memgrid.digest import digest_of, digest_of_file
+from memgrid.distill.prefill import Pair, read_at_once
 from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype
 from memgrid_coordinator.heavy.assemble import AssemblyOrder, Making, OrderedChunk, assemble_cube
 from memgrid_coordinator.heavy.chunks import PlannedChunk, PlanParameters, as_tokens, cut
-from memgrid_volunteer.kinds.prefill import Pair, prefill, write_kv
+from memgrid_volunteer.kinds.prefill import write_kv
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
@@ -73,7 +74,7 @@ def make_cube(folder: Path, model: Any, ids: list[int]) -> MemCube:
 def compute(path: Path, model: Any, planned: PlannedChunk, ids: list[int], past: list[Pair]) -> list[Pair]:
     """Write one chunk's file; the past of the next one."""
     own = ids[planned.spec.start : planned.spec.start + planned.spec.token_count]
-    pairs = list(prefill(model.base_model, own, past, torch.float32, model.device))
+    pairs = read_at_once(model.base_model, own, past)
     write_kv(path, own, iter(pairs), torch.bfloat16)
     if not past:
         return pairs

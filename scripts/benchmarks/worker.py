@@ -73,7 +73,8 @@ async def _compare(folder: Path, sandbox: Sandbox, model: Any, size: int, tokens
         worker_s.append(time.perf_counter() - began_s)
         if outcome.failure is not None:
             raise SystemExit(f"the worker failed: {outcome.failure.text}")
-        shutil.rmtree(job.out_dir.parent)
+        for made in (job.unit_dir, job.out_dir):
+            shutil.rmtree(made)
         began_s = time.perf_counter()
         bare_prefill(model, chunk)
         bare_s.append(time.perf_counter() - began_s)

@@ -62,6 +62,7 @@ async def killed_half_way(sandbox: Sandbox, unit: Unit) -> None:
     sandbox.pace(0.0)
     await asyncio.sleep(0)
     await sandbox.kill()
+    sandbox.pace(1.0)
     outcome = await asyncio.wait_for(running, LIMIT_S)
     assert outcome.failure is not None and outcome.failure.code is ReasonCode.OWNER_PAUSED
     assert not worker.is_running()

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memgrid.clock import SystemClock
+from memgrid.digest import digest_of, token_bytes
 from memgrid.distill.prefill import tokens_at_once
 from memgrid.errors import InvalidError
 from memgrid.kinds.refusal import RefusedError
-from memgrid.units import ComputeDtype, ReasonCode
+from memgrid.specs import PrefillSpec
+from memgrid.units import ComputeDtype, ReasonCode, StoreDtype
 from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.kinds.failing import reason_of
 from memgrid_volunteer.kinds.job import Hello, Job, Outcome
@@ -90,11 +92,20 @@ async def test_the_next_unit_is_for_another_process(tmp_path: Path, monkeypatch:
 
 
 def quick_job(folder: Path, first: int) -> Job:
-    from memgrid.digest import token_bytes
-
     for name in ("in", "out"):
         (folder / name).mkdir(parents=True)
-    (folder / "in" / "tokens.bin").write_bytes(token_bytes([first, 1]))
+    content = token_bytes([first, 1])
+    spec = PrefillSpec(
+        model=digest_of(b"model"),
+        tokens=digest_of(content),
+        token_count=2,
+        start=0,
+        parent=None,
+        compute_dtype=ComputeDtype.AUTO,
+        store_dtype=StoreDtype.FLOAT32,
+    )
+    (folder / "in" / "tokens.bin").write_bytes(content)
+    (folder / "in" / "spec.json").write_bytes(spec.to_bytes())
     return Job(kind="prefill", unit_dir=folder / "in", model_dir=folder, out_dir=folder / "out")
 
 
