@@ -2,9 +2,9 @@
 
 The tokens of a unit say what it does: the first one 4 says that its device failed, 5 takes as many steps of two
 hundredths of a second as the second token says, keeping its pace and committing every step, 6 tells how far it is,
-7 fails, 8 dies, 9 hangs, 10 loses its device as after a reset of the driver, 11 takes as many milliseconds as the second
-token says, 12 runs out of memory, anything else succeeds. Inputs have to be what the spec names. NVIDIA_QUICK_DEVICES
-names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
+7 fails, 8 dies, 9 hangs, 10 loses its device as after a reset of the driver, 11 takes as many milliseconds as the
+second token says, 12 runs out of memory, anything else succeeds. Inputs have to be what the spec names.
+NVIDIA_QUICK_DEVICES names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
 """
 
 from __future__ import annotations
