@@ -16,7 +16,7 @@ from memgrid.errors import InvalidError
 from memgrid.log import configure_logging
 from memgrid.nickname import nickname
 from memgrid_volunteer import running, team_cli
-from memgrid_volunteer.home import Home, default_home
+from memgrid_volunteer.home import Home, Membership, default_home
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.owner import cli as owner_cli
@@ -62,19 +62,8 @@ def join(
     """Join a grid: no account, no open port; a key made here is all it knows you by."""
     configure_logging(level="WARNING")
     place = _home(home)
-    _check_free(place, url)
-    name = label or platform.node() or "volunteer"
-    check_label(place, name)
-    membership = asyncio.run(
-        running.join(
-            url,
-            place,
-            label=name,
-            invite_code=invite,
-            options=running.Options(threads=threads, worker_module=worker_module, isolation=isolation),
-            tell=lambda line: typer.echo(line, err=True),
-        )
-    )
+    options = running.Options(threads=threads, worker_module=worker_module, isolation=isolation)
+    membership = _join(url, place, label=label, invite=invite, options=options)
     facts = {"grid": membership.name, "url": membership.url, "host_id": membership.host_id}
     _print(
         {**facts, "label": membership.label, "isolation": place.status().get("isolation")},
@@ -86,6 +75,10 @@ def join(
 
 @app.command()
 def run(
+    url: Annotated[
+        str | None,
+        typer.Argument(help="A grid to join first, if that was not done; the address its owner published."),
+    ] = None,
     home: HomeOption = None,
     once: Annotated[bool, typer.Option("--once", help="One unit to its verdict, then exit.")] = False,
     max_units: Annotated[int | None, typer.Option(min=1, help="So many units to their verdicts, then exit.")] = None,
@@ -122,6 +115,8 @@ def run(
     )
     with as_service(place.folder, SystemClock()) if is_service else contextlib.nullcontext():
         configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)
+        if url is not None:
+            _join_first(url, place, options)
         try:
             asyncio.run(_run(place, options))
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -179,16 +174,34 @@ def _home(folder: Path | None) -> Home:
     return Home(folder or default_home())
 
 
+def _join_first(url: str, place: Home, options: running.Options) -> None:
+    """Unless that was done before; raises InvalidError when it was another grid."""
+    _check_free(place, url)
+    if not place.grid_url:
+        membership = _join(url, place, options=options)
+        typer.echo(f"joined {membership.name} as {membership.label} (host {membership.host_id})")
+
+
+def _join(
+    url: str, place: Home, *, options: running.Options, label: str | None = None, invite: str = ""
+) -> Membership:
+    _check_free(place, url)
+    name = label or platform.node() or "volunteer"
+    check_label(place, name)
+    told = running.join(
+        url, place, label=name, invite_code=invite, options=options, tell=lambda line: typer.echo(line, err=True)
+    )
+    return asyncio.run(told)
+
+
 def _check_free(home: Home, url: str) -> None:
     """Raises InvalidError when the folder belongs to another grid, or is in use."""
     if not home.folder.exists():
         return
     if home.is_running:
         raise InvalidError(f"{home.folder}: a volunteer is running here already")
-    if (home.folder / "grid.json").exists():
-        joined = home.membership().url.partition("#")[0]
-        if joined.rstrip("/") != url.partition("#")[0].rstrip("/"):
-            raise InvalidError(f"{home.folder}: has joined {joined}; leave it first, or use another --home")
+    if home.grid_url not in ("", url.partition("#")[0].rstrip("/")):
+        raise InvalidError(f"{home.folder}: has joined {home.grid_url}; leave it first, or use another --home")
 
 
 def _status(home: Home) -> dict[str, Any]:

@@ -88,6 +88,18 @@ async def test_nobody_there_is_a_failure(grid: ScriptedGrid, home: Path) -> None
     await grid.start()
 
 
+async def test_one_command_is_enough(grid: ScriptedGrid, home: Path) -> None:
+    grid.offer("one", 1)
+    code, out, error = await memgrid("run", grid.url, "--once", "--no-page", "--home", home, *QUICK)
+    assert (code, error) == (0, "")
+    assert out.startswith("joined scripted as ") and "accepted, credit" in out
+    grid.offer("two", 2)
+    code, out, _ = await memgrid("run", grid.url, "--once", "--no-page", "--home", home, *QUICK)
+    assert code == 0 and "joined" not in out and "accepted, credit" in out
+    code, _, error = await memgrid("run", "http://127.0.0.1:1", "--home", home)
+    assert code == 2 and f"has joined {grid.url}; leave it first" in error
+
+
 async def test_a_folder_belongs_to_one_grid(grid: ScriptedGrid, home: Path) -> None:
     await memgrid("join", grid.url, "--home", home, *QUICK)
     code, _, error = await memgrid("join", "http://127.0.0.1:1", "--home", home)
