@@ -303,9 +303,11 @@ def test_a_window_that_fills_the_screen_is_named_until_it_is_gone(display: str) 
 
 
 def test_under_wayland_who_keeps_the_screen_on_is_seen_and_nothing_else(
-    logind: FakeLogind, monkeypatch: pytest.MonkeyPatch
+    logind: FakeLogind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    with pytest.raises(Unseen, match="under Wayland"):
+        ScreenProbe(X11(), drm=tmp_path).read()
     probe = ScreenProbe(X11(), Logind(Bus("SYSTEM")), Bus("SESSION"))
     logind.log_in("1")
     logind.inhibit("sleep", "NetworkManager", "delay")
