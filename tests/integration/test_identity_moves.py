@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from memgrid.endpoint import GridEndpoint
 from memgrid.errors import InvalidError
-from memgrid.units import AccountId
+from memgrid.units import AccountId, HostId
 from memgrid_coordinator.app import Coordinator
 from memgrid_coordinator.store import credits, hosts
 from memgrid_volunteer import running
 from memgrid_volunteer.cli import app
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.service import keys
 from memgrid_volunteer.service.keys import Sealed, seal, unseal
@@ -150,9 +150,6 @@ def made(folder: Path) -> Home:
 
 
 def test_a_running_volunteer_is_not_moved_nor_one_with_results_to_deliver(tmp_path: Path) -> None:
-    from memgrid.units import HostId
-    from memgrid_volunteer.home import Membership
-
     home = made(tmp_path / "home")
     home.join(Membership(url="https://g", name="g", account_id=AccountId("a"), host_id=HostId("h"), label="attic"))
     with home.lock(), pytest.raises(InvalidError, match="is running here"):
@@ -164,6 +161,19 @@ def test_a_running_volunteer_is_not_moved_nor_one_with_results_to_deliver(tmp_pa
             app, ["key", "move", str(tmp_path / "x"), "--home", str(home.folder)], catch_exceptions=False
         )
     assert home.membership().label == "attic"
+
+
+def test_what_moved_away_may_come_back(tmp_path: Path) -> None:
+    home, file = made(tmp_path / "home"), tmp_path / "identity.json"
+    membership = Membership(url="https://g", name="g", account_id=AccountId("a"), host_id=HostId("h"), label="attic")
+    home.join(membership)
+    keys.move(home, file, PASSPHRASE, NOW)
+    keys.restore(home, file, PASSPHRASE)
+    assert home.membership() == membership
+    keys.check_label(home, "attic")
+    home.forget()
+    with pytest.raises(InvalidError, match="no grid joined yet"):
+        home.membership()
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
@@ -184,9 +194,6 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 
 def test_a_key_that_a_grid_knows_is_not_replaced(tmp_path: Path) -> None:
-    from memgrid.units import HostId
-    from memgrid_volunteer.home import Membership
-
     other, home, file = made(tmp_path / "other"), made(tmp_path / "home"), tmp_path / "key.json"
     keys.back_up(other, file, PASSPHRASE, NOW)
     home.join(Membership(url="https://g", name="g", account_id=AccountId("a"), host_id=HostId("h"), label="attic"))

@@ -147,6 +147,7 @@ async def test_what_runs_says_why_it_idles(home: Home) -> None:
                 "devices": [
                     {
                         "device_id": "cuda:0",
+                        "name": "A card",
                         "action": "pause_release",
                         "reason": {"code": "owner_paused", "text": "it is 84 °C hot"},
                         "preference": "devices.temperature_max_c",
@@ -156,6 +157,7 @@ async def test_what_runs_says_why_it_idles(home: Home) -> None:
         )
         _, found, _ = await examined(home)
     assert found["volunteer"] == [("ok", "idle: no campaign has open units")]
+    assert found["device"] == [("ok", "cuda:0: A card, 0 B, ")]
     assert found["now"] == [("fact", "cuda:0 pause_release: it is 84 °C hot (devices.temperature_max_c)")]
 
 

@@ -124,8 +124,12 @@ def _disk(folders: tuple[Path, ...]) -> tuple[int, int, int]:
         for place, _, names in os.walk(folder):
             for name in names:
                 with contextlib.suppress(OSError):
-                    # What is there, not how long the file says it is.
-                    size_bytes += (Path(place) / name).lstat().st_blocks * 512
+                    size_bytes += _taken_bytes((Path(place) / name).lstat())
                     files += 1
     usage = psutil.disk_usage(str(folders[0]))
     return size_bytes, files, int(usage.free)
+
+
+def _taken_bytes(facts: os.stat_result) -> int:
+    """What a file takes of the disk, not how long it says it is; where that is not told, its length."""
+    return facts.st_blocks * 512 if hasattr(facts, "st_blocks") else facts.st_size

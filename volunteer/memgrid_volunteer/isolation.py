@@ -145,7 +145,7 @@ def _walls(isolation: Isolation, folders: Folders, bounds: Bounds) -> Walls:
         readable=() if is_own_view else readable,
         writable=() if is_own_view else (str(folders.outputs), str(folders.scratch)),
         devices=() if is_own_view else (*_PLAIN_DEVICES, *_gpu_nodes()),
-        data_bytes=None if any(_gpu_nodes()) else bounds.data_bytes,
+        data_bytes=None if has_gpu() else bounds.data_bytes,
         file_bytes=bounds.disk_bytes,
         open_files=bounds.open_files,
         tasks=bounds.tasks if has_own_users else None,
@@ -187,6 +187,11 @@ def _python_paths(folders: Folders) -> Iterable[str]:
     # Started in one's home with `python -m`, Python looks for modules in all of it.
     hidden = (Path.home(), folders.work, folders.cache)
     return sorted(path for path in existing if not any(each.is_relative_to(path) for each in hidden))
+
+
+def has_gpu() -> bool:
+    """Whether there are devices of a GPU; whether anything can compute on them, only a worker finds out."""
+    return any(_gpu_nodes())
 
 
 def _gpu_nodes() -> Iterator[str]:

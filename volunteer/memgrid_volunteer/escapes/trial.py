@@ -19,7 +19,7 @@ from memgrid_volunteer.bounds import Bounds
 from memgrid_volunteer.escapes.attempts import ATTEMPTS
 from memgrid_volunteer.escapes.targets import Targets
 from memgrid_volunteer.escapes.worker import THROUGH
-from memgrid_volunteer.isolation import Folders, Isolation
+from memgrid_volunteer.isolation import Folders, Isolation, has_gpu
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.sandbox import Sandbox
 
@@ -53,6 +53,11 @@ class Result:
         return self.answer == THROUGH
 
 
+def refused_here() -> tuple[str, ...]:
+    """The attempts that are to be refused on this machine: beside a GPU's driver anybody may reserve memory."""
+    return tuple(name for name in ATTEMPTS if name != "reserve_memory" or not has_gpu())
+
+
 async def try_escapes(
     isolations: Sequence[Isolation], folder: Path, attempts: Iterable[str] | None = None
 ) -> AsyncIterator[Result]:
@@ -61,7 +66,7 @@ async def try_escapes(
     All that is reached for is made for it, but for the disk, the kernel's memory and one file of the home, which are
     opened and not read.
     """
-    names = tuple(ATTEMPTS) if attempts is None else tuple(attempts)
+    names = refused_here() if attempts is None else tuple(attempts)
     folders = Folders(cache=folder / "cache", work=folder / "work")
     folders.make()
     async with _targets(folder) as targets:

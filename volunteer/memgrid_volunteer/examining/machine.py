@@ -19,8 +19,9 @@ from memgrid_volunteer import landlock
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.host import default_threads
 from memgrid_volunteer.isolation import Folders, Isolation, Tried, try_all
-from memgrid_volunteer.kinds.job import Hello
+from memgrid_volunteer.kinds.job import DeviceId, Hello
 from memgrid_volunteer.sandbox import WORKER_MODULE, Sandbox, environment
+from memgrid_volunteer.status import VolunteerStatus
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "grpcio", "cryptography", "psutil", "nvidia-ml-py", "jeepney")
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -70,7 +71,14 @@ def walls(home: Home) -> Iterator[Finding]:
 
 
 def worker(home: Home, module: str = WORKER_MODULE) -> Iterator[Finding]:
-    """What a worker finds behind its walls: it is started as for a unit, and ended again."""
+    """What a worker finds behind its walls: it is started as for a unit, and ended again.
+
+    Beside a volunteer that runs none is started: devices may bear one only, and what its workers found is known.
+    """
+    if home.is_running:
+        for known in VolunteerStatus.from_json(home.status()).devices:
+            yield _device(known.device_id, known.name, known.memory_bytes, known.numerics_class)
+        return
     with tempfile.TemporaryDirectory(dir=home.folder, prefix=".doctor-") as folder:
         try:
             hello = asyncio.run(_hello(home, Path(folder), module))
@@ -80,8 +88,7 @@ def worker(home: Home, module: str = WORKER_MODULE) -> Iterator[Finding]:
             return
     for device in hello.devices:
         facts = device.facts
-        text = f"{device.device_id}: {facts.name}, {bytes_text(facts.memory_bytes)}, {facts.numerics_class}"
-        yield Finding(level=Level.OK, about="device", text=text)
+        yield _device(device.device_id, facts.name, facts.memory_bytes, facts.numerics_class)
     if _DRIVER_FILE.exists() and not any(device.facts.kind == "cuda" for device in hello.devices):
         text = "there is an NVIDIA driver, and the worker finds no GPU"
         advice = (
@@ -89,6 +96,11 @@ def worker(home: Home, module: str = WORKER_MODULE) -> Iterator[Finding]:
             " if that works, are the walls in its way? memgrid volunteer run --once --isolation none"
         )
         yield Finding(level=Level.BAD, about="device", text=text, advice=advice)
+
+
+def _device(device_id: DeviceId, name: str, memory_bytes: int, numerics_class: str) -> Finding:
+    text = f"{device_id}: {name}, {bytes_text(memory_bytes)}, {numerics_class}"
+    return Finding(level=Level.OK, about="device", text=text)
 
 
 async def _tried(folder: Path) -> list[Tried]:

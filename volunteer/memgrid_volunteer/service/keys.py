@@ -135,6 +135,7 @@ def restore(home: Home, file: Path, passphrase: str, *, is_replacing: bool = Fal
             write_whole(home.folder / _TEAM_FILE, sealed.team)
         if sealed.membership is not None:
             home.join(sealed.membership)
+            (home.folder / MOVED_FILE).unlink(missing_ok=True)
     return sealed
 
 
