@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -149,3 +150,23 @@ def test_a_page_of_a_killed_volunteer_is_not_open(tmp_path: Path) -> None:
     write_key(home.folder, PageKey(port=7072, secret=new_key(0).secret, is_open=True))
     result = CliRunner().invoke(app, ["page", "--print", "--home", str(home.folder)])
     assert "no page is open here" in str(result.exception)
+
+
+def test_who_only_looks_does_not_keep_a_volunteer_from_starting(tmp_path: Path) -> None:
+    """One watches it in a terminal while it is restarted, again and again."""
+    home, ending = make_home(tmp_path), threading.Event()
+
+    def look() -> None:
+        while not ending.wait(0.001):
+            assert home.is_running in (True, False)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            with home.lock():
+                assert home.is_running
+    finally:
+        ending.set()
+        looking.join()
+    assert not home.is_running
