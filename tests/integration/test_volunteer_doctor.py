@@ -30,6 +30,7 @@ from memgrid_volunteer.examining import place
 from memgrid_volunteer.examining.redacting import HIDDEN, Redactor
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.isolation import Isolation
+from memgrid_volunteer.page.key import new_key, write_key
 from memgrid_volunteer.service.crashes import Starts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,8 +218,10 @@ def test_a_secret_is_hidden_wherever_it_stands(
     key = home.folder / "volunteer.key"
     if not key.exists():
         key.write_bytes(os.urandom(32))
+    page = new_key(7072)
+    write_key(home.folder, page)
     redactor = Redactor(home, {"SOME_API_KEY": "hush-hush", "HARMLESS": "word"})
-    for secret in (key.read_bytes().hex(), "hush-hush"):
+    for secret in (key.read_bytes().hex(), "hush-hush", page.secret, page.cookie):
         cleaned = redactor.cleaned(Finding(level=Level.OK, about="x", text=f"{before}{secret}{after}", advice=secret))
         assert secret not in cleaned.text and cleaned.advice == HIDDEN
     # A token is known by its shape, so it has to begin as a word does.

@@ -14,6 +14,7 @@ from pathlib import Path
 from memgrid.errors import InvalidError
 from memgrid.findings import Finding
 from memgrid_volunteer.home import Home, read_whole
+from memgrid_volunteer.page.key import read_key
 
 HIDDEN = "[hidden]"
 _SECRET_NAMES = re.compile(r"(?i)token|secret|password|passphrase|api_?key|invite|credential")
@@ -59,6 +60,8 @@ def _secrets(home: Home, environment: Mapping[str, str]) -> set[str]:
         content = key.read_bytes()[:4096]
         found |= {content.hex(), content.hex().upper(), base64.b64encode(content).decode()}
         found |= {base64.urlsafe_b64encode(content).decode().rstrip("="), str(content)[2:-1]}
+    if (page := read_key(home.folder)) is not None:
+        found |= {page.secret, page.cookie, page.csrf}
     with contextlib.suppress(InvalidError):
         found.add(str((read_whole(home.folder / "team.json") or {}).get("code", "")))
     return {secret for secret in found if len(secret) >= _SHORTEST}
