@@ -89,6 +89,8 @@ async def test_nobody_there_is_a_failure(grid: ScriptedGrid, home: Path) -> None
 
 
 async def test_one_command_is_enough(grid: ScriptedGrid, home: Path) -> None:
+    home.mkdir()
+    (home / "volunteer.toml").write_text('preset = "always"\n')  # whatever else this machine does meanwhile
     grid.offer("one", 1)
     code, out, error = await memgrid("run", grid.url, "--once", "--no-page", "--home", home, *QUICK)
     assert (code, error) == (0, "")
