@@ -113,6 +113,8 @@ async def test_killed_worker_and_agent_leave_no_trace_in_the_result(tmp_path: Pa
     spec, unit_dir = make_unit(tmp_path, model_folder, grid)
     home = Home(tmp_path / "volunteer")
     home.make()
+    # Whatever else this machine does meanwhile.
+    (home.folder / "volunteer.toml").write_text('preset = "always"\n')
     home.join(
         Membership(url=grid.url, name="scripted", account_id=AccountId("a1"), host_id=HostId("h1"), label="attic")
     )

@@ -26,6 +26,8 @@ KILLS = 12
 def home(tmp_path: Path) -> Home:
     home = Home(tmp_path / "volunteer")
     home.make()
+    # Whatever else this machine does meanwhile.
+    (home.folder / "volunteer.toml").write_text('preset = "always"\n')
     return home
 
 
