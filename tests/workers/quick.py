@@ -1,10 +1,10 @@
 """A worker without torch: it answers at once, so that tests of the supervisor need not wait for one.
 
 The tokens of a unit say what it does: the first one 4 says that its device failed, 5 takes as many steps of two
-hundredths of a second as the second token says, keeping its pace and committing every step, 6 tells how far it is,
-7 fails, 8 dies, 9 hangs, 10 loses its device as after a reset of the driver, 11 takes as many milliseconds as the
-second token says, 12 runs out of memory, anything else succeeds. Inputs have to be what the spec names.
-NVIDIA_QUICK_DEVICES names a file that says which devices there are, `cuda:0=GPU-a cpu=`.
+hundredths of a second as the second token says, keeping its pace and committing every step, 6 tells how far it is, 7
+fails, 8 dies, 9 hangs, 10 takes as many milliseconds as the second token says, 11 runs out of memory, anything else
+succeeds. Inputs have to be what the spec names. NVIDIA_QUICK_DEVICES names a file that says which devices there are,
+`cuda:0=GPU-a cpu=`.
 """
 
 from __future__ import annotations
@@ -58,10 +58,8 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
         case 9:
             time.sleep(1000)
         case 10:
-            return _failed(ReasonCode.UNIT_FAILED, "AcceleratorError: CUDA error: unspecified launch failure")
-        case 11:
             time.sleep(tokens[1] / 1000)
-        case 12:
+        case 11:
             return _failed(ReasonCode.OUT_OF_MEMORY, "CUDA out of memory")
     k = np.full((2, len(tokens), 4), float(tokens[0]), dtype=np.float32)
     contents = {"tokens": np.array(tokens, dtype=np.int32), "l0.k": k, "l0.v": k}

@@ -19,7 +19,6 @@ from memgrid_volunteer.sandbox import Sandbox
 PAUSE_EXPECTED = timedelta(minutes=10)
 """How long a pause lasts whose end nobody knows."""
 _GRACE = timedelta(seconds=5)
-_DEVICE_FAULTS = ("cuda error", "cudnn", "cublas", "hip error", "mps backend", "acceleratorerror")
 
 log = get_logger(__name__)
 
@@ -85,7 +84,7 @@ class Bench:
             await self._start()
         except InternalError as error:
             if self.decision.action is not Action.PAUSE_RELEASE:
-                self.failed(Reason(code=ReasonCode.UNIT_FAILED, text=str(error)[:400]), is_certain=True)
+                self.failed(Reason(code=ReasonCode.DEVICE_FAILED, text=str(error)[:400]))
             return False
         if self.decision.action is Action.PAUSE_RELEASE:
             await self.stop()
@@ -105,14 +104,14 @@ class Bench:
     def succeeded(self) -> None:
         self._health = WELL
 
-    def failed(self, reason: Reason, *, is_certain: bool = False) -> None:
+    def failed(self, reason: Reason) -> None:
         """One more failure; after some of them the device rests, longer every time.
 
         A rest ends the worker, too: what a driver's reset or a stray access broke stays broken in that process.
         """
-        self._health = after_failure(
-            self._health, reason, self._clock.monotonic_s(), is_certain=is_certain or _blames_the_device(reason)
-        )
+        # Of these the next unit would meet the same.
+        is_certain = reason.code is ReasonCode.DEVICE_FAILED
+        self._health = after_failure(self._health, reason, self._clock.monotonic_s(), is_certain=is_certain)
         if self._health.is_resting(self._clock.monotonic_s()):
             log.warning("device rests", device=self.device_id, failures=self._health.failures, reason=reason.text)
 
@@ -133,15 +132,3 @@ class Bench:
         if places[0] != hello.devices[0].device_id:
             await self._sandbox.kill()
             await self._sandbox.start()
-
-
-def _blames_the_device(reason: Reason) -> bool:
-    """Whether a failure is one of drivers and devices, which the next unit would meet too.
-
-    >>> text = "AcceleratorError: CUDA error: an illegal memory access was encountered"
-    >>> _blames_the_device(Reason(code=ReasonCode.UNIT_FAILED, text=text))
-    True
-    """
-    if reason.code is not ReasonCode.UNIT_FAILED:
-        return reason.code is ReasonCode.DEVICE_FAILED
-    return any(word in reason.text.lower() for word in _DEVICE_FAULTS)

@@ -36,7 +36,7 @@ async def test_a_cache_without_room_gives_the_lease_back_and_recovers(
             with Faults.full_disk(volunteer.home.cache):
                 grid.offer("one", 1, 2, 3)
                 await grid.until(lambda: grid.released)
-            grid.offer("two", 4, 5, 6)
+            grid.offer("two", 1, 5, 6)
             await run
     assert grid.released[0].reason.code is ReasonCode.INPUT_UNAVAILABLE
     assert "has no room" in grid.released[0].reason.text
@@ -51,7 +51,7 @@ async def test_a_cache_that_can_only_be_read_gives_the_lease_back(grid: Scripted
             with Faults.read_only_disk(volunteer.home.cache):
                 grid.offer("one", 1, 2, 3)
                 await grid.until(lambda: grid.released)
-            grid.offer("two", 4, 5, 6)
+            grid.offer("two", 1, 5, 6)
             await run
     assert grid.released[0].reason.text == "this host's disk: Read-only file system"
     assert volunteer.units_run() == ["two"]

@@ -35,6 +35,12 @@ def names_in(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
 
 
+def prefer_always(home: Path) -> None:
+    """Compute whatever else this machine does meanwhile."""
+    home.mkdir(exist_ok=True)
+    (home / "volunteer.toml").write_text('preset = "always"\n')
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "attic"
@@ -46,7 +52,7 @@ async def test_join_run_status_pause_leave(grid: ScriptedGrid, home: Path) -> No
     assert out.startswith("joined scripted as attic (host h1)")
     assert (home / "volunteer.key").stat().st_mode & 0o077 == 0
 
-    (home / "volunteer.toml").write_text('preset = "always"\n')  # whatever else this machine does meanwhile
+    prefer_always(home)
     grid.offer("one", 1)
     code, out, _ = await memgrid("run", "--once", "--home", home, *QUICK)
     assert code == 0 and out.splitlines()[-1] == "stopped" and "accepted, credit" in out
@@ -89,8 +95,7 @@ async def test_nobody_there_is_a_failure(grid: ScriptedGrid, home: Path) -> None
 
 
 async def test_one_command_is_enough(grid: ScriptedGrid, home: Path) -> None:
-    home.mkdir()
-    (home / "volunteer.toml").write_text('preset = "always"\n')  # whatever else this machine does meanwhile
+    prefer_always(home)
     grid.offer("one", 1)
     code, out, error = await memgrid("run", grid.url, "--once", "--no-page", "--home", home, *QUICK)
     assert (code, error) == (0, "")
