@@ -123,13 +123,17 @@ class Diary:
             self._tell(f"unit {key[:12]}: {progress.text}")
         self.write()
 
-    def unit_done(self, device_id: DeviceId, key: UnitKey, tokens: int, compute_s: float) -> None:
-        self._ended(device_id, key, Outcome.AWAITING, tokens=tokens, compute_s=compute_s)
+    def unit_done(
+        self, device_id: DeviceId, key: UnitKey, tokens: int, compute_s: float, *, utilisation: float | None = None
+    ) -> None:
+        """`utilisation` is the share of the device's speed that the unit's own operations made use of."""
+        self._ended(device_id, key, Outcome.AWAITING, tokens=tokens, compute_s=compute_s, utilisation=utilisation)
         tally = self.tally
         self._count(
             units_done=tally.units_done + 1, tokens=tally.tokens + tokens, compute_s=tally.compute_s + compute_s
         )
-        self._tell(f"unit {key[:12]}: done in {compute_s:.1f} s")
+        used = "" if utilisation is None else f", {utilisation:.0%} of what {device_id} can do"
+        self._tell(f"unit {key[:12]}: done in {compute_s:.1f} s{used}")
         self.write()
 
     def unit_given_back(self, device_id: DeviceId | None, key: UnitKey, reason: Reason) -> None:
@@ -188,6 +192,7 @@ class Diary:
         *,
         tokens: int = 0,
         compute_s: float | None = None,
+        utilisation: float | None = None,
     ) -> None:
         """Off its device and into the history; without `compute_s`, what it has taken by this clock."""
         device, worked_s = self._log.ended(device_id, key)
@@ -200,6 +205,7 @@ class Diary:
             device_id=device.device_id,
             tokens=tokens,
             compute_s=worked_s if compute_s is None else compute_s,
+            utilisation=utilisation,
             outcome=outcome,
             reason="" if reason is None else reason.text or reason.code.value,
         )

@@ -48,6 +48,8 @@ class DoneUnit:
     device_id: DeviceId = ""
     tokens: int = 0
     compute_s: float = 0.0
+    utilisation: float | None = None
+    """The unit's own floating-point operations a second, as a share of what its device was measured to reach."""
     outcome: Outcome = Outcome.AWAITING
     reason: str = ""
     credit_flops: int = 0

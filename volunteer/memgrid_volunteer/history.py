@@ -62,7 +62,7 @@ class History:
     def add(self, unit: DoneUnit) -> None:
         """Write down how a unit ended."""
         row = (seconds_of(unit.at), unit.unit_key, unit.kind, unit.work, unit.grid, unit.device_id, unit.tokens,
-               unit.compute_s, unit.outcome.value, unit.reason[:500])  # fmt: skip
+               unit.compute_s, unit.outcome.value, unit.reason[:500], unit.utilisation)  # fmt: skip
         done = unit.outcome in (Outcome.AWAITING, Outcome.ACCEPTED)
         with self._open() as connection:
             connection.execute(INSERT, row)

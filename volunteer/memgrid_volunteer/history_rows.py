@@ -59,6 +59,7 @@ def to_unit(row: sqlite3.Row) -> DoneUnit:
         device_id=row["device_id"],
         tokens=row["tokens"],
         compute_s=row["compute_s"],
+        utilisation=row["utilisation"],
         outcome=Outcome(row["outcome"]),
         reason=row["reason"],
         credit_flops=int(row["credit_flops"]),
@@ -101,6 +102,7 @@ CREATE TABLE IF NOT EXISTS units (
     compute_s REAL NOT NULL,
     outcome TEXT NOT NULL,
     reason TEXT NOT NULL,
+    utilisation REAL,
     credit_flops REAL NOT NULL DEFAULT 0,
     judged_at REAL,
     fate TEXT,
@@ -122,8 +124,8 @@ CREATE TABLE IF NOT EXISTS days (
 );
 """
 INSERT = """
-INSERT INTO units (at, unit_key, kind, work, grid, device_id, tokens, compute_s, outcome, reason)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO units (at, unit_key, kind, work, grid, device_id, tokens, compute_s, outcome, reason, utilisation)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 JUDGE = """
 UPDATE units SET outcome = ?, reason = ?, credit_flops = ?, judged_at = ?

@@ -184,7 +184,7 @@ class Workbench:
             bench.succeeded()
             # Hashing it and waiting for the disk take a while, in which the device begins with the next unit.
             held.stage = Stage.DONE
-            task = asyncio.create_task(self._finish(bench, prepared, outcome.facts))
+            task = asyncio.create_task(self._finish(bench, prepared, outcome.facts, outcome.utilisation))
             self._finishing.add(task)
             task.add_done_callback(self._finished)
             return Fate.DONE
@@ -222,7 +222,7 @@ class Workbench:
         )
         return True
 
-    async def _finish(self, bench: Bench, prepared: Prepared, facts: WorkFacts) -> None:
+    async def _finish(self, bench: Bench, prepared: Prepared, facts: WorkFacts, utilisation: float | None) -> None:
         offer = prepared.offer
         try:
             await asyncio.to_thread(self._outbox.add, offer, prepared.job.out_dir, facts)
@@ -236,7 +236,9 @@ class Workbench:
         else:
             self._desk.remove(offer.lease_id)
             self.units_finished += 1
-            self._diary.unit_done(bench.device_id, offer.unit_key, facts.tokens, facts.compute_s)
+            self._diary.unit_done(
+                bench.device_id, offer.unit_key, facts.tokens, facts.compute_s, utilisation=utilisation
+            )
             self._news.set()
         finally:
             prepared.clear()

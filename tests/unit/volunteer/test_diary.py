@@ -107,6 +107,17 @@ def test_two_devices_do_not_mix_up_their_units(kept: Kept) -> None:
     assert kept.home.status()["progress"] == "half"
 
 
+def test_how_much_of_a_device_a_unit_made_use_of_is_told_and_kept(kept: Kept) -> None:
+    for number, utilisation in enumerate((0.62, None)):
+        kept.diary.unit_started("cuda:0", KEYS[number], make_spec())
+        kept.diary.unit_done("cuda:0", KEYS[number], 64, 3.0, utilisation=utilisation)
+    assert kept.lines[-3].endswith("done in 3.0 s, 62% of what cuda:0 can do")
+    assert kept.lines[-1].endswith("done in 3.0 s")
+    history = History(kept.home.folder)
+    assert [unit.utilisation for unit in history.units()] == [None, 0.62]
+    history.close()
+
+
 def test_every_end_of_a_unit_is_in_the_history(kept: Kept) -> None:
     reason = Reason(code=ReasonCode.OWNER_PAUSED, text="you paused it")
     kept.diary.unit_started("cuda:0", KEYS[0], make_spec())

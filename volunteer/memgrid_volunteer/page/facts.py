@@ -50,7 +50,9 @@ def history_facts(units: Sequence[DoneUnit], now: datetime) -> dict[str, Any]:
 
 
 def _unit_facts(unit: DoneUnit, now: datetime) -> dict[str, Any]:
-    speed = unit.tokens_per_s
+    speed = [f"{unit.tokens_per_s:,.0f} tokens/s"] if unit.tokens_per_s else []
+    if unit.utilisation is not None:
+        speed.append(f"{unit.utilisation:.0%} of the device")
     return {
         "number": unit.number,
         "at": past_text(unit.at, now),
@@ -63,7 +65,7 @@ def _unit_facts(unit: DoneUnit, now: datetime) -> dict[str, Any]:
         "tone": _TONES.get(unit.outcome, Tone.QUIET),
         "reason": "" if unit.outcome is Outcome.ACCEPTED else unit.reason,
         "took": seconds_text(unit.compute_s) if unit.compute_s else "",
-        "speed": f"{speed:,.0f} tokens/s" if speed else "",
+        "speed": ", ".join(speed),
         "credit": flops_text(unit.credit_flops) if unit.credit_flops else "",
         "became": [_fate_facts(fate, unit.grid) for fate in unit.fate] if unit.outcome is Outcome.ACCEPTED else [],
     }
