@@ -45,7 +45,7 @@ duty_percent = 60 # it is loud
 
 
 ODD_LINES = (
-    *("[when]", "[[when]]", "[devices]", '[devices."cuda:0"]', "[grids]", "when = 3", "when.hours = [", '"sat"', "]"),
+    *("[when]", "[[when]]", "[devices]", '[devices."cuda:0"]', "when = 3", "when.hours = [", '"sat"', "]"),
     *("idle_minutes = nan", "idle_minutes = inf", "hours = [[]]", "devices = {cpu = {enabled = 1}}", "preset = []"),
     *('"https://a.example" = -1', "quiet = [{a = 1}]", "a.b.c = 1979-05-27", "#", "\\", '"""'),
 )
@@ -141,7 +141,6 @@ def test_a_changed_key_leaves_comments_and_all_else_as_they_were() -> None:
                 ("devices.cpu.enabled", False),
                 ("devices.cuda:0.memory_gb", 2.5),
                 ("network.up_kbps", 100),
-                ("grids.https://a.example", 3),
                 ("preset", "always"),
                 ("work.kinds", ["prefill"]),
             ]

@@ -17,7 +17,6 @@ from memgrid_volunteer.owner.spans import SPAN_FORM, Span, parse_span
 KINDS = ("prefill", "study", "train", "evaluate")
 CPU: DeviceId = "cpu"
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu):\d{1,3}")
-_GRID = re.compile(r"https?://\S+")
 
 
 class Preset(StrEnum):
@@ -59,7 +58,6 @@ def _span(text: str) -> str:
 SpanText = Annotated[StrictStr, AfterValidator(_span)]
 KindName = Annotated[StrictStr, matching(KINDS.__contains__)]
 DeviceName = Annotated[StrictStr, matching(_DEVICE.fullmatch)]
-GridUrl = Annotated[StrictStr, matching(_GRID.fullmatch)]
 ProgramName = Annotated[StrictStr, Field(min_length=1, max_length=200)]
 _PERCENT = "a whole number from 1 to 100"
 _KINDS_FORM = f"names of kinds: {', '.join(KINDS)}"
@@ -155,10 +153,6 @@ class Preferences(Part):
     network: Network = Field(default=Network(), description="a table [network]")
     disk: Disk = Field(default=Disk(), description="a table [disk]")
     work: Work = Field(default=Work(), description="a table [work]")
-    grids: dict[GridUrl, Annotated[Number, Field(ge=0, le=1000)]] = Field(
-        default={}, max_length=64, description='an address and its share, such as "https://grid.example" = 2'
-    )
-    """How time is shared among the grids that were joined; who is not named has a share of 1."""
 
     def device(self, device_id: DeviceId) -> DevicePreferences:
         return self.devices.get(device_id, _NOTHING_SAID)

@@ -81,14 +81,10 @@ def key_path(key: str) -> Path:
 
     >>> key_path('devices."cuda:0".enabled') == key_path("devices.cuda:0.enabled")
     True
-    >>> key_path('grids."https://grid.example"')
-    ('grids', 'https://grid.example')
     """
     parts = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', key)]
     if not parts or not all(parts):
         raise InvalidError(f"{key!r}: expected a key such as when.idle_minutes or devices.cuda:0.enabled")
-    if parts[0] == "grids" and len(parts) > 2:
-        return "grids", ".".join(parts[1:])
     return tuple(parts)
 
 
