@@ -135,8 +135,9 @@ class Agent:
         self._tell(*standing(situation))
 
     async def _allow(self, ruled: Ruled) -> None:
-        """What preferences say of network, disk and work, from now on."""
+        """What preferences say of memory, network, disk and work, from now on."""
         preferences = ruled.preferences
+        await self._workbench.allow(preferences)
         self._budget.allow(preferences.network)
         self._budget.spared = transfers_held(ruled.signals, preferences)
         limit_bytes = self._limits.cache_bytes

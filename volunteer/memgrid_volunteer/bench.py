@@ -96,6 +96,11 @@ class Bench:
         self.warm_model = model
         return await self._sandbox.run(job, hear)
 
+    async def allow(self, memory_bytes: int | None) -> None:
+        """How much of the device's memory its worker may take; one that runs with another limit is ended."""
+        if self._sandbox.allow(memory_bytes):
+            await self.stop()
+
     async def stop(self) -> None:
         """End the worker, and with it the running unit; it starts again when needed."""
         self.warm_model = None

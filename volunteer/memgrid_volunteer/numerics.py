@@ -105,6 +105,16 @@ def joined(devices: Sequence[Device]) -> Device:
     return replace(first, facts=facts, beside=tuple(device.torch_device for device in others))
 
 
+def limit_memory(device: Device, memory_bytes: int) -> None:
+    """From now on torch takes no more of a GPU: what needs more runs out of memory, as it would on a smaller one."""
+    share = min(1.0, memory_bytes / device.facts.memory_bytes)
+    if device.facts.kind == "cuda":
+        for each in (device.torch_device, *device.beside):
+            torch.cuda.set_per_process_memory_fraction(share, each)
+    elif device.facts.kind == "mps":
+        torch.mps.set_per_process_memory_fraction(share)
+
+
 def resolve(wanted: ComputeDtype, device: Device) -> ComputeDtype:
     """The dtype AUTO stands for on this device; any other stands for itself."""
     if wanted is not ComputeDtype.AUTO:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from memgrid.errors import InternalError, InvalidError
@@ -19,6 +20,7 @@ from memgrid_volunteer import guard
 from memgrid_volunteer.bounds import Bounds, default_bounds
 from memgrid_volunteer.isolation import Folders, Isolation, command_for, probe
 from memgrid_volunteer.kinds.job import DeviceId, Hello, Job, Outcome, PaceLine, Progress
+from memgrid_volunteer.owner.preferences import CPU
 
 WORKER_MODULE = "memgrid_volunteer.worker"
 START_LIMIT_S = 180.0
@@ -55,6 +57,7 @@ class Sandbox:
         self._environment = environment(folders.scratch, threads)
         self._isolation = isolation
         self._bounds = bounds or default_bounds()
+        self._memory_bytes: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._hello: Hello | None = None
         self._killed: asyncio.subprocess.Process | None = None
@@ -69,6 +72,24 @@ class Sandbox:
         """Of the running child; None between a death and the next start."""
         return self._process.pid if self._process is not None else None
 
+    def allow(self, memory_bytes: int | None) -> bool:
+        """How much memory of its device a worker may take from its next start on; False when nothing changes."""
+        former, self._memory_bytes = self._memory_bytes, memory_bytes
+        return memory_bytes != former
+
+    def _bounds_now(self) -> Bounds:
+        """The processor's memory is watched from outside; a GPU's is for the worker to keep to."""
+        if self._memory_bytes is None or self._device_id != CPU:
+            return self._bounds
+        return replace(self._bounds, memory_bytes=min(self._bounds.memory_bytes, self._memory_bytes))
+
+    def _arguments(self) -> tuple[str, ...]:
+        if self._device_id is None:
+            return ()
+        is_limited = self._memory_bytes is not None and self._device_id != CPU
+        limit = ("--memory-bytes", str(self._memory_bytes)) if is_limited else ()
+        return ("--device", self._device_id, *limit)
+
     async def isolation(self) -> Isolation:
         if self._isolation is None:
             self._isolation = await probe(self._folders, self._environment)
@@ -78,8 +99,9 @@ class Sandbox:
         """Start the worker unless it runs; raises InternalError with its last words when it can't start."""
         if self._process is not None and self._hello is not None:
             return self._hello
-        arguments = () if self._device_id is None else ("--device", self._device_id)
-        command = command_for(await self.isolation(), self._folders, self._module, arguments, bounds=self._bounds)
+        command = command_for(
+            await self.isolation(), self._folders, self._module, self._arguments(), bounds=self._bounds_now()
+        )
         self._folders.make()
         self._last_lines.clear()
         self._excess = None
@@ -206,7 +228,9 @@ class Sandbox:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """End a worker that takes more than it may; `run` then says what it was."""
-        self._excess = await guard.watch(process.pid, (self._folders.outputs, self._folders.scratch), self._bounds)
+        self._excess = await guard.watch(
+            process.pid, (self._folders.outputs, self._folders.scratch), self._bounds_now()
+        )
         if self._excess is not None:
             log.warning("worker ended", reason=self._excess.text)
             _kill_group(process)

@@ -22,7 +22,7 @@ from memgrid_volunteer.kept import forget_old
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.owner.decision import RUN, Decision
-from memgrid_volunteer.owner.preferences import Work
+from memgrid_volunteer.owner.preferences import Preferences, Work
 from memgrid_volunteer.owner.sparing import refused
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.preparing import Preparing
@@ -117,6 +117,12 @@ class Workbench:
             await asyncio.gather(*changed)
             await self._ready.look_again()
         self._give_back_what_waits_too_long()
+
+    async def allow(self, preferences: Preferences) -> None:
+        """What the owner says of the memory of each device."""
+        for bench in self.benches:
+            most_gb = preferences.device(bench.device_id).memory_gb
+            await bench.allow(None if most_gb is None else int(float(most_gb) * 1e9))
 
     async def stop(self, lease_id: LeaseId | None = None) -> None:
         """End the workers and with them what runs, or only that unit; results that are done are put away first."""

@@ -23,7 +23,7 @@ from memgrid_volunteer.kinds.study import Study
 from memgrid_volunteer.kinds.telling import Tell
 from memgrid_volunteer.kinds.train import Train
 from memgrid_volunteer.kinds.utilisation import Utilisation
-from memgrid_volunteer.numerics import Device, find_device, find_devices, make_deterministic
+from memgrid_volunteer.numerics import Device, find_device, find_devices, limit_memory, make_deterministic
 
 RunUnit = Callable[[Job], Outcome]
 _DEVICE_FAILED_STATUS = 75
@@ -38,6 +38,8 @@ def main(kinds: Mapping[str, Callable[[Job], WorkFacts]] | None = None) -> None:
     answers = _keep_answers_apart()
     make_deterministic()
     devices = _chosen_devices(options.device)
+    if options.memory_bytes is not None:
+        limit_memory(devices[0], options.memory_bytes)
     pace = Pace(SystemClock())
 
     def tell(progress: Progress) -> None:
@@ -59,6 +61,7 @@ def main(kinds: Mapping[str, Callable[[Job], WorkFacts]] | None = None) -> None:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="memgrid_volunteer.worker")
     parser.add_argument("--device", metavar="ID", help="such as cuda:0, cpu")
+    parser.add_argument("--memory-bytes", type=int, metavar="BYTES", help="the most to take of a GPU's memory")
     parser.add_argument("--commit-every", type=float, metavar="SECONDS", default=COMMIT_EVERY_S)
     return parser.parse_args(arguments)
 
