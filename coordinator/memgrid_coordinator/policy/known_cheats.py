@@ -73,8 +73,8 @@ def floors(row: str, fitted: Mapping[str, Mapping[str, float]]) -> Mapping[str, 
     What float32 rounds to is a matter of machines rather than of models, and one machine shows little of it: the
     built-in limits of float32 stay. Two hosts of one coarse class may lie as far apart as either lies from float32,
     though two kernels of one machine hardly do: limits of such pairs are those against float32, or wider. Of
-    conversations, scores and trainings a calibration sees few: it widens their built-in limits, and never tightens
-    them.
+    conversations, scores and trainings a calibration sees few, and of a cache an audit sees few tokens, of which one
+    in some hundreds lies far off in a coarse class: calibrations widen these built-in limits, and never tighten them.
 
     >>> key = "prefill.sketch/bfloat16+bfloat16/bfloat16"
     >>> floors(key, {"prefill.sketch/bfloat16+float32/bfloat16": {"K median": 0.2}})
@@ -82,7 +82,7 @@ def floors(row: str, fitted: Mapping[str, Mapping[str, float]]) -> Mapping[str, 
     """
     check, pair, *store = row.split("/")
     coarser, _, finer = pair.partition("+")
-    if not check.startswith("prefill."):
+    if not check.startswith("prefill.") or check == PREFILL_REPLAY:
         return _built_in(row)
     if finer == ComputeDtype.FLOAT32:
         return _built_in("/".join([check, f"{finer}+{finer}", *store]))
