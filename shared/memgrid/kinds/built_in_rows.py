@@ -119,8 +119,8 @@ class, at twice the limit; a changed token shows 0.3 to 1.3 there, RoPE off by o
 two to four, for a few layers of random weights (`tests/unit/test_prefill_audit.py`) round off more than a real model.
 
 In bfloat16 one text in some thirty has a window on which honest answers lie far apart: of 33 texts in seven ways,
-worst layer 4.5e-2 and 5.9e-2, worst block 7.8e-2 and 1.1e-1, while the median layer stays at 2.7e-2 in V. So limits of
-what is worst stand above that; cheats in that class show at layer 0 and in medians, at twice the limit and more.
+worst layer 4.5e-2 and 5.9e-2, worst block 7.8e-2 and 1.1e-1, while the median layer stays at 2.7e-2 in V. So limits
+of what is worst stand above that; cheats in that class show at layer 0 and in medians, at twice the limit and more.
 """
 
 STUDY_SKETCH_STATISTICS = ("conversations that differ", "log-likelihood of equal answers")
