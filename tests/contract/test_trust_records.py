@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from sqlalchemy import Connection
 
 from memgrid.testing import FACTS
-from memgrid.units import AccountId
+from memgrid.units import AccountId, HostId, SessionId
 from memgrid_coordinator.policy.trust import TrustRecord
 from memgrid_coordinator.records import Host
 from memgrid_coordinator.store import hosts, trust_records
@@ -63,3 +65,34 @@ async def test_a_record_is_kept_as_it_was_put_and_counts_for_its_account(empty_s
     await empty_store.write(step)
     assert await empty_store.read(lambda each: trust_records.get(each, host.host_id, "prefill", "here")) == record
     assert await empty_store.read(lambda each: trust_records.good_of(each, AccountId("alice"))) == 11
+
+
+@pytest.mark.parametrize(
+    ("other", "is_alone"),
+    [
+        (None, True),
+        (("bob", "", LATER), False),
+        (("bob", "93.184.216.0/24", LATER), True),
+        (("bob", "151.101.1.0/24", LATER), False),
+        (("bob", "", NOW), True),
+        (("alice", "", LATER), True),
+    ],
+)
+async def test_a_host_is_alone_when_nobody_else_could_confirm_it(
+    empty_store: Store, other: tuple[str, str, datetime] | None, is_alone: bool
+) -> None:
+    host = a_host("alice", "93.184.216.0/24")
+
+    def step(connection: Connection) -> bool:
+        enrol(connection, host)
+        if other is not None:
+            account, network, seen_at = other
+            another = replace(a_host(account, network), host_id=HostId("another"))
+            if account != host.account_id:
+                hosts.add_account(connection, another.account_id, b"other", NOW)
+            given = {"account_id": another.account_id, "label": "other", "facts": FACTS, "flops_per_s": 1e9}
+            hosts.add_host(connection, another.host_id, now=NOW, **given)
+            hosts.begin_session(connection, another.host_id, SessionId("session"), FACTS, network, seen_at)
+        return hosts.is_alone(connection, host, LATER)
+
+    assert await empty_store.write(step) is is_alone

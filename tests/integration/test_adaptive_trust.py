@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ async def test_one_honest_host_is_enough(tmp_path: Path, tiny_model_folder: Path
             )
             assert done and {audit.zone for audit in done} == {Zone.PASS}, "a newcomer's results are all looked at"
         assert await grid.credit_of(grid.crew[0]) == campaign.produced_flops
+
+
+async def test_where_nobody_else_is_there_nothing_waits_for_somebody_else(
+    tmp_path: Path, tiny_model_folder: Path, other_model_folder: Path
+) -> None:
+    always_twice = replace(STRICT, probation_blind=1.0)
+    async with grid_of(tmp_path, tiny_model_folder, other_model_folder, hosts=1, trust=always_twice) as grid:
+        submission = await grid.submit({"a.txt": chunks(2)})
+        assert (await grid.finish(submission, grid.crew)).state is CampaignState.COMPLETED
+        assert all(unit.min_replicas == 1 for unit in await grid.units(submission))
 
 
 async def test_a_newcomer_with_another_model_is_found_at_its_first_result(

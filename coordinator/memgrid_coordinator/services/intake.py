@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -25,6 +25,7 @@ from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.store import events, hosts, leases, units
 
 REPLICAS_WHEN_DRAWN = 2
+OTHERS_HEARD_WITHIN = timedelta(minutes=10)
 _ENDS_THE_LEASE = frozenset(
     {ReasonCode.WRONG_OUTPUTS, ReasonCode.WRONG_SHAPE, ReasonCode.BAD_SKETCH, ReasonCode.NOT_FINITE}
 )
@@ -207,7 +208,8 @@ def _draw(
     checks = trusting.checks_of(connection, host, adaptive, rule, now)
     drawn = list(zip(adaptive, checks, strict=True))
     twice = [unit.unit_id for (_, unit), check in drawn if check.is_replicated]
-    if twice:
+    # Where nobody else is there, a unit that waits for somebody else would wait for ever.
+    if twice and not hosts.is_alone(connection, host, now - OTHERS_HEARD_WITHIN):
         units.want_replicas(connection, twice, REPLICAS_WHEN_DRAWN)
     return frozenset(lease.lease_id for (lease, _), check in drawn if check.is_audited)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from memgrid.units import AccountId, HostFacts, HostId, SessionId
 from memgrid_coordinator.records import Host
@@ -124,6 +124,12 @@ def speeds_seen_since(connection: Connection, since: datetime) -> list[float]:
     return list(connection.execute(query).scalars())
 
 
+def is_alone(connection: Connection, host: Host, since: datetime) -> bool:
+    """Whether nobody has been heard of who could confirm what this host says: another account, of another network."""
+    given = {"account": host.account_id, "network": host.network, "heard_since": since}
+    return connection.execute(_ANOTHER, given).first() is None
+
+
 # The statements of the hot path are built once: building one costs more than running it.
 _GET_HOST = (
     select(hosts, accounts.c.public_key)
@@ -144,6 +150,17 @@ _FORGIVE = (
     update(hosts)
     .where(hosts.c.host_id.in_(bindparam("wanted", expanding=True)), hosts.c.recent_faults > 0)
     .values(recent_faults=0, suspended_until=None)
+)
+
+
+_ANOTHER = (
+    select(hosts.c.host_id)
+    .where(
+        hosts.c.seen_at >= bindparam("heard_since"),
+        hosts.c.account_id != bindparam("account"),
+        or_(hosts.c.network == "", hosts.c.network != bindparam("network")),
+    )
+    .limit(1)
 )
 
 

@@ -386,7 +386,7 @@ class Release(_message.Message):
     fence: _builtins.int
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
-        """owner_paused | unit_failed | out_of_memory | input_unavailable | leaving"""
+        """owner_paused | unit_failed | out_of_memory | device_failed | input_unavailable | leaving"""
 
     def __init__(
         self,
