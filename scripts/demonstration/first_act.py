@@ -20,7 +20,7 @@ from memgrid import MemCube, Pool
 from memgrid.text import bytes_text
 
 CAMPAIGN = SCRIPTS / "demonstration" / "campaign.yaml"
-DOCUMENTS = ("why.md", "quickstart.md", "volunteers.md")
+DOCUMENTS = ("why.md", "quickstart.md", "page.md")
 SHOWN_CUBE = "memgrid-docs/why"
 QUESTION = "How many kilobytes does a token of SmolLM2-135M take in bfloat16?"
 

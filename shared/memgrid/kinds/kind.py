@@ -55,7 +55,7 @@ def difference(found: Mapping[str, float], limits: Mapping[str, float]) -> Diffe
     """What statistics and their limits come to.
 
     >>> difference({"K median": 0.01, "V median": 0.05}, {"K median": 0.02, "V median": 0.02})
-    Difference(distance=2.5, exceeded='V median 5.0e-02, allowed 2.0e-02')
+    Difference(distance=2.5, exceeded='V median 5.0e-02, allowed 2.0e-02', part=None)
     """
     shares = {name: share_of(value, limits[name]) for name, value in found.items()}
     over = [in_words(name, found[name], limits[name]) for name, share in shares.items() if share > 1]

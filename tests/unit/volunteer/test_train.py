@@ -138,7 +138,10 @@ def test_interrupted_unit_goes_on_to_the_same_bytes(
     # By this clock a micro-batch takes longer than what may be lost: nearly all of them are committed.
     first = int(listener.heard[0].text.split()[1])
     assert stop_at - 1 <= first <= stop_at + 1 and len(listener.heard) == 13 - first
-    assert listener.gone_on_at is not None and (first - 1) / 12 <= listener.gone_on_at < first / 12
+    if listener.gone_on_at is None:
+        assert first == 1, "so little was done that nothing was committed yet"
+    else:
+        assert (first - 1) / 12 <= listener.gone_on_at < first / 12
     # What was done before counts: a host's speed is judged by it.
     assert facts.compute_s > 12
 
