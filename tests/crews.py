@@ -27,7 +27,7 @@ QUICK = {
     "arbiter": True,
     "recover_every": timedelta(milliseconds=200),
     # A host that a test has done with still owes what was ordered of it.
-    "upload_shortest": timedelta(seconds=8),
+    "upload_shortest": timedelta(seconds=20),
 }
 STRICT = TrustRule(probation_blind=0.0, blind_share=0.0)
 """Every result of a newcomer is audited, and nothing is left to chance."""
