@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from memgrid.digest import digest_of_file
 from memgrid.distill.state import write_whole
 from memgrid.units import ComputeDtype, UnitKey
-from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME, Checkpoint
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME, Checkpoint, read_committed
+from memgrid_volunteer.kinds.job import Progress
 from memgrid_volunteer.numerics import make_deterministic
 from tests.half_done import KINDS, Cut, Cutting, Unit, make_unit
 from tests.studies import Studied, make_studied
@@ -62,8 +63,8 @@ def test_cut_off_and_gone_on_with_gives_the_same_bytes(
     at = max(2, round(share * rests))
     cut_off(unit, at)
     has_parts = bool(unit.parts())
-    pace = Cutting()
-    unit.run(pace)
+    line, told, pace = read_committed(unit.job.out_dir, unit.spec.key), list[Progress](), Cutting()
+    unit.run(pace, tell=told.append)
     assert unit.outputs() == expected
     assert unit.parts() == []
     if kind == "study":
@@ -72,6 +73,8 @@ def test_cut_off_and_gone_on_with_gives_the_same_bytes(
         assert pace.rests < rests or share < 0.5
     else:
         assert has_parts and pace.rests == rests - at
+    if has_parts:
+        assert line is not None and 0 < line.done < 1 and told[0].done == pytest.approx(line.done)
 
 
 @pytest.mark.parametrize("kind", ["study", "train"])
@@ -204,6 +207,7 @@ SPOILT_LINES: dict[str, Callable[[Unit], None]] = {
     "links": linked,
     "another unit": lambda unit: rewritten(unit, lambda line: line.update(unit="0" * 64)),
     "another release": lambda unit: rewritten(unit, lambda line: line.update(version="0.0.1")),
+    "more than all": lambda unit: rewritten(unit, lambda line: line.update(done=1.5)),
     "no seconds": lambda unit: rewritten(unit, lambda line: line.update(compute_s=-1)),
     "a way out": lambda unit: rewritten(unit, lambda line: line["states"].insert(0, ["../in/spec.json", "x"])),
     "no line": lambda unit: (unit.job.out_dir / COMMITTED_FILE).unlink(),
@@ -244,7 +248,7 @@ def is_dropped(unit: Unit, spoil: Callable[[Unit], None], expected: dict[str, by
 
 def test_a_unit_goes_on_in_the_dtype_it_began_in(tmp_path: Path) -> None:
     began = Checkpoint(tmp_path, KEY, wanted=ComputeDtype.AUTO, resolved=BF16)
-    began.add_part(b"one", 12.0)
+    began.add_part(b"one", 12.0, done=0.5)
     other = Checkpoint(tmp_path, KEY, wanted=ComputeDtype.AUTO, resolved=F32)
     assert other.found is not None and (other.compute_dtype, other.found.compute_s) == (BF16, 12.0)
     asked = Checkpoint(tmp_path, KEY, wanted=F32, resolved=F32)
@@ -253,27 +257,27 @@ def test_a_unit_goes_on_in_the_dtype_it_began_in(tmp_path: Path) -> None:
 
 def test_parts_are_added_and_replaced_under_names_of_their_own(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, KEY, wanted=F32, resolved=F32)
-    checkpoint.add_part(b"one", 1.0)
-    checkpoint.add_part(b"two", 2.0)
+    checkpoint.add_part(b"one", 1.0, done=0.5)
+    checkpoint.add_part(b"two", 2.0, done=0.5)
     assert [path.read_bytes() for path in again(tmp_path).whole()] == [b"one", b"two"]
     for number in range(3, 9):
-        checkpoint.replace_parts([b"a%d" % number, b"b%d" % number], float(number))
+        checkpoint.replace_parts([b"a%d" % number, b"b%d" % number], float(number), done=0.5)
         assert [path.read_bytes() for path in again(tmp_path).whole()] == [b"a%d" % number, b"b%d" % number]
-    checkpoint.add("state-0001.safetensors", b"state", 9.0)
+    checkpoint.add("state-0001.safetensors", b"state", 9.0, done=0.5)
     assert [path.name for path in again(tmp_path).whole()] == ["state-0001.safetensors"]
     assert not [path for path in tmp_path.iterdir() if PART_NAME.fullmatch(path.name)]
 
 
 def test_a_disk_that_takes_no_more_stops_nobody(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, KEY, wanted=F32, resolved=F32)
-    assert checkpoint.add_part(b"one", 30.0)
+    assert checkpoint.add_part(b"one", 30.0, done=0.5)
     # Whoever runs these tests may be allowed to write anywhere: a folder stands in the way instead.
     (tmp_path / ".part-0002.safetensors.making").mkdir()
-    assert not checkpoint.add_part(b"two", 60.0)
+    assert not checkpoint.add_part(b"two", 60.0, done=0.5)
     assert not checkpoint.is_due(61.0)
     assert [path.read_bytes() for path in again(tmp_path).whole()] == [b"one"]
     (tmp_path / ".part-0002.safetensors.making").rmdir()
-    assert checkpoint.add_part(b"two", 90.0)
+    assert checkpoint.add_part(b"two", 90.0, done=0.5)
     assert [path.read_bytes() for path in again(tmp_path).whole()] == [b"one", b"two"]
 
 

@@ -36,6 +36,8 @@ class Committed:
     """What the line says: seconds computed so far, in which dtype, and each file's digest in the order written."""
 
     compute_s: float
+    done: float
+    """The share of the unit that is in the files."""
     compute_dtype: ComputeDtype
     states: Mapping[str, Digest] = field(default_factory=dict)
 
@@ -60,7 +62,7 @@ class Checkpoint:
         self._out_dir = out_dir
         self._unit = unit
         self._every_s = every_s
-        found = _read(out_dir, unit)
+        found = read_committed(out_dir, unit)
         if found is not None and wanted not in (ComputeDtype.AUTO, found.compute_dtype):
             found = None
         self.found = found
@@ -98,26 +100,29 @@ class Checkpoint:
         since_s = compute_s - self._last_s
         return since_s >= max(self._every_s, size_bytes / _WRITTEN_BYTES_PER_S / _SHARE_FOR_WRITING)
 
-    def add_part(self, content: bytes, compute_s: float) -> bool:
-        """Commit one part more; False when the disk does not take it, which is no reason to stop computing."""
-        number = 1 + max((_number(name) for name in self._parts()), default=0)
-        return self._try({_part_name(number): content}, compute_s, without=())
+    def add_part(self, content: bytes, compute_s: float, *, done: float) -> bool:
+        """Commit one part more, with which the share `done` is there.
 
-    def replace_parts(self, contents: Sequence[bytes], compute_s: float) -> bool:
+        False when the disk does not take it, which is no reason to stop computing.
+        """
+        number = 1 + max((_number(name) for name in self._parts()), default=0)
+        return self._try({_part_name(number): content}, compute_s, done, without=())
+
+    def replace_parts(self, contents: Sequence[bytes], compute_s: float, *, done: float) -> bool:
         """Commit parts that say it all, instead of the former ones; False as above."""
         former = self._parts()
         # Other names: until the line is written, the former ones are what counts.
         first = 1 if all(_number(name) > len(contents) for name in former) else 1 + max(map(_number, former))
         files = {_part_name(first + index): content for index, content in enumerate(contents)}
-        return self._try(files, compute_s, without=former)
+        return self._try(files, compute_s, done, without=former)
 
-    def add(self, name: str, content: bytes, compute_s: float) -> None:
+    def add(self, name: str, content: bytes, compute_s: float, *, done: float) -> None:
         """Commit a file that is an output too; parts were for the way there."""
-        self._add({name: content}, compute_s, without=self._parts())
+        self._add({name: content}, compute_s, done, without=self._parts())
 
-    def _try(self, files: Mapping[str, bytes], compute_s: float, *, without: Collection[str]) -> bool:
+    def _try(self, files: Mapping[str, bytes], compute_s: float, done: float, *, without: Collection[str]) -> bool:
         try:
-            self._add(files, compute_s, without=without)
+            self._add(files, compute_s, done, without=without)
         except OSError:
             self._last_s = compute_s  # not again with every micro-batch
             return False
@@ -126,7 +131,7 @@ class Checkpoint:
     def _parts(self) -> list[str]:
         return [name for name in self._states if PART_NAME.fullmatch(name)]
 
-    def _add(self, files: Mapping[str, bytes], compute_s: float, *, without: Collection[str]) -> None:
+    def _add(self, files: Mapping[str, bytes], compute_s: float, done: float, *, without: Collection[str]) -> None:
         """First the files, then the line, then nobody needs the others."""
         for name, content in files.items():
             write_whole(self._out_dir / name, content)
@@ -136,6 +141,7 @@ class Checkpoint:
             "unit": self._unit,
             "version": version("memgrid"),
             "compute_s": compute_s,
+            "done": done,
             "compute_dtype": self.compute_dtype.value,
             "states": [[name, digest] for name, digest in states.items()],
         }
@@ -163,7 +169,7 @@ def _number(name: str) -> int:
     return int(name[5:9])
 
 
-def _read(out_dir: Path, unit: UnitKey) -> Committed | None:
+def read_committed(out_dir: Path, unit: UnitKey) -> Committed | None:
     """The line, when it is of this unit and this release; a release may compute otherwise than the one before."""
     path = out_dir / COMMITTED_FILE
     try:
@@ -174,9 +180,13 @@ def _read(out_dir: Path, unit: UnitKey) -> Committed | None:
             return None
         states = {str(name): Digest(str(digest)) for name, digest in line["states"]}
         found = Committed(
-            compute_s=float(line["compute_s"]), compute_dtype=ComputeDtype(line["compute_dtype"]), states=states
+            compute_s=float(line["compute_s"]),
+            done=float(line["done"]),
+            compute_dtype=ComputeDtype(line["compute_dtype"]),
+            states=states,
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
-    is_sane = math.isfinite(found.compute_s) and found.compute_s >= 0 and not any("/" in name for name in states)
+    is_sane = math.isfinite(found.compute_s) and found.compute_s >= 0 and 0 <= found.done <= 1
+    is_sane = is_sane and not any("/" in name for name in states)
     return found if is_sane and found.compute_dtype is not ComputeDtype.AUTO else None

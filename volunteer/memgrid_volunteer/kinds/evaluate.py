@@ -84,7 +84,7 @@ class Evaluate:
             self._device.finish()
             computed_s = self._pace.computed_s
             if done < 1 and checkpoint.is_due(computed_s):
-                checkpoint.replace_parts([sums_bytes(sums)], computed_s)
+                checkpoint.replace_parts([sums_bytes(sums)], computed_s, done=done)
             text = f"{done:.0%} of {spec.items} conversations scored"
             self._tell.say(done, text, tokens=done * tokens, computed_s=computed_s)
             self._pace.rest()

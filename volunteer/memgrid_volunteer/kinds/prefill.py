@@ -115,8 +115,10 @@ class Prefill:
             computed_s = self._pace.computed_s
             done, count = unit.filling.done, len(unit.tokens)
             is_due = done < count and unit.checkpoint.is_due(computed_s, size_bytes(unit.filling, unit.committed))
-            if is_due and unit.checkpoint.add_part(part_bytes(unit.filling, unit.committed), computed_s):
-                unit.committed = done
+            if is_due:
+                content = part_bytes(unit.filling, unit.committed)
+                if unit.checkpoint.add_part(content, computed_s, done=done / count):
+                    unit.committed = done
             self._tell.say(done / count, f"{done} of {count} tokens", tokens=done, computed_s=computed_s)
             self._pace.rest()
 

@@ -88,7 +88,7 @@ class Study:
             unit.shard = shard()
             computed_s, share = self._pace.computed_s, thirds / (3 * unit.spec.conversations)
             if share < 1 and unit.checkpoint.is_due(computed_s):
-                unit.checkpoint.replace_parts([shard_bytes(unit.shard)], computed_s)
+                unit.checkpoint.replace_parts([shard_bytes(unit.shard)], computed_s, done=share)
             text = f"{round(share * unit.spec.conversations)} of {unit.spec.conversations} conversations"
             tokens = len(unit.tokens) + _written(unit.shard)
             self._tell.say(share, text, tokens=tokens, computed_s=computed_s)

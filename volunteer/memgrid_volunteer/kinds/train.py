@@ -75,7 +75,9 @@ class Train:
         start = read_state(inputs[STATE_FILE])
         former = resume(spec, start, job.out_dir, checkpoint)
         if former is not None:
-            self._tell.say_it_goes_on(_share_done(spec, former))
+            so_far = former.so_far
+            step, rows = (former.state.step, 0) if so_far is None else (so_far.state.step, so_far.rows)
+            self._tell.say_it_goes_on(_share_done(spec, step, rows))
         self._pace.begin(0.0 if former is None else checkpoint.computed_s)
         self._train(spec, job, model, inputs, former or _Reached(state=start, trace=()), checkpoint)
         geometry = geometry_of_model(model)
@@ -99,12 +101,14 @@ class Train:
             # A trace that is longer than its states harms nobody: it goes first.
             write_whole(job.out_dir / TRACE_FILE, trace_bytes(trace))
             content = state_bytes(state if has_moments(spec, name) else without_moments(state))
-            checkpoint.add(name, content, self._pace.computed_s)
+            checkpoint.add(name, content, self._pace.computed_s, done=_share_done(spec, state.step))
 
         def between(so_far: Callable[[], StepSoFar]) -> None:
             self._device.finish()
             if checkpoint.is_due(computed_s := self._pace.computed_s):
-                checkpoint.replace_parts(parts_bytes(so_far()), computed_s)
+                found = so_far()
+                done = _share_done(spec, found.state.step, found.rows)
+                checkpoint.replace_parts(parts_bytes(found), computed_s, done=done)
             self._pace.rest()
 
         train(
@@ -174,10 +178,7 @@ def _states(spec: TrainSpec, start: TrainState, paths: list[Path]) -> list[tuple
     return states
 
 
-def _share_done(spec: TrainSpec, reached: _Reached) -> float:
-    step, rows = reached.state.step, 0
-    if reached.so_far is not None:
-        step, rows = reached.so_far.state.step, reached.so_far.rows
+def _share_done(spec: TrainSpec, step: int, rows: int = 0) -> float:
     return (step - spec.first_step + rows / spec.batch_rows) / (spec.stop_step - spec.first_step)
 
 
