@@ -1,7 +1,8 @@
 """Half-done units on disk: what a kill or a pause cut off is gone on with when the same unit comes again.
 
 A unit is computed in the folders of its lease. When that ends too early and states have been committed, its output
-folder moves to `kept/<unit key>`, where no worker sees it, and from there to the next lease of that unit.
+folder moves to `kept/<unit key>`, where no worker sees it, and from there to the next lease of that unit. There also
+comes what another host of the same account did of a unit, packed (`packing.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from memgrid.log import get_logger
 from memgrid.specs import unit_key_of
 from memgrid.units import UnitKey
 from memgrid_volunteer.isolation import Folders
-from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME, read_committed
 from memgrid_volunteer.outputs import output_names
+from memgrid_volunteer.packing import unpack
 
 KEPT_FOR = timedelta(days=1)
 KEPT_MAX = 16
 KEPT_BYTES_MAX = 16 << 30
 _FOLDER = "kept"
+_ARRIVING = "arriving"
 _SPEC_BYTES_MAX = 1 << 20
 
 log = get_logger(__name__)
@@ -34,7 +37,7 @@ def keep(lease: str, folders: Folders) -> bool:
     try:
         if not (out / COMMITTED_FILE).is_file() or spec.stat().st_size > _SPEC_BYTES_MAX:
             return False
-        place = folders.work / _FOLDER / unit_key_of(spec.read_bytes())
+        place = place_of(unit_key_of(spec.read_bytes()), folders.work)
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         out.rename(place)
@@ -47,10 +50,40 @@ def keep(lease: str, folders: Folders) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def place_of(key: UnitKey, work: Path) -> Path:
+    """The folder of what is kept of a unit, when there is any."""
+    return work / _FOLDER / key
+
+
+def share_kept(key: UnitKey, work: Path) -> float:
+    """How much of a unit is done here; 0 for nothing."""
+    line = read_committed(place_of(key, work), key)
+    return 0.0 if line is None else line.done
+
+
+def arrive(file: Path, spec: bytes, work: Path) -> float:
+    """Keep what another host did of a unit, unless more of it is done here; the share that is done now.
+
+    Raises InvalidError for what is no such thing, OSError when the disk does not take it; nothing is lost by either.
+    """
+    key = unit_key_of(spec)
+    arriving = work / _ARRIVING / key
+    theirs, ours = unpack(file, spec, arriving).done, share_kept(key, work)
+    try:
+        if ours < theirs:
+            place = place_of(key, work)
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            arriving.rename(place)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+    return max(ours, theirs)
+
+
 def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
     """Make a new lease's output folder, with what was kept of its unit; False when that is nothing."""
     try:
-        (work / _FOLDER / key).rename(out)
+        place_of(key, work).rename(out)
     except OSError:
         out.mkdir()
         return False

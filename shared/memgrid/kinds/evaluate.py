@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from memgrid.cube.parts import Quality
 from memgrid.errors import InvalidError
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
-from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.kind import CHECKPOINT_HEADERS_BYTES, Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
@@ -136,6 +136,10 @@ class EvaluateKind:
         bare = flops(geometry, _ITEM_TOKENS, 0) + head
         attached = 0 if spec.adapter is None else flops(geometry, _ITEM_TOKENS, past) + head
         return spec.items * (bare + attached)
+
+    def checkpoint_bytes_max(self, spec: EvaluateSpec, geometry: ModelGeometry) -> int:
+        """Three sums of eight bytes an item, for each arm; former ones may still lie beside them."""
+        return 2 * 2 * 3 * 8 * spec.items + CHECKPOINT_HEADERS_BYTES
 
 
 def shard_name(number: int) -> str:

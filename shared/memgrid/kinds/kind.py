@@ -16,6 +16,8 @@ from memgrid.units import ComputeDtype, Output
 
 S_contra = TypeVar("S_contra", contravariant=True)
 """The kind's spec."""
+CHECKPOINT_HEADERS_BYTES = 4 << 20
+"""What a checkpoint may hold beside its numbers: headers of its parts, the line that names them, its own header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +118,6 @@ class UnitKind(Protocol, Generic[S_contra]):
 
     def flops(self, spec: S_contra, geometry: ModelGeometry) -> int:
         """What the unit costs by its definition alone: the same on every device. It is also the credit."""
+
+    def checkpoint_bytes_max(self, spec: S_contra, geometry: ModelGeometry) -> int:
+        """More than is ever committed of a unit that is not done, packed."""

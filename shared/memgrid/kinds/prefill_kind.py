@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memgrid.digest import token_ids
 from memgrid.errors import InvalidError
-from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.kind import CHECKPOINT_HEADERS_BYTES, Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import KV_FILE, ModelGeometry, check_kv_file, flops
 from memgrid.kinds.prefill_limits import sketch_limits
@@ -23,7 +23,7 @@ from memgrid.kinds.sketch import (
 )
 from memgrid.kinds.tolerances import Tolerances
 from memgrid.specs import PrefillSpec
-from memgrid.units import Output, ReasonCode
+from memgrid.units import Output, ReasonCode, StoreDtype
 
 TOKENS_FILE = "tokens.bin"
 _HEADER_BYTES_MAX = 1 << 20
@@ -94,6 +94,10 @@ class PrefillKind:
 
     def flops(self, spec: PrefillSpec, geometry: ModelGeometry) -> int:
         return flops(geometry, spec.token_count, spec.start)
+
+    def checkpoint_bytes_max(self, spec: PrefillSpec, geometry: ModelGeometry) -> int:
+        """Parts are in the dtype that was computed in, float32 at the widest."""
+        return geometry.kv_bytes(spec.token_count, StoreDtype.FLOAT32) + CHECKPOINT_HEADERS_BYTES
 
 
 def _form(spec: PrefillSpec, geometry: ModelGeometry) -> SketchForm:

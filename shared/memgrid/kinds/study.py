@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from memgrid.errors import InvalidError
 from memgrid.kinds.draws import sample
 from memgrid.kinds.frame import FRAME_FILE, ChatFrame
-from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.kind import CHECKPOINT_HEADERS_BYTES, Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.prefill_kind import TOKENS_FILE
@@ -112,6 +112,10 @@ class StudyKind:
         head = 2 * geometry.vocab * geometry.hidden * (spec.question_tokens + spec.answer_tokens)
         each = flops(geometry, asked, spec.token_count) + flops(geometry, answered, spec.token_count) + head
         return flops(geometry, spec.token_count, 0) + spec.conversations * each
+
+    def checkpoint_bytes_max(self, spec: StudySpec, geometry: ModelGeometry) -> int:
+        """The shard so far; a former one may still lie beside it."""
+        return 2 * shard_bytes(spec, geometry.vocab) + CHECKPOINT_HEADERS_BYTES
 
 
 def _compared(

@@ -20,7 +20,7 @@ from memgrid.kinds.delta_sketch import (
     sketch_states,
 )
 from memgrid.kinds.frame import FRAME_FILE
-from memgrid.kinds.kind import Difference, InputFile, Replica, difference, incomparable
+from memgrid.kinds.kind import CHECKPOINT_HEADERS_BYTES, Difference, InputFile, Replica, difference, incomparable
 from memgrid.kinds.part import Part
 from memgrid.kinds.prefill import ModelGeometry, flops
 from memgrid.kinds.refusal import RefusedError
@@ -136,6 +136,13 @@ class TrainKind:
 
     def flops(self, spec: TrainSpec, geometry: ModelGeometry) -> int:
         return train_flops(spec, geometry, spec.stop_step - spec.first_step)
+
+    def checkpoint_bytes_max(self, spec: TrainSpec, geometry: ModelGeometry) -> int:
+        """All outputs, and of the step in between the state, the gradient, losses and the trace up to it."""
+        outputs = sum(output_bytes_max(spec, name, geometry) for name in output_names(spec))
+        whole = state_bytes_max(spec.adapter, geometry, moments=True)
+        losses = 4 * spec.batch_rows * spec.row_tokens
+        return outputs + 2 * whole + losses + trace_bytes_max(spec) + CHECKPOINT_HEADERS_BYTES
 
 
 def train_flops(spec: TrainSpec, geometry: ModelGeometry, steps: int) -> int:
