@@ -207,6 +207,20 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRef:
+    """What is done of a unit, by the digest of its packed files; `path` is where the data plane serves it."""
+
+    digest: Digest
+    size_bytes: int
+    progress: float
+    path: str = ""
+
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""What upload orders call a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseOffer:
     """One copy of a unit, held by one host until a deadline; `fence` grows with every lease of the unit."""
 
@@ -218,6 +232,8 @@ class LeaseOffer:
     inputs: tuple[BlobRef, ...]
     deadline_at: datetime
     estimate_s: float
+    checkpoint: CheckpointRef | None = None
+    """What another host of the same account did of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,9 +245,12 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
+    """A lease that is given back; told once more when there is a checkpoint to go with it."""
+
     lease_id: LeaseId
     fence: int
     reason: Reason
+    checkpoint: CheckpointRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +272,8 @@ class VerdictNotice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadOrder:
-    """An output wanted from the host whose replica was chosen; nothing else may be uploaded."""
+    """An output wanted from the host whose replica was chosen, or a checkpoint that it offered; nothing else may be
+    uploaded."""
 
     lease_id: LeaseId
     name: str

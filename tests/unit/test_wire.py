@@ -18,6 +18,7 @@ from memgrid.units import (
     AccountId,
     BlobRef,
     Cancellation,
+    CheckpointRef,
     ComputeDtype,
     DeviceFacts,
     HeldLease,
@@ -72,6 +73,8 @@ facts = st.builds(
     compute_dtype=st.sampled_from(ComputeDtype),
     torch_version=words,
 )
+progresses = st.sampled_from([0.0, 0.5, 1.0])
+checkpoints = st.builds(CheckpointRef, digest=digests, size_bytes=counts, progress=progresses, path=words)
 outputs = st.builds(Output, name=words, digest=digests, size_bytes=counts)
 claims = st.builds(
     ReportClaim,
@@ -127,13 +130,15 @@ def test_reports_survive_the_wire(reports: tuple[ReportClaim, ...], sequence: in
     st.builds(
         SyncAsk,
         sequence=counts,
-        held=some(st.builds(HeldLease, lease_id=lease_ids, fence=counts, progress=st.sampled_from([0.0, 0.5, 1.0]))),
+        held=some(st.builds(HeldLease, lease_id=lease_ids, fence=counts, progress=progresses)),
         awaiting=some(lease_ids),
         reports=st.just(()),
         sketches=st.lists(st.binary(max_size=9), max_size=3).map(
             lambda all_of_them: {digest_of(sketch): sketch for sketch in all_of_them}
         ),
-        released=some(st.builds(Release, lease_id=lease_ids, fence=counts, reason=reasons)),
+        released=some(
+            st.builds(Release, lease_id=lease_ids, fence=counts, reason=reasons, checkpoint=st.none() | checkpoints)
+        ),
         want=st.integers(0, 100),
         wait=lengths,
         wishes=wishes,
@@ -156,6 +161,7 @@ offers = st.builds(
     inputs=some(blobs),
     deadline_at=moments,
     estimate_s=st.floats(0, 1e6),
+    checkpoint=st.none() | checkpoints,
 )
 
 

@@ -382,11 +382,16 @@ class Release(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     fence: _builtins.int
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
         """owner_paused | unit_failed | out_of_memory | device_failed | input_unavailable | leaving"""
+
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """what is done of it; may come with a second release of the same lease"""
 
     def __init__(
         self,
@@ -394,14 +399,49 @@ class Release(_message.Message):
         lease_id: _builtins.str = ...,
         fence: _builtins.int = ...,
         reason: _common_pb2.Reason | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "lease_id", b"lease_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "fence", b"fence", "lease_id", b"lease_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Release: _TypeAlias = Release  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """What is done of a unit whose lease was given back, for other hosts of the same account: nobody else ever sees it.
+    Who offers one is answered with an UploadOrder of that lease, or with none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    size_bytes: _builtins.int
+    progress: _builtins.float
+    """0 … 1"""
+    path: _builtins.str
+    """GET it here; empty in what a host offers"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        progress: _builtins.float = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "path", b"path", "progress", b"progress", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
 @_typing.final
 class ReportBatch(_message.Message):
@@ -603,6 +643,7 @@ class Lease(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     DEADLINE_AT_FIELD_NUMBER: _builtins.int
     ESTIMATE_S_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     fence: _builtins.int
     unit_key: _builtins.str
@@ -615,6 +656,10 @@ class Lease(_message.Message):
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Blob]: ...
     @_builtins.property
     def deadline_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """what another host of this account did of it; absent: nothing"""
+
     def __init__(
         self,
         *,
@@ -626,10 +671,11 @@ class Lease(_message.Message):
         inputs: _abc.Iterable[_common_pb2.Blob] | None = ...,
         deadline_at: _timestamp_pb2.Timestamp | None = ...,
         estimate_s: _builtins.float = ...,
+        checkpoint: Global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_at", b"deadline_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "deadline_at", b"deadline_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_at", b"deadline_at", "estimate_s", b"estimate_s", "fence", b"fence", "inputs", b"inputs", "lease_id", b"lease_id", "model", b"model", "spec", b"spec", "unit_key", b"unit_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "deadline_at", b"deadline_at", "estimate_s", b"estimate_s", "fence", b"fence", "inputs", b"inputs", "lease_id", b"lease_id", "model", b"model", "spec", b"spec", "unit_key", b"unit_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

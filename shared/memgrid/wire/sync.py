@@ -10,6 +10,7 @@ from memgrid.units import (
     NO_WISHES,
     SKETCH_BYTES_MAX,
     Cancellation,
+    CheckpointRef,
     HeldLease,
     LeaseOffer,
     ModelFiles,
@@ -52,7 +53,12 @@ def sync_ask_to_message(ask: SyncAsk, reports: SignedBody | None) -> pb.SyncRequ
     """`ask.reports` does not travel as such: `reports` is the signed batch that holds them."""
     held = [pb.HeldLease(lease_id=lease.lease_id, fence=lease.fence, progress=lease.progress) for lease in ask.held]
     released = [
-        pb.Release(lease_id=lease.lease_id, fence=lease.fence, reason=reason_to_message(lease.reason))
+        pb.Release(
+            lease_id=lease.lease_id,
+            fence=lease.fence,
+            reason=reason_to_message(lease.reason),
+            checkpoint=_checkpoint_to_message(lease.checkpoint),
+        )
         for lease in ask.released
     ]
     return pb.SyncRequest(
@@ -129,6 +135,27 @@ def _release_from_message(message: pb.Release) -> Release:
         lease_id=lease_id_of(message.lease_id),
         fence=integer("released.fence", message.fence),
         reason=reason_from_message(message.reason),
+        checkpoint=_checkpoint_from_message(message.checkpoint) if message.HasField("checkpoint") else None,
+    )
+
+
+def _checkpoint_to_message(checkpoint: CheckpointRef | None) -> pb.Checkpoint | None:
+    if checkpoint is None:
+        return None
+    return pb.Checkpoint(
+        digest=checkpoint.digest,
+        size_bytes=checkpoint.size_bytes,
+        progress=checkpoint.progress,
+        path=checkpoint.path,
+    )
+
+
+def _checkpoint_from_message(message: pb.Checkpoint) -> CheckpointRef:
+    return CheckpointRef(
+        digest=parse_digest(message.digest),
+        size_bytes=integer("checkpoint.size_bytes", message.size_bytes),
+        progress=real("checkpoint.progress", message.progress, 0, 1),
+        path=message.path,
     )
 
 
@@ -174,6 +201,7 @@ def lease_to_message(lease: LeaseOffer) -> pb.Lease:
         inputs=[blob_to_message(blob) for blob in lease.inputs],
         deadline_at=timestamp_to_message(lease.deadline_at),
         estimate_s=lease.estimate_s,
+        checkpoint=_checkpoint_to_message(lease.checkpoint),
     )
 
 
@@ -187,6 +215,7 @@ def lease_from_message(message: pb.Lease) -> LeaseOffer:
         inputs=tuple(blob_from_message(blob) for blob in message.inputs),
         deadline_at=timestamp_from_message(message.deadline_at),
         estimate_s=real("lease.estimate_s", message.estimate_s, 0, 1e9),
+        checkpoint=_checkpoint_from_message(message.checkpoint) if message.HasField("checkpoint") else None,
     )
 
 
