@@ -1,20 +1,20 @@
-"""One device of this machine: its worker, what its owner lets it do, and how it fares."""
+"""One device: what its owner lets it do, and how it fares; whoever makes it compute says how."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from memgrid.clock import Clock
 from memgrid.digest import Digest
-from memgrid.errors import InternalError
 from memgrid.log import get_logger
 from memgrid.units import LeaseId, Reason, ReasonCode
 from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.health import WELL, after_failure
-from memgrid_volunteer.kinds.job import DeviceId, Job, Outcome, Progress
+from memgrid_volunteer.inputs import Prepared
+from memgrid_volunteer.kinds.job import DeviceId, Outcome, Progress
 from memgrid_volunteer.owner.decision import RUN, Action, Decision
-from memgrid_volunteer.sandbox import Sandbox
 
 PAUSE_EXPECTED = timedelta(minutes=10)
 """How long a pause lasts whose end nobody knows."""
@@ -23,10 +23,10 @@ _GRACE = timedelta(seconds=5)
 log = get_logger(__name__)
 
 
-class Bench:
+class Bench(ABC):
     """Runs one unit at a time on one device, and does what it is told about it at once."""
 
-    def __init__(self, device: NamedDevice, sandbox: Sandbox, clock: Clock) -> None:
+    def __init__(self, device: NamedDevice, clock: Clock) -> None:
         self.device = device
         self.decision: Decision = RUN
         """What it obeys; a rest of its own included."""
@@ -34,7 +34,8 @@ class Bench:
         """Of the unit that runs."""
         self.warm_model: Digest | None = None
         """The model its worker has loaded."""
-        self._sandbox = sandbox
+        self.has_left = False
+        """Its device is not there any more: it gets no unit."""
         self._clock = clock
         self._health = WELL
         self._paused_at: datetime | None = None
@@ -58,19 +59,6 @@ class Bench:
         reason = Reason(code=ReasonCode.DEVICE_RESTS, text=text[:500])
         return Decision(action=Action.PAUSE_RELEASE, duty=0.0, reason=reason, until=until)
 
-    async def obey(self, decision: Decision) -> None:
-        """From now on; returns when memory that is to be given back is free."""
-        former, self.decision = self.decision, decision
-        if decision.may_compute:
-            self._paused_at = None
-        elif self._paused_at is None:
-            self._paused_at = self._clock.now()
-        if decision.action is Action.PAUSE_RELEASE:
-            if former.action is not Action.PAUSE_RELEASE or self._sandbox.pid is not None:
-                await self.stop()
-        else:
-            self._sandbox.pace(decision.duty if decision.may_compute else 0.0)
-
     def keeps_until(self, deadline_at: datetime, now: datetime) -> bool:
         """Whether a lease may wait here for the end of the present pause."""
         if self.decision.action is not Action.PAUSE_RELEASE:
@@ -78,33 +66,25 @@ class Bench:
         ends_at = self.decision.until or (self._paused_at or now) + PAUSE_EXPECTED
         return now < ends_at + _GRACE and ends_at < deadline_at
 
+    @abstractmethod
+    async def obey(self, decision: Decision) -> None:
+        """From now on; returns when memory of this machine that is to be given back is free."""
+
+    @abstractmethod
     async def start(self) -> bool:
-        """Have a worker that computes on this very device; False when there is none, or it may not compute now."""
-        try:
-            await self._start()
-        except InternalError as error:
-            if self.decision.action is not Action.PAUSE_RELEASE:
-                self.failed(Reason(code=ReasonCode.DEVICE_FAILED, text=str(error)[:400]))
-            return False
-        if self.decision.action is Action.PAUSE_RELEASE:
-            await self.stop()
-            return False
-        return True
+        """Be ready to run a unit; False when it can't, or may not compute now."""
 
-    async def run(self, job: Job, model: Digest, hear: Callable[[Progress], None]) -> Outcome:
-        """One unit to its outcome."""
-        self.warm_model = model
-        return await self._sandbox.run(job, hear)
+    @abstractmethod
+    async def run(self, prepared: Prepared, hear: Callable[[Progress], None]) -> Outcome:
+        """One unit to its outcome; what it leaves lies in the output folder of its job."""
 
+    @abstractmethod
     async def allow(self, memory_bytes: int | None) -> None:
         """How much of the device's memory its worker may take; one that runs with another limit is ended."""
-        if self._sandbox.allow(memory_bytes):
-            await self.stop()
 
+    @abstractmethod
     async def stop(self) -> None:
         """End the worker, and with it the running unit; it starts again when needed."""
-        self.warm_model = None
-        await self._sandbox.kill()
 
     def succeeded(self) -> None:
         self._health = WELL
@@ -120,20 +100,11 @@ class Bench:
         if self._health.is_resting(self._clock.monotonic_s()):
             log.warning("device rests", device=self.device_id, failures=self._health.failures, reason=reason.text)
 
-    async def _start(self) -> None:
-        """Raises InternalError when the device is not there, or its worker does not start."""
-        hello = await self._sandbox.start()
-        if not self.device.uuid or any(device.uuid == self.device.uuid for device in hello.devices[:1]):
-            return
-        # The driver counts otherwise than before: look for the very card.
-        await self._sandbox.kill()
-        self._sandbox.bind(None)
-        hello = await self._sandbox.start()
-        places = [device.device_id for device in hello.devices if device.uuid == self.device.uuid]
-        self._sandbox.bind(places[0] if places else self.device.torch_id)
-        if not places:
-            await self._sandbox.kill()
-            raise InternalError(f"{self.device_id} ({self.device.facts.name}, {self.device.uuid}) has gone")
-        if places[0] != hello.devices[0].device_id:
-            await self._sandbox.kill()
-            await self._sandbox.start()
+    def _take(self, decision: Decision) -> Decision:
+        """Make a decision the one that holds; the one that did."""
+        former, self.decision = self.decision, decision
+        if decision.may_compute:
+            self._paused_at = None
+        elif self._paused_at is None:
+            self._paused_at = self._clock.now()
+        return former

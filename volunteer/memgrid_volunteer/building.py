@@ -12,19 +12,17 @@ import httpx
 
 from memgrid.channel import backoff_s
 from memgrid.clock import Clock, SystemClock
-from memgrid.units import HostFacts
 from memgrid_volunteer.agent import Agent
-from memgrid_volunteer.bench import Bench
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.desk import Desk
-from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.machine import Machine, Workers
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.preferences_file import PreferencesFile
@@ -68,14 +66,9 @@ class Options:
     probes: MakeProbes = real_probes
     """What looks at the machine for its owner."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What a volunteer works with: devices with their benches, in the same order, and what the grid is told."""
-
-    devices: Sequence[NamedDevice]
-    benches: Sequence[Bench]
-    facts: HostFacts
+    @property
+    def workers(self) -> Workers:
+        return Workers(threads=self.threads, module=self.worker_module, isolation=self.isolation)
 
 
 def build(

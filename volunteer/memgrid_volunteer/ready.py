@@ -36,11 +36,13 @@ class Ready:
             self._waiting.insert(0 if first else len(self._waiting), _Waiting(prepared=prepared))
             self._changed.notify_all()
 
-    async def take(self, bench: Bench) -> Prepared:
-        """The next unit for a device, once it may compute."""
+    async def take(self, bench: Bench) -> Prepared | None:
+        """The next unit for a device, once it may compute; None when it has left."""
         async with self._changed:
-            while not (self._waiting and bench.may_compute):
+            while not (bench.has_left or (self._waiting and bench.may_compute)):
                 await self._changed.wait()
+            if bench.has_left:
+                return None
             index = choice([(one.prepared.offer.model, one.passed_over) for one in self._waiting], bench.warm_model)
             for one in self._waiting[:index]:
                 one.passed_over += 1

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import AsyncIterator
 
 from memgrid.channel import told_wait_s
 from memgrid.clock import SystemClock
@@ -16,17 +15,13 @@ from memgrid.endpoint import GridEndpoint, async_http_client, discover
 from memgrid.enrolment import Enrolment
 from memgrid.errors import BusyError, UnavailableError
 from memgrid.units import HostFacts
-from memgrid_volunteer.bench import Bench
-from memgrid_volunteer.building import Machine, Options, build
-from memgrid_volunteer.devices import remembered
+from memgrid_volunteer.building import Options, build
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership
-from memgrid_volunteer.host import default_threads, host_facts
-from memgrid_volunteer.isolation import Folders, Isolation
+from memgrid_volunteer.host import host_facts
 from memgrid_volunteer.kept import gather
-from memgrid_volunteer.kinds.job import DeviceId
+from memgrid_volunteer.machine import machine_here, worker
 from memgrid_volunteer.owner.control import Control
-from memgrid_volunteer.owner.preferences import CPU
 from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.service.notify import notifier
 from memgrid_volunteer.session import CoordinatorSession, enrol
@@ -41,7 +36,7 @@ async def join(url: str, home: Home, *, label: str, invite_code: str, options: O
     # Asked first, for it fails fast: the worker needs seconds to start.
     await asyncio.to_thread(discover, url)
     home.make()
-    async with _worker(home, options) as sandbox:
+    async with worker(home, options.workers) as sandbox:
         facts = await _facts(sandbox)
     endpoint, enrolment = await _enrol(url, home, label, facts, invite_code, tell)
     membership = Membership(
@@ -68,7 +63,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
             await _open_page(home, options, told, stack)
             notifier().ready()
             async with notifier().starting():
-                machine = await _machine(home, options, stack)
+                machine = await machine_here(home, options.workers, options.clock, stack)
                 facts = machine.facts
                 names = ", ".join(device.name for device in facts.devices)
                 told(f"worker ready: {names}, isolation {facts.isolation}")
@@ -131,47 +126,6 @@ async def _enrol(
 _NOTHING_TO_SHOW = HostFacts(
     os="", arch="", cpu_count=1, memory_bytes=0, devices=(), client_version="", isolation="none"
 )
-
-
-@contextlib.asynccontextmanager
-async def _worker(
-    home: Home,
-    options: Options,
-    *,
-    isolation: Isolation | None = None,
-    device_id: DeviceId | None = None,
-    shared: int = 1,
-) -> AsyncIterator[Sandbox]:
-    folders = Folders(cache=home.cache, work=home.work)
-    sandbox = Sandbox(
-        folders,
-        threads=max(1, (options.threads or default_threads()) // shared),
-        module=options.worker_module,
-        isolation=isolation or options.isolation,
-        device_id=device_id,
-    )
-    try:
-        yield sandbox
-    finally:
-        await sandbox.kill()
-
-
-async def _machine(home: Home, options: Options, stack: contextlib.AsyncExitStack) -> Machine:
-    """Every device with a worker of its own; the first, and best, goes on with the worker that found them all."""
-    sandbox = await stack.enter_async_context(_worker(home, options))
-    hello = await sandbox.start()
-    isolation = await sandbox.isolation()
-    devices = remembered(hello.devices, home.folder)
-    sandbox.bind(devices[0].torch_id)
-    benches = [Bench(devices[0], sandbox, options.clock)]
-    gpus = sum(device.facts.kind != CPU for device in devices)
-    for device in devices[1:]:
-        # Workers of GPUs share the processor.
-        shared = 1 if device.facts.kind == CPU else gpus
-        each = _worker(home, options, isolation=isolation, device_id=device.torch_id, shared=shared)
-        benches.append(Bench(device, await stack.enter_async_context(each), options.clock))
-    facts = host_facts(tuple(device.facts for device in devices), isolation)
-    return Machine(devices=devices, benches=benches, facts=facts)
 
 
 async def _facts(sandbox: Sandbox) -> HostFacts:

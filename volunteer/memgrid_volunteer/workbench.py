@@ -1,4 +1,4 @@
-"""From ready units to results in the outbox, on every device of this machine."""
+"""From ready units to results in the outbox, on every device."""
 
 from __future__ import annotations
 
@@ -85,8 +85,11 @@ class Workbench:
             give_back=self._give_back,
         )
         self._finishing: set[asyncio.Task[None]] = set()
+        self._is_serving = False
+        self._serving: set[asyncio.Task[None]] = set()
+        """One for each device that has not left."""
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Carries what nobody expected out of a task that finishes a unit."""
+        """Carries what nobody expected out of the tasks above."""
         self.units_finished = 0
         """Reported or given back for good, since this process started."""
 
@@ -142,12 +145,38 @@ class Workbench:
                 self._news.set()
 
     async def run_units(self) -> None:
-        """Loops: from ready to the outbox, on every device."""
-        await asyncio.gather(*(self._serve(bench) for bench in self.benches), self._broken)
+        """Loops: from ready to the outbox, on every device, also on those that are added while it runs."""
+        self._is_serving = True
+        try:
+            for bench in self.benches:
+                self._begin(bench)
+            await self._broken
+        finally:
+            self._is_serving = False
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def add(self, bench: Bench) -> None:
+        """One more device, before or while `run_units` runs."""
+        self.benches = (*self.benches, bench)
+        if self._is_serving:
+            self._begin(bench)
+
+    async def remove(self, bench: Bench) -> None:
+        """A device has gone; the unit that it runs is cut off, and goes on on another one."""
+        bench.has_left = True
+        self.benches = tuple(each for each in self.benches if each is not bench)
+        await bench.stop()
+        await self._ready.look_again()
+
+    def _begin(self, bench: Bench) -> None:
+        task = asyncio.create_task(self._serve(bench))
+        self._serving.add(task)
+        task.add_done_callback(self._served)
 
     async def _serve(self, bench: Bench) -> None:
-        while True:
-            prepared = await self._ready.take(bench)
+        while (prepared := await self._ready.take(bench)) is not None:
             lease_id = prepared.offer.lease_id
             if not self._desk.holds(lease_id):
                 prepared.keep()
@@ -181,9 +210,7 @@ class Workbench:
         self._diary.unit_started(bench.device_id, offer.unit_key, parse_spec(offer.spec), offer.estimate_s)
         bench.lease_id = offer.lease_id
         try:
-            outcome = await bench.run(
-                prepared.job, offer.model, lambda progress: self._hear(bench.device_id, held, progress)
-            )
+            outcome = await bench.run(prepared, lambda progress: self._hear(bench.device_id, held, progress))
         finally:
             bench.lease_id = None
         if outcome.facts is not None and self._desk.holds(offer.lease_id):
@@ -251,6 +278,13 @@ class Workbench:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
+        self._look_for_a_bug(task)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._look_for_a_bug(task)
+
+    def _look_for_a_bug(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._broken.done():
             self._broken.set_exception(error)
