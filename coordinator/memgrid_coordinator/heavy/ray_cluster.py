@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from memgrid.errors import InvalidError, UnavailableError
+from memgrid.errors import InvalidError
 from memgrid.log import get_logger
+from memgrid.ray_connection import connected, disconnect, line_of
 from memgrid_coordinator.heavy import ray_node
 from memgrid_coordinator.heavy.ray_node import Terms, Unfit
 
 log = get_logger(__name__)
-_CONNECT_S = 5.0
 _PROBE_S = 60.0
 """How long a node may take to say whether it is fit; the first process there has to load Python and Ray."""
-_ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^\[\]/\s]+?)\]?:(?P<port>\d{1,5})")
-_OWN = ("auto", "local")
-_LINE_MAX = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +31,7 @@ class RayCluster:
 
     def __init__(self, address: str, *, terms: Terms, cpus: int | None = None) -> None:
         """Connect; raises InvalidError or UnavailableError in one line, also when no node is fit to work."""
-        self.ray = _connected(address, cpus)
+        self.ray = connected(address, extra="coordinator", may_start=True, cpus=cpus)
         self._terms = terms
         self._task = self.ray.remote(num_cpus=1, max_retries=0)(ray_node.call)
         self._left_out: dict[str, str] = {}
@@ -102,8 +92,7 @@ class RayCluster:
             log.warning("a node of the Ray cluster gets no work", node=name, why=unfit.why)
 
     def close(self) -> None:
-        with _own_signal_handler():
-            self.ray.shutdown()
+        disconnect(self.ray)
 
     def _probe(self) -> None:
         """Ask every node whether it is fit, all at once."""
@@ -130,70 +119,3 @@ class RayCluster:
         except self.ray.exceptions.RayError as error:
             return f"can't run anything: {line_of(error)}"
         return found.why if isinstance(found, Unfit) else None
-
-
-def line_of(error: BaseException) -> str:
-    """What an error of Ray says, in one line that is not too long."""
-    text = " ".join(str(error).split())
-    return (text if len(text) <= _LINE_MAX else text[: _LINE_MAX - 1] + "…") or type(error).__name__
-
-
-def _connected(address: str, cpus: int | None) -> Any:
-    """The ray module, initialised."""
-    _check_address(address)
-    # No program of ours reports to third parties.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address not in _OWN and _has_token():
-        # `ray start` does so by itself, and would turn away who comes without; Ray reads this while it is imported.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        import ray
-    except ImportError:
-        raise InvalidError("--ray: Ray is not installed: pip install 'memgrid[coordinator]'") from None
-    with _own_signal_handler():
-        try:
-            ray.init(
-                address=None if address == "auto" else address,
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="WARNING",
-                namespace="memgrid",
-            )
-        except ValueError as error:
-            raise InvalidError(f"ray: {address}: {line_of(error)}") from None
-        except (ConnectionError, OSError, RuntimeError) as error:
-            advice = "does this machine have the cluster's versions of Python and Ray, and its token?"
-            raise UnavailableError(f"ray: {address}: {line_of(error)}; {advice}") from None
-    return ray
-
-
-def _check_address(address: str) -> None:
-    """Whether somebody listens there; Ray itself would try for minutes."""
-    if address in _OWN:
-        return
-    if not (found := _ADDRESS.fullmatch(address)):
-        raise InvalidError(f"ray: expected auto, local or HOST:PORT, found {address[:80]!r}")
-    try:
-        socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UnavailableError(f"ray: {address}: nobody answers: {line_of(error)}") from None
-
-
-def _has_token() -> bool:
-    """Whether this machine has what Ray lets in; see `ray get-auth-token`."""
-    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
-
-
-@contextmanager
-def _own_signal_handler() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; a coordinator has to drain on it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

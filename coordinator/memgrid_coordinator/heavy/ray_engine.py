@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from memgrid.errors import DrainingError, UnavailableError
 from memgrid.log import get_logger
-from memgrid_coordinator.heavy.ray_cluster import RayCluster, line_of
+from memgrid.ray_connection import line_of
+from memgrid_coordinator.heavy.ray_cluster import RayCluster
 from memgrid_coordinator.heavy.ray_node import Terms, Unfit
 from memgrid_coordinator.heavy.runner import DEATHS_MAX, LIMIT, died, name_of
 from memgrid_coordinator.heavy.slots import Load, Slots
