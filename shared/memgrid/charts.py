@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -148,8 +149,8 @@ def nice_top(value: float) -> float:
     >>> [nice_top(value) for value in (0, 0.7, 3, 4.1, 12, 730)]
     [1.0, 1.0, 4.0, 5.0, 20.0, 1000.0]
     """
-    if value <= 0 or not math.isfinite(value):
-        return 1.0
+    if value < sys.float_info.min or not math.isfinite(value):
+        return 1.0  # below that, steps have no room between two numbers
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 4, 5, 10) if value <= step * power * (1 + 1e-9))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memgrid.charts import bars, columns, curve, line, nice_top, parts
@@ -23,6 +23,7 @@ def moment(at: datetime) -> str:
 
 
 @given(st.lists(NUMBERS, max_size=60))
+@example([5e-324])
 def test_columns_and_lines_stay_within_their_frame(numbers: list[float]) -> None:
     for draw in (columns, line):
         chart = draw("work", values_of(numbers), words=str, moment=moment, head="speed")
