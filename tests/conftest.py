@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # A coordinator in the test's own process must not write between what a command prints for machines.
 structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so nothing need look at it again: training collects garbage before every unit."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

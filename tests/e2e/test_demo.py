@@ -20,7 +20,6 @@ LIMIT_S = 840
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.slow,
     pytest.mark.timeout(960),
     pytest.mark.skipif(not MODEL.is_dir(), reason="the small model is not there; scripts/prepare_model.py makes it"),
 ]

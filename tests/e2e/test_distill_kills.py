@@ -91,9 +91,11 @@ def undisturbed(
     return {name: cubes_of(one) for name, one in ended.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("train", "kills", "units_between"), [("relay", 20, (0, 2)), ("rounds", 8, (1, 4))])
+@pytest.mark.parametrize(
+    ("train", "kills", "units_between"),
+    [("relay", 6, (1, 3)), pytest.param("relay", 20, (0, 2), marks=pytest.mark.slow), ("rounds", 6, (1, 4))],
+)
 def test_kills_change_no_bit_of_a_trained_cube(
     tmp_path: Path,
     campaign_files: dict[str, Path],

@@ -11,7 +11,6 @@ import yaml
 from tests.e2e.kills import check_books, cubes_of, storm, wait_for_end
 from tests.e2e.processes import grid_of_processes
 
-KILLS = 20
 SEED = 20_26
 DOCUMENTS = 4
 LEASE_S = 8.0
@@ -62,18 +61,19 @@ def undisturbed(
     return cubes_of(ended)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_twenty_kills_change_nothing(
+def test_kills_change_nothing(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     campaign_file: Path,
     undisturbed: dict[str, str],
     warm_environment: dict[str, str],
     kind: str,
+    kills: int,
 ) -> None:
-    """The cubes after twenty kills are the cubes of an undisturbed run, byte for byte.
+    """The cubes after so many kills are the cubes of an undisturbed run, byte for byte.
 
     On PostgreSQL two coordinators share the work, and both are killed.
     """
@@ -87,7 +87,7 @@ def test_twenty_kills_change_nothing(
         coordinators=2 if shared else 1,
     ) as grid:
         submitted = grid.ask("campaign", "submit", str(campaign_file))
-        killed, accepted = storm(grid, random.Random(SEED), kills=KILLS, units_between=(1, 3))
+        killed, accepted = storm(grid, random.Random(SEED), kills=kills, units_between=(1, 3))
         assert 0 < accepted < submitted["units"], "the killing fell beside the campaign"
         survived = wait_for_end(grid, submitted["campaign_id"], 200)
     assert {*grid.coordinators, *grid.volunteers} == set(killed)

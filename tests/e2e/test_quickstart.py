@@ -89,7 +89,6 @@ def terminals(tmp_path: Path, tiny_model_folder: Path) -> Iterator[Terminals]:
         opened.close()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page asks /metrics with curl")
 def test_the_quickstart_works_as_it_is_written(terminals: Terminals, tmp_path: Path) -> None:
     [(_, serve)] = blocks("2. Host the grid")

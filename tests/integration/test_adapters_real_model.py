@@ -28,7 +28,6 @@ from tests.integration.test_attach_real_model import DOCUMENT, FOLDER, QUESTION,
 __all__ = ["model_folder"]  # the fixture, shared
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.slow,
     # PEFT asks transformers something that it now calls by another name; our files have no part in it.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]

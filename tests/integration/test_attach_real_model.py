@@ -25,7 +25,7 @@ from memgrid.signing import SigningKey
 from memgrid.units import ComputeDtype, StoreDtype, UnitKey
 from tests.cubes import make_cube, prefill, write_kv
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
@@ -157,6 +157,7 @@ def with_int8_weights(model: Any) -> Any:
     return cheap
 
 
+@pytest.mark.slow
 def test_honest_variants_pass_and_cheats_do_not(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     ids = tokenizer(DOCUMENT * 2)["input_ids"][:256]
     reference = sketch_of(prefill(model, ids), ids, tmp_path)

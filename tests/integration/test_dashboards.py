@@ -49,7 +49,6 @@ _SERIES = re.compile(r"\b((?:memgrid|process)_[a-z_]+)")
 
 
 @needs_prometheus
-@pytest.mark.slow
 async def test_every_panel_shows_something_about_a_grid_that_works(tmp_path: Path, tiny_model_folder: Path) -> None:
     data = tmp_path / "data"
     async with (

@@ -26,7 +26,7 @@ from memgrid.specs import Purpose, StudySpec
 from memgrid.units import ComputeDtype
 from tests.integration.test_attach_real_model import DOCUMENT, FOLDER, ROOT
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from tests.kv_cheats import (
     with_model,
 )
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = pytest.mark.model
 TOKENS, START = 224, 32
 FLOAT32, BFLOAT16 = ComputeDtype.FLOAT32, ComputeDtype.BFLOAT16
 

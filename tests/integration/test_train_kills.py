@@ -103,7 +103,6 @@ def workers(process: asyncio.subprocess.Process) -> list[psutil.Process]:
     return [child for child in family if "memgrid_volunteer.worker" in " ".join(child.cmdline())]
 
 
-@pytest.mark.slow
 async def test_killed_worker_and_agent_leave_no_trace_in_the_result(tmp_path: Path) -> None:
     model_folder = make_tiny_model(tmp_path / "tiny")
     grid = ScriptedGrid()
