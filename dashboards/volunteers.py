@@ -190,6 +190,12 @@ def _obstacles() -> list[Any]:
             stacked=True,
         ),
         lines(
+            "Half-done units",
+            "A second: left by a host whose owner needed it, and given to another of the same account to go on with.",
+            PER_S,
+            Query(rate("memgrid_checkpoints_total", "what"), "{{what}}"),
+        ),
+        lines(
             "Share of leases that run out",
             "Hosts that went without a word, or took on more than they could. Runbook: leases-run-out.",
             RATIO,

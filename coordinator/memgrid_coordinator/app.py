@@ -52,10 +52,12 @@ from memgrid_coordinator.services.scrubbing import Scrubbing
 from memgrid_coordinator.services.teams import Teams
 from memgrid_coordinator.services.tokens import Tokens
 from memgrid_coordinator.services.tolerances import ModelTolerances
+from memgrid_coordinator.services.travelling import Travelling
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
 from memgrid_coordinator.services.working import Working
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store.blob_places import blobs_of, folders_of
+from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.sweeps.schedule import Sweeps
 from memgrid_coordinator.web.bodies import Pace
@@ -165,6 +167,15 @@ class Coordinator:
             models=model_folders,
             rule=rule,
         )
+        self.travelling = Travelling(
+            store=store,
+            clock=clock,
+            metrics=metrics,
+            catalogue=catalogue,
+            blobs=BlobStore(settings.checkpoints),
+            ordering=rule,
+            rule=settings.travel,
+        )
         self.leasing = Leasing(
             store=store,
             settings=settings,
@@ -178,6 +189,7 @@ class Coordinator:
                 settings=settings, blobs=self.blobs, rule=rule, new_id=new_id, rng=random.SystemRandom()
             ),
             rule=rule,
+            travelling=self.travelling,
         )
         self.publishing = Publishing(store, self.blobs, clock)
         self.pulls = Pulls(store, clock, metrics)
@@ -206,6 +218,8 @@ class Coordinator:
             store=store,
             blobs=self.blobs,
             judging=self.judging,
+            travelling=self.travelling,
+            checkpoints=self.travelling.blobs,
             clock=clock,
             folder=settings.data / "uploads",
             new_id=new_id,
@@ -287,6 +301,7 @@ class Coordinator:
             metrics=metrics,
         )
         self.sweeps.add("gc", self.collecting.collect, timedelta(minutes=1))
+        self.sweeps.add("checkpoints", self.travelling.collect, timedelta(minutes=1))
         self.sweeps.add("scrub", self.scrubbing.scrub, SCRUB_EVERY)
 
     async def start(self) -> Address:
@@ -329,6 +344,7 @@ class Coordinator:
             identify=self.enrolment.identify,
             publishing=self.publishing,
             uploads=self.uploads,
+            travelling=self.travelling,
             pulls=self.pulls,
             metrics=self.metrics,
             clock=self.clock,

@@ -74,6 +74,9 @@ class Metrics:
     def _count_trouble(self) -> None:
         self.refusals = self._counter("refusals_total", "What was turned down, where and why.", "where", "reason")
         self.releases = self._counter("releases_total", "Leases given back or run out.", "reason")
+        self.checkpoints = self._counter(
+            "checkpoints_total", "Half-done units that came from a host, and went to another of its account.", "what"
+        )
         self.idle_answers = self._counter(
             "idle_answers_total", "Answers to hosts that got less work than they wanted, and why.", "reason"
         )
@@ -228,6 +231,8 @@ class Metrics:
         self.verdicts.labels("agree", ReasonCode.AGREES.value)
         self.verdicts.labels("reject", ReasonCode.DISAGREES.value)
         self.releases.labels(ReasonCode.LEASE_EXPIRED.value)
+        for what in ("kept", "given"):
+            self.checkpoints.labels(what)
 
     def observe_batch(self, *, steps: int, seconds: float) -> None:
         """What the store's writer calls after every transaction."""

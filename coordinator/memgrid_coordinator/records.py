@@ -171,6 +171,23 @@ class Lease:
         return f"{self.facts.numerics_class} in {self.facts.compute_dtype}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a host did of a unit before it gave its lease back."""
+
+    lease_id: LeaseId
+    unit_id: int
+    host_id: HostId
+    account_id: AccountId
+    fence: int
+    digest: Digest
+    size_bytes: int
+    progress: float
+    received_at: datetime | None
+    """None while it is ordered."""
+    ends_at: datetime
+
+
 class AuditPurpose(StrEnum):
     """Why a part of a result is computed again."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from memgrid_coordinator.policy.travelling import TravelRule
 from memgrid_coordinator.policy.trust import TrustRule
 
 
@@ -87,6 +88,12 @@ class Settings(BaseSettings):
     blob_bytes_max: int = 64 << 30
     disk_reserve_bytes: int = 256 << 20
     """Never filled by uploads: the database needs room to say no."""
+    checkpoint_bytes_max: int = 1 << 30
+    """The largest half-done unit that is kept for other hosts of the account that left it; 0 keeps none."""
+    checkpoints_bytes_max: int = 16 << 30
+    """All half-done units together; one account may fill a quarter of it."""
+    checkpoint_keep: timedelta = timedelta(hours=24)
+    """How long a half-done unit waits for another host of its account."""
     source_bytes_max: int = 1 << 30
     document_tokens_max: int = 1 << 20
     message_bytes_max: int = 4 << 20
@@ -115,6 +122,15 @@ class Settings(BaseSettings):
         )
 
     @property
+    def travel(self) -> TravelRule:
+        """What is kept of half-done units."""
+        return TravelRule(
+            each_bytes_max=self.checkpoint_bytes_max,
+            all_bytes_max=self.checkpoints_bytes_max,
+            keep=self.checkpoint_keep,
+        )
+
+    @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.data / 'memgrid.db'}"
 
@@ -125,6 +141,10 @@ class Settings(BaseSettings):
     @property
     def blobs(self) -> Path:
         return self.data / "blobs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.data / "checkpoints"
 
     @property
     def scratch(self) -> Path:

@@ -15,14 +15,19 @@ from memgrid.clock import Clock, ManualClock
 from memgrid.cube.oci import CUBE_ARTIFACT_TYPE, CUBE_CONFIG_TYPE, OCI_MANIFEST_TYPE, TITLE
 from memgrid.digest import Digest, canonical_json, digest_of
 from memgrid.errors import TokenExpiredError, TokenRequiredError
+from memgrid.signing import SigningKey
 from memgrid.units import AccountId, HostId, LeaseId, Reason, UploadOrder
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.records import ANONYMOUS, Caller, Role
+from memgrid_coordinator.services.catalogue import Catalogue
 from memgrid_coordinator.services.models import Models
+from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.pulls import Pulls
+from memgrid_coordinator.services.travelling import Travelling
 from memgrid_coordinator.services.uploads import UploadLimits, Uploads
+from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store.blobs import BlobStore
 from memgrid_coordinator.store.engine import Store
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
@@ -124,10 +129,21 @@ async def running(
     store = Store(f"sqlite:///{folder / 'memgrid.db'}")
     publishing = Publishing(store, blobs, clock)
     limits = limits or UploadLimits(blob_bytes_max=16 << 20)
+    travelling = Travelling(
+        store=store,
+        clock=clock,
+        metrics=metrics,
+        catalogue=Catalogue(),
+        blobs=BlobStore(folder / "checkpoints"),
+        ordering=JudgingRule.of(Settings(data=folder), SigningKey.generate()),
+        rule=Settings(data=folder).travel,
+    )
     uploads = Uploads(
         store=store,
         blobs=blobs,
         judging=book,
+        travelling=travelling,
+        checkpoints=travelling.blobs,
         clock=clock,
         folder=folder / "partials",
         new_id=lambda: secrets.token_hex(16),
@@ -149,6 +165,7 @@ async def running(
         identify=identify,
         publishing=publishing,
         uploads=uploads,
+        travelling=travelling,
         pulls=pulls,
         metrics=metrics,
         clock=clock,

@@ -13,6 +13,7 @@ from memgrid_coordinator.records import Caller, Role
 INPUTS = "grid/inputs"
 """What units read; no manifests, any digest a volunteer was told of."""
 _OUTPUTS = "grid/outputs/"
+_CHECKPOINTS = "grid/checkpoints/"
 _RESERVED = "grid/"
 _SOURCES = "sources/"
 
@@ -30,6 +31,7 @@ class RepositoryKind(StrEnum):
     SOURCES = "sources"
     INPUTS = "inputs"
     OUTPUTS = "outputs"
+    CHECKPOINTS = "checkpoints"
     RESERVED = "reserved"
 
 
@@ -57,6 +59,8 @@ def kind_of(repository: str) -> RepositoryKind:
         return RepositoryKind.INPUTS
     if repository.startswith(_OUTPUTS):
         return RepositoryKind.OUTPUTS
+    if repository.startswith(_CHECKPOINTS):
+        return RepositoryKind.CHECKPOINTS
     if repository.startswith(_RESERVED) or repository == "grid":
         return RepositoryKind.RESERVED
     if repository.startswith(_SOURCES):
@@ -71,17 +75,25 @@ def outputs_of(lease_id: LeaseId) -> str:
     return f"{_OUTPUTS}{lease_id}"
 
 
+def checkpoints_of(lease_id: LeaseId) -> str:
+    """Where what is done of a lease's unit is uploaded to, and read from by other hosts of its account."""
+    return f"{_CHECKPOINTS}{lease_id}"
+
+
 def lease_of(repository: str) -> LeaseId:
-    """The lease that a repository of outputs belongs to."""
-    return LeaseId(repository.removeprefix(_OUTPUTS))
+    """The lease that a repository of outputs, or of a checkpoint, belongs to."""
+    return LeaseId(repository.removeprefix(_OUTPUTS).removeprefix(_CHECKPOINTS))
 
 
+ORDERED = frozenset({RepositoryKind.OUTPUTS, RepositoryKind.CHECKPOINTS})
+"""What hosts send, and only when it was ordered of them."""
 _READERS: dict[RepositoryKind, frozenset[Role]] = {
     RepositoryKind.CUBES: frozenset(Role),
     RepositoryKind.MODELS: frozenset(Role),
     RepositoryKind.SOURCES: OPERATORS,
     RepositoryKind.INPUTS: OPERATORS | {Role.VOLUNTEER},
     RepositoryKind.OUTPUTS: OPERATORS,
+    RepositoryKind.CHECKPOINTS: frozenset({Role.VOLUNTEER}),  # and only of their account: travelling knows
     RepositoryKind.RESERVED: frozenset(),
 }
 _WRITERS: dict[RepositoryKind, frozenset[Role]] = {
@@ -90,6 +102,7 @@ _WRITERS: dict[RepositoryKind, frozenset[Role]] = {
     RepositoryKind.SOURCES: OPERATORS,
     RepositoryKind.INPUTS: frozenset(),
     RepositoryKind.OUTPUTS: frozenset({Role.VOLUNTEER}),  # and only what was ordered: judging knows
+    RepositoryKind.CHECKPOINTS: frozenset({Role.VOLUNTEER}),  # likewise: travelling knows
     RepositoryKind.RESERVED: frozenset(),
 }
 

@@ -226,6 +226,8 @@ _WORDS = {
     "upload_refused": "an upload of {host} was turned down",
     "upload_verified": "the bytes of {host} are what it reported",
     "upload_failed": "the upload of {host} came to nothing",
+    "checkpoint_ordered": "{host} was asked for what it has done of {unit}, for other hosts of its account",
+    "checkpoint_kept": "what {host} has done of {unit} is kept for other hosts of its account",
     "host_enrolled": "the host enrolled",
     "host_suspended": "the host gets no work for a while",
     "host_banned": "the grid's owner shut the host's account out",

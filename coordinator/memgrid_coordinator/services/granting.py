@@ -18,6 +18,7 @@ from memgrid_coordinator.policy.tails import TailRule
 from memgrid_coordinator.records import Event, Host, Lease, Unit
 from memgrid_coordinator.services.offers import PastLostError, inputs_of, new_lease, offer_of
 from memgrid_coordinator.services.ordering import JudgingRule
+from memgrid_coordinator.services.travelling import offered_to
 from memgrid_coordinator.settings import Settings
 from memgrid_coordinator.store import events, leases, origins, trust_records, units
 from memgrid_coordinator.store.blobs import BlobStore
@@ -79,8 +80,10 @@ class Granting:
         granted = self._leases(connection, host, taken, held, now)
         leases.grant(connection, granted)
         events.append(connection, [_granted(lease, now) for lease in granted])
+        begun = offered_to(connection, host, [unit.unit_id for unit in taken], now)
         pairs = zip(granted, taken, strict=True)
-        return [offer_of(lease, unit, host, inputs[unit.unit_id]) for lease, unit in pairs], reason
+        offers = [offer_of(lease, unit, host, inputs[unit.unit_id], begun.get(unit.unit_id)) for lease, unit in pairs]
+        return offers, reason
 
     def inputs(self, connection: Connection, unit: Unit, impossible: dict[int, UnitEvent]) -> tuple[BlobRef, ...]:
         """The files a unit reads; none where it can't be computed, which is noted."""

@@ -44,8 +44,9 @@ from memgrid_coordinator.services.offers import (
 )
 from memgrid_coordinator.services.ordering import JudgingRule
 from memgrid_coordinator.services.settling import Settlement, settle
+from memgrid_coordinator.services.travelling import Travelling, offered_to
 from memgrid_coordinator.settings import Settings
-from memgrid_coordinator.store import events, hosts, leases, units, uploads
+from memgrid_coordinator.store import checkpoints, events, hosts, leases, units, uploads
 from memgrid_coordinator.store.engine import Store
 
 log = get_logger(__name__)
@@ -60,7 +61,8 @@ class _Exchange:
     answer: SyncAnswer
     settlement: Settlement
     taken: Taken
-    released: tuple[Release, ...]
+    released: tuple[Lease, ...]
+    """With the reason they were given back for."""
     granted: tuple[str, ...]
     """The kinds of the units newly leased."""
 
@@ -81,6 +83,7 @@ class Leasing:
         judging: Judging,
         granting: Granting,
         rule: JudgingRule,
+        travelling: Travelling,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -92,6 +95,7 @@ class Leasing:
         self._judging = judging
         self._granting = granting
         self._rule = rule
+        self._travelling = travelling
         self._draining = False
 
     def drain(self) -> None:
@@ -141,7 +145,8 @@ class Leasing:
             reason = Reason(code=ReasonCode.LEAVING, text="its host left the grid")
             held = leases.held_by(connection, caller.host_id)
             given_back = [Release(lease_id=lease.lease_id, fence=lease.fence, reason=reason) for lease in held]
-            changed = self._release(connection, caller.host_id, given_back, now)
+            released = self._release(connection, caller.host_id, given_back, now)
+            changed = [lease.unit_id for lease in released]
             hosts.end_session(connection, caller.host_id, caller.session_id)
             return settle(connection, dict.fromkeys(changed, Changed()), known={}, rule=self._rule, now=now)
 
@@ -170,13 +175,16 @@ class Leasing:
                 connection, host, signed, ask.reports, ask.sketches, self._catalogue, self._rule, now
             )
         released = self._release(connection, host.host_id, ask.released, now)
-        happened: dict[int, UnitEvent] = taken.follows | dict.fromkeys([*taken.changed, *released], Changed())
+        changed = [*taken.changed, *(lease.unit_id for lease in released)]
+        happened: dict[int, UnitEvent] = taken.follows | dict.fromkeys(changed, Changed())
         settlement = settle(connection, happened, known={}, rule=self._rule, now=now)
+        # Asked before anybody is given the units that this host gives back.
+        checkpoints_wanted = self._travelling.order(connection, host, ask.released, now)
         held = {lease.lease_id: lease for lease in leases.held_by(connection, host.host_id)}
         named = {lease.lease_id for lease in ask.held}
         lost = [lease for lease_id, lease in held.items() if lease_id not in named]
         impossible: dict[int, UnitEvent] = {}
-        resent = self._resend(connection, host, lost, impossible)
+        resent = self._resend(connection, host, lost, impossible, now)
         wanted = ask.want - len(lost)
         granted, idle = self._granting.grant(
             connection,
@@ -195,7 +203,7 @@ class Leasing:
             models=tuple(self._catalogue.files(connection, model) for model in sorted({o.model for o in offers})),
             acks=taken.acks,
             verdicts=self._verdicts(connection, host.host_id, ask.awaiting),
-            uploads=self._orders(connection, host.host_id),
+            uploads=(*self._orders(connection, host.host_id), *checkpoints_wanted),
             cancelled=self._cancellations(connection, host.host_id, [i for i in named if i not in held]),
             idle_reason=idle,
             call_again_in=self._call_again_in(host, idle, now),
@@ -204,7 +212,7 @@ class Leasing:
             answer=answer,
             settlement=settlement,
             taken=taken,
-            released=ask.released,
+            released=tuple(released),
             granted=tuple(spec_in(offer.spec).kind for offer in granted),
         )
 
@@ -219,29 +227,36 @@ class Leasing:
 
     def _release(
         self, connection: Connection, host_id: HostId, given_back: Sequence[Release], now: datetime
-    ) -> list[int]:
-        """Take leases back; returns the units to look at again. Those that are not the host's are passed over."""
+    ) -> list[Lease]:
+        """Take leases back; returns those that were held. What is not the host's, or not held, is passed over."""
         held = leases.by_id(connection, [release.lease_id for release in given_back]) if given_back else {}
-        changed = []
+        released = []
         for release in given_back:
             lease = held.get(release.lease_id)
             if lease is None or lease.host_id != host_id or lease.fence != release.fence:
                 continue
             if leases.move(connection, [lease.lease_id], "release", release.reason):
-                changed.append(lease.unit_id)
+                released.append(replace(lease, reason=release.reason))
                 if release.reason.code in _SPEAKS_AGAINST_THE_UNIT:
                     units.count_failures(connection, [lease.unit_id])
+                    checkpoints.forget(connection, lease.unit_id, lease.account_id)
                 events.append(connection, [_event("lease_released", lease, now, release.reason)])
-        return changed
+        return released
 
     def _resend(
-        self, connection: Connection, host: Host, lost: Sequence[Lease], impossible: dict[int, UnitEvent]
+        self,
+        connection: Connection,
+        host: Host,
+        lost: Sequence[Lease],
+        impossible: dict[int, UnitEvent],
+        now: datetime,
     ) -> list[LeaseOffer]:
         """Leases that the host does not know of: the answer that carried them never arrived."""
         found = units.by_id(connection, {lease.unit_id for lease in lost})
+        begun = offered_to(connection, host, list(found), now)
         pairs = [(lease, found[lease.unit_id]) for lease in lost]
         offers = [
-            offer_of(lease, unit, host, inputs)
+            offer_of(lease, unit, host, inputs, begun.get(unit.unit_id))
             for lease, unit in pairs
             for inputs in [self._granting.inputs(connection, unit, impossible)]
         ]
@@ -291,8 +306,12 @@ class Leasing:
                     reason=ack.reason.code.value,
                     text=ack.reason.text,
                 )
-        for release in exchange.released:
-            self._metrics.releases.labels(release.reason.code.value).inc()
+        for lease in exchange.released:
+            if lease.reason is not None:
+                self._metrics.releases.labels(lease.reason.code.value).inc()
+        for offer in exchange.answer.leases:
+            if offer.checkpoint is not None:
+                self._metrics.checkpoints.labels("given").inc()
 
 
 _SPEAKS_AGAINST_THE_UNIT = VERDICTS_ON_THE_UNIT | {

@@ -10,7 +10,17 @@ from memgrid.digest import Digest
 from memgrid.errors import UnknownIdError
 from memgrid.kinds.prefill import past_file
 from memgrid.kinds.refusal import RefusedError
-from memgrid.units import BlobRef, Cancellation, HostId, LeaseId, LeaseOffer, Reason, ReasonCode, VerdictNotice
+from memgrid.units import (
+    BlobRef,
+    Cancellation,
+    CheckpointRef,
+    HostId,
+    LeaseId,
+    LeaseOffer,
+    Reason,
+    ReasonCode,
+    VerdictNotice,
+)
 from memgrid_coordinator.lifecycle import ENDED_UNITS, LeaseState
 from memgrid_coordinator.policy.deadlines import estimate_s
 from memgrid_coordinator.policy.kinds import kind_in
@@ -43,7 +53,9 @@ def new_lease(unit: Unit, host: Host, lease_id: str, now: datetime, deadline_at:
     )
 
 
-def offer_of(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) -> LeaseOffer:
+def offer_of(
+    lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...], checkpoint: CheckpointRef | None
+) -> LeaseOffer:
     """A lease as its host is told of it."""
     return LeaseOffer(
         lease_id=lease.lease_id,
@@ -54,6 +66,7 @@ def offer_of(lease: Lease, unit: Unit, host: Host, inputs: tuple[BlobRef, ...]) 
         inputs=inputs,
         deadline_at=lease.deadline_at,
         estimate_s=estimate_s(unit.flops, host.flops_per_s),
+        checkpoint=checkpoint,
     )
 
 

@@ -17,6 +17,7 @@ from memgrid.errors import DigestMismatchError, InvalidError, NotAllowedError, U
 from memgrid.pool.reference import Reference
 from memgrid_coordinator.policy.manifests import Manifest, model_files, parse_manifest
 from memgrid_coordinator.policy.repositories import (
+    ORDERED,
     RepositoryKind,
     check_push,
     check_read,
@@ -76,7 +77,7 @@ class Publishing:
     async def mount_blob(self, caller: Caller, repository: str, digest: Digest, source: str) -> bool:
         """Let a blob of another repository be read through this one too; False when it isn't there."""
         check_push(caller, repository)
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
+        if kind_of(repository) in ORDERED:
             return False  # a volunteer shows that it has an output by sending it
         try:
             await self.find_blob(caller, source, digest)
@@ -88,8 +89,8 @@ class Publishing:
     def admit_manifest(self, caller: Caller, repository: str) -> None:
         """Called before a manifest is read; raises NotAllowedError, TokenRequiredError."""
         check_push(caller, repository)
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
-            raise NotAllowedError(f"{repository} holds outputs of a lease, no manifests")
+        if kind_of(repository) in ORDERED:
+            raise NotAllowedError(f"{repository} holds what was ordered of a host, no manifests")
 
     async def put_manifest(
         self, caller: Caller, repository: str, reference: str, content: bytes, media_type: str

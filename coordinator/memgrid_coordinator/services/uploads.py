@@ -73,6 +73,8 @@ class Uploads:
         store: Store,
         blobs: BlobStore,
         judging: UploadJudge,
+        travelling: UploadJudge,
+        checkpoints: BlobStore,
         clock: Clock,
         folder: Path,
         new_id: Callable[[], str],
@@ -81,7 +83,11 @@ class Uploads:
         self._store = store
         self._blobs = blobs
         self._partials = PartialStore(folder)
-        self._admission = Admission(judging)
+        self._checkpoints = checkpoints
+        self._admissions = {
+            RepositoryKind.OUTPUTS: Admission(judging),
+            RepositoryKind.CHECKPOINTS: Admission(travelling),
+        }
         self._clock = clock
         self._new_id = new_id  # 32 hex digits
         self._limits = limits
@@ -99,13 +105,15 @@ class Uploads:
         """
         check_push(caller, repository)
         limit_bytes = self._limits.blob_bytes_max
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
-            orders = await self._admission.orders(caller, repository, digest)
+        if admission := self._admissions.get(kind_of(repository)):
+            orders = await admission.orders(caller, repository, digest)
             limit_bytes = max(order.size_bytes for order in orders)
             digest = orders[0].digest if len(orders) == 1 else digest
-        if digest is not None and await asyncio.to_thread(self._blobs.renew, digest):
+        # Who knows the digest of another account's checkpoint has not got it yet: they have to send the bytes.
+        may_be_here = kind_of(repository) is not RepositoryKind.CHECKPOINTS
+        if digest is not None and may_be_here and await asyncio.to_thread(self._blobs.renew, digest):
             return await self._register(caller, repository, digest)
-        self._check_room(0)
+        self._check_room(repository, 0)
         owner = _owner(caller)
         await self._make_place(owner, repository)
         upload = Upload(
@@ -134,7 +142,7 @@ class Uploads:
             raise OutOfOrderError(f"upload {upload_id} has {size_bytes} bytes; go on there", _progress(found))
         if size_bytes + (length or 0) > found.upload.limit_bytes:
             await self._too_large(caller, found)
-        self._check_room(length or 0)
+        self._check_room(repository, length or 0)
 
     async def append(
         self, caller: Caller, repository: str, upload_id: str, chunks: AsyncIterator[bytes]
@@ -167,8 +175,8 @@ class Uploads:
         if (done := self._finished.get(upload_id)) and done[0].owner == _owner(caller) and done[1].digest == digest:
             return done[1]
         found = self._find(caller, repository, upload_id)
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
-            order = (await self._admission.orders(caller, repository, digest))[0]
+        if admission := self._admissions.get(kind_of(repository)):
+            order = (await admission.orders(caller, repository, digest))[0]
             if found.file.size_bytes < order.size_bytes:
                 text = f"{order.name} has {order.size_bytes} bytes, {found.file.size_bytes} came"
                 await self._refuse(caller, found, Reason(code=ReasonCode.UPLOAD_TRUNCATED, text=text))
@@ -176,7 +184,7 @@ class Uploads:
         if actual != digest:
             text = f"expected {digest}, but the bytes that came are {actual}"
             await self._refuse(caller, found, Reason(code=ReasonCode.DIGEST_MISMATCH, text=text))
-        await asyncio.to_thread(self._blobs.adopt, found.file.path, digest)
+        await asyncio.to_thread(self._store_of(repository).adopt, found.file.path, digest)
         blob = await self._register(caller, repository, digest)
         self._finished[upload_id] = (found.upload, blob)
         if len(self._finished) > _FINISHED_MAX:
@@ -198,11 +206,14 @@ class Uploads:
 
     async def _register(self, caller: Caller, repository: str, digest: Digest) -> StoredBlob:
         """Let what is in the content store count where it was sent to."""
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
-            await self._admission.receive(caller, repository, digest)
+        if admission := self._admissions.get(kind_of(repository)):
+            await admission.receive(caller, repository, digest)
         else:
             await self._store.write(partial(pool.link_blobs, repository=repository, digests=[digest]))
-        return await asyncio.to_thread(stored_blob, self._blobs, digest)
+        return await asyncio.to_thread(stored_blob, self._store_of(repository), digest)
+
+    def _store_of(self, repository: str) -> BlobStore:
+        return self._checkpoints if kind_of(repository) is RepositoryKind.CHECKPOINTS else self._blobs
 
     async def _write(self, found: _Open, waiting: list[bytes], offset: int) -> int:
         content = b"".join(waiting)
@@ -219,20 +230,22 @@ class Uploads:
 
     async def _refuse(self, caller: Caller, found: _Open, reason: Reason) -> NoReturn:
         await self._forget(found)
-        await self._admission.refuse(caller, found.upload.repository, reason)
+        # Nothing but what was ordered is of a digest or a length that was known beforehand.
+        admission = self._admissions.get(kind_of(found.upload.repository), self._admissions[RepositoryKind.OUTPUTS])
+        await admission.refuse(caller, found.upload.repository, reason)
 
     async def _make_place(self, owner: str, repository: str) -> None:
         """An output that is begun anew replaces what was begun before; nobody keeps many uploads open."""
         mine = [found for found in self._open.values() if found.upload.owner == owner]
-        if kind_of(repository) is RepositoryKind.OUTPUTS:
+        if kind_of(repository) in self._admissions:
             for found in mine:
                 if found.upload.repository == repository:
                     await self._forget(found)
         if len(mine) >= self._limits.open_per_owner_max:
             raise UnavailableError(f"{len(mine)} uploads are open; finish or cancel some")
 
-    def _check_room(self, length: int) -> None:
-        if self._blobs.free_bytes() - length < self._limits.reserve_bytes:
+    def _check_room(self, repository: str, length: int) -> None:
+        if self._store_of(repository).free_bytes() - length < self._limits.reserve_bytes:
             raise UnavailableError("the grid's disk is full; try again later")
 
     def _find(self, caller: Caller, repository: str, upload_id: str) -> _Open:

@@ -352,6 +352,24 @@ class UploadRow(SQLModel, table=True):
     due_at: datetime = Field(sa_column=_time(nullable=False))
 
 
+class CheckpointRow(SQLModel, table=True):
+    """What a host did of a unit before it gave its lease back: ordered, or here, for other hosts of its account."""
+
+    __tablename__ = "checkpoints"
+
+    lease_id: str = Field(primary_key=True, foreign_key="leases.lease_id")
+    unit_id: int = Field(foreign_key="units.unit_id", index=True)
+    host_id: str = Field(foreign_key="hosts.host_id")
+    account_id: str = Field(index=True)
+    fence: int
+    digest: str
+    size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    progress: float
+    received_at: datetime | None = Field(default=None, sa_column=_time())
+    ends_at: datetime = Field(sa_column=_time(nullable=False))
+    """Until then it may come; once it is here, until then it is kept."""
+
+
 class AuditRow(SQLModel, table=True):
     """A part of a result that is or was to be computed again, and what it showed: never changed once done."""
 
@@ -575,6 +593,7 @@ document_blobs = _table("document_blobs")
 leases = _table("leases")
 statements = _table("statements")
 uploads = _table("uploads")
+checkpoints = _table("checkpoints")
 audits = _table("audits")
 trust_records = _table("trust_records")
 class_suspensions = _table("class_suspensions")

@@ -219,6 +219,12 @@ def advance_fences(connection: Connection, unit_ids: Sequence[int]) -> None:
         connection.execute(_ADVANCE_FENCE, [{"taken": unit_id} for unit_id in unit_ids])
 
 
+def with_vacancies(connection: Connection, unit_ids: Iterable[int]) -> dict[int, Unit]:
+    """Of these units, those that want another host."""
+    query = select(units).where(units.c.unit_id.in_(list(unit_ids)), _HAS_VACANCY)
+    return {row.unit_id: _unit(row) for row in connection.execute(query)}
+
+
 def has_vacancies(connection: Connection) -> bool:
     return connection.execute(_ANY_VACANCY).scalar() is not None
 

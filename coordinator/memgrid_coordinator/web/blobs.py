@@ -8,9 +8,10 @@ from aiohttp import web
 
 from memgrid.clock import Clock
 from memgrid_coordinator.metrics import Metrics
-from memgrid_coordinator.policy.repositories import kind_of, parse_repository
+from memgrid_coordinator.policy.repositories import RepositoryKind, kind_of, parse_repository
 from memgrid_coordinator.services.publishing import Publishing, StoredBlob
 from memgrid_coordinator.services.pulls import Pulls
+from memgrid_coordinator.services.travelling import Travelling
 from memgrid_coordinator.services.uploads import Uploads
 from memgrid_coordinator.web.bodies import Pace, no_continue, read_body
 from memgrid_coordinator.web.identity import CALLER
@@ -22,10 +23,18 @@ class BlobRoutes:
     """Handlers of everything below `/v2/<name>/blobs/`."""
 
     def __init__(
-        self, publishing: Publishing, uploads: Uploads, pulls: Pulls, metrics: Metrics, clock: Clock, pace: Pace
+        self,
+        publishing: Publishing,
+        uploads: Uploads,
+        travelling: Travelling,
+        pulls: Pulls,
+        metrics: Metrics,
+        clock: Clock,
+        pace: Pace,
     ) -> None:
         self._publishing = publishing
         self._uploads = uploads
+        self._travelling = travelling
         self._pulls = pulls
         self._metrics = metrics
         self._clock = clock
@@ -44,7 +53,8 @@ class BlobRoutes:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         name, digest = repository_of(request), digest_in(request.match_info["digest"])
-        blob = await self._publishing.find_blob(request[CALLER], name, digest)
+        kept = self._travelling if kind_of(name) is RepositoryKind.CHECKPOINTS else self._publishing
+        blob = await kept.find_blob(request[CALLER], name, digest)
         response = await send_blob(request, blob, {}, self._pace)
         self._count(name, "down", response.content_length or 0 if request.method == "GET" else 0)
         if request.method == "GET" and reaches_end(response, blob.size_bytes):

@@ -16,6 +16,7 @@ from memgrid_coordinator.records import Caller
 from memgrid_coordinator.services.overview import Overview
 from memgrid_coordinator.services.publishing import Publishing
 from memgrid_coordinator.services.pulls import Pulls
+from memgrid_coordinator.services.travelling import Travelling
 from memgrid_coordinator.services.uploads import Uploads
 from memgrid_coordinator.web.blobs import BlobRoutes
 from memgrid_coordinator.web.bodies import DEFAULT_PACE, Pace
@@ -43,6 +44,7 @@ class WebServices:
     identify: Callable[[str | None], Awaitable[Caller]]
     publishing: Publishing
     uploads: Uploads
+    travelling: Travelling
     pulls: Pulls
     metrics: Metrics
     clock: Clock
@@ -65,7 +67,13 @@ def build_app(services: WebServices) -> web.Application:
     )
     app.on_response_prepare.append(_add_headers)
     blobs = BlobRoutes(
-        services.publishing, services.uploads, services.pulls, services.metrics, services.clock, services.pace
+        services.publishing,
+        services.uploads,
+        services.travelling,
+        services.pulls,
+        services.metrics,
+        services.clock,
+        services.pace,
     )
     manifests = ManifestRoutes(services.publishing, services.clock, services.pace)
     grid = GridRoutes(services.facts, services.publishing, services.metrics, services.not_ready)
