@@ -27,6 +27,7 @@ from memgrid_volunteer.ruling import Ruled, Ruling
 from memgrid_volunteer.service import notify
 from memgrid_volunteer.taking import Situation, standing, why_nothing_is_taken, wishes_of
 from memgrid_volunteer.timekeeping import Timekeeper, jump_text
+from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
 
 OWNER_CHECK_S = 0.25
@@ -43,6 +44,7 @@ class Agent:
         correspondence: Correspondence,
         workbench: Workbench,
         deliveries: Deliveries,
+        travelling: Travelling,
         desk: Desk,
         outbox: Outbox,
         cache: BlobCache,
@@ -56,6 +58,7 @@ class Agent:
         self._correspondence = correspondence
         self._workbench = workbench
         self._deliveries = deliveries
+        self._travelling = travelling
         self._desk = desk
         self._outbox = outbox
         self._cache = cache
@@ -81,6 +84,7 @@ class Agent:
             self._workbench.preparing.prepare_offers(),
             self._workbench.run_units(),
             self._deliveries.deliver(),
+            self._travelling.run(),
             self._correspondence.correspond(),
             self._watch(),
         )
@@ -96,6 +100,7 @@ class Agent:
             await asyncio.gather(stopped, *tasks, return_exceptions=True)
             await self._workbench.stop()
             self._desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
+            self._workbench.put_aside()
             await self._correspondence.say_goodbye(GOODBYE_LIMIT_S)
             self._write_traffic()
             self._diary.stands("stopped")

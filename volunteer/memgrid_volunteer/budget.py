@@ -9,6 +9,7 @@ from memgrid.clock import Clock
 from memgrid.units import Reason
 from memgrid_volunteer.owner.preferences import Network
 from memgrid_volunteer.owner.traffic import Traffic
+from memgrid_volunteer.worth import Room
 
 BURST_S = 1.0
 """What was not used of so long may be used at once."""
@@ -49,6 +50,7 @@ class Budget:
     traffic: Traffic
     clock: Clock
     spared: Reason | None = None
+    _month_bytes: float | None = None
     _up: Bucket = field(default_factory=Bucket)
     _down: Bucket = field(default_factory=Bucket)
 
@@ -56,6 +58,14 @@ class Budget:
         """What the owner allows from now on."""
         self._up.rate = None if network.up_kbps is None else 1e3 * float(network.up_kbps)
         self._down.rate = None if network.down_kbps is None else 1e3 * float(network.down_kbps)
+        self._month_bytes = None if network.month_gb is None else 1e9 * float(network.month_gb)
+
+    @property
+    def room(self) -> Room:
+        """What there is of it now."""
+        most = self._month_bytes
+        left = None if most is None else max(0.0, most - self.traffic.month_bytes)
+        return Room(is_spared=self.spared is not None, up_bytes_per_s=self._up.rate, month_left_bytes=left)
 
     async def open(self) -> None:
         """Returns when something may travel at all."""

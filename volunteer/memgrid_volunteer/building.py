@@ -34,6 +34,7 @@ from memgrid_volunteer.ruling import Ruling
 from memgrid_volunteer.sandbox import WORKER_MODULE
 from memgrid_volunteer.session import CoordinatorSession
 from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
 
 Programs = Callable[[], tuple[str, ...]]
@@ -100,11 +101,13 @@ def build(
         backoff=options.backoff,
         news=news,
     )
-    deliveries = Deliveries(outbox, transfers, diary, news, clock=clock, rng=rng, backoff=options.backoff)
+    travelling = Travelling(desk=desk, work=home.work, cache=cache, budget=budget, clock=clock, news=news)
+    deliveries = Deliveries(outbox, travelling, transfers, diary, news, clock=clock, rng=rng, backoff=options.backoff)
     correspondence = Correspondence(
         session=session,
         workbench=workbench,
         deliveries=deliveries,
+        travelling=travelling,
         desk=desk,
         outbox=outbox,
         cache=cache,
@@ -125,6 +128,7 @@ def build(
         correspondence=correspondence,
         workbench=workbench,
         deliveries=deliveries,
+        travelling=travelling,
         desk=desk,
         outbox=outbox,
         cache=cache,

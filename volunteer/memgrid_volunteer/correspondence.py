@@ -41,9 +41,12 @@ from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.session import CoordinatorSession, Parcel
+from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
 
 LONG_POLL = timedelta(seconds=20)
+PARTING_LIMIT_S = 15.0
+"""How long a process that ends goes on sending what it leaves; a service manager waits longer."""
 _SKETCHES_BYTES_MAX = 4 << 20
 _REPEATED_ANSWER_PAUSE_S = 0.5
 # No later answer will be another one: the owner has to do something.
@@ -61,6 +64,7 @@ class Correspondence:
         session: CoordinatorSession,
         workbench: Workbench,
         deliveries: Deliveries,
+        travelling: Travelling,
         desk: Desk,
         outbox: Outbox,
         cache: BlobCache,
@@ -76,6 +80,7 @@ class Correspondence:
         self._session = session
         self._workbench = workbench
         self._deliveries = deliveries
+        self._travelling = travelling
         self._desk = desk
         self._outbox = outbox
         self._cache = cache
@@ -144,7 +149,21 @@ class Correspondence:
                     self._take_acks(await self._session.sync(Parcel(reports=reports, released=released)))
             except (MemgridError, TimeoutError) as error:
                 log.info("left without goodbye", error=str(error) or "no answer in time")
+            else:
+                self._desk.told(released)
+                await self._leave_behind()
         await self._session.close()
+
+    async def _leave_behind(self) -> None:
+        """What is done of the units given back, as far as it can go in a moment: the lease is free already."""
+        try:
+            async with asyncio.timeout(PARTING_LIMIT_S):
+                await self._travelling.look(PARTING_LIMIT_S)
+                if released := self._desk.released():
+                    answer = await self._session.sync(Parcel(released=released))
+                    await self._deliveries.leave_now(answer.uploads)
+        except (MemgridError, OSError, TimeoutError) as error:
+            log.info("half-done units stay here", error=str(error) or "they would have taken too long")
 
     def _has_nothing_to_say(self) -> bool:
         nothing_here = self._outbox.is_empty and not self._desk.released() and not len(self._desk)
@@ -214,6 +233,7 @@ class Correspondence:
     async def _apply(self, parcel: Parcel, answer: SyncAnswer, began_s: float) -> bool:
         """Do what the answer says; False when it said nothing new."""
         self._desk.told(parcel.released)
+        self._travelling.answered(parcel.released, answer.uploads)
         self._take_acks(answer)
         await self._take_verdicts(answer)
         for cancelled in answer.cancelled:

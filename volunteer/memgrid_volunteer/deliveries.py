@@ -1,20 +1,22 @@
-"""Outputs that the grid has ordered, on their way up, one after another."""
+"""Outputs and half-done units that the grid has ordered, on their way up, one after another."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memgrid.clock import Clock
 from memgrid.errors import MemgridError
 from memgrid.log import get_logger
-from memgrid.units import LeaseId, UploadOrder
+from memgrid.units import CHECKPOINT_FILE, LeaseId, UploadOrder
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.travelling import Travelling
 
 log = get_logger(__name__)
 
@@ -34,6 +36,7 @@ class Deliveries:
     def __init__(
         self,
         outbox: Outbox,
+        travelling: Travelling,
         transfers: Transfers,
         diary: Diary,
         news: asyncio.Event,
@@ -43,6 +46,7 @@ class Deliveries:
         backoff: Backoff,
     ) -> None:
         self._outbox = outbox
+        self._travelling = travelling
         self._transfers = transfers
         self._diary = diary
         self._news = news
@@ -74,37 +78,66 @@ class Deliveries:
         """Loop: upload what has been ordered."""
         while True:
             self._put.clear()
-            delivery = min(self._open.values(), key=lambda each: each.due_s, default=None)
+            delivery = min(self._open.values(), key=lambda each: (each.due_s, self._is_left(each)), default=None)
             pause_s = None if delivery is None else delivery.due_s - self._clock.monotonic_s()
             if delivery is None or (pause_s is not None and pause_s > 0):
                 await self._wait(pause_s)
                 continue
-            finished = self._outbox.find(delivery.order.lease_id)
-            if finished is None:
-                # The verdict has come without it.
-                self._forget(delivery)
-                continue
-            try:
-                await self._transfers.upload(delivery.order, finished.folder / delivery.order.name)
-            except FileNotFoundError:
-                self._forget(delivery)  # the verdict has come, and the file gone, in the middle of it
-            except (MemgridError, OSError) as error:
-                delivery.failures += 1
-                pause_s = self._backoff(delivery.failures, self._rng)
-                delivery.due_s = self._clock.monotonic_s() + pause_s
-                log.warning(
-                    "upload failed",
-                    lease_id=delivery.order.lease_id,
-                    error=str(error),
-                    failures=delivery.failures,
-                    again_in_s=round(pause_s, 1),
-                )
+            if self._is_left(delivery):
+                await self._leave(delivery)
             else:
-                self._forget(delivery)
-                self._remember(delivery)
-                self._diary.uploaded(finished.claim.unit_key, delivery.order.size_bytes)
-                # The verdict may be there by the time we ask.
-                self._news.set()
+                await self._deliver(delivery)
+
+    async def leave_now(self, orders: Sequence[UploadOrder]) -> None:
+        """Send half-done units that are ordered, and nothing else: this process is about to end."""
+        for order in orders:
+            if (file := self._travelling.find(order)) is not None:
+                await self._transfers.upload(order, file)
+
+    async def _leave(self, delivery: _Delivery) -> None:
+        """Once, with the patience of one upload: nobody waits for it."""
+        order, file = delivery.order, self._travelling.find(delivery.order)
+        try:
+            if file is not None:
+                await self._transfers.upload(order, file)
+                self._diary.note(f"{order.size_bytes / 1e6:.1f} MB of a half-done unit left for your other machines")
+        except (MemgridError, OSError) as error:
+            log.info("half-done unit not left", lease_id=order.lease_id, error=str(error))
+        finally:
+            self._forget(delivery)
+            self._travelling.end(order.lease_id)
+
+    async def _deliver(self, delivery: _Delivery) -> None:
+        finished = self._outbox.find(delivery.order.lease_id)
+        if finished is None:
+            # The verdict has come without it.
+            self._forget(delivery)
+            return
+        try:
+            await self._transfers.upload(delivery.order, finished.folder / delivery.order.name)
+        except FileNotFoundError:
+            self._forget(delivery)  # the verdict has come, and the file gone, in the middle of it
+        except (MemgridError, OSError) as error:
+            delivery.failures += 1
+            pause_s = self._backoff(delivery.failures, self._rng)
+            delivery.due_s = self._clock.monotonic_s() + pause_s
+            log.warning(
+                "upload failed",
+                lease_id=delivery.order.lease_id,
+                error=str(error),
+                failures=delivery.failures,
+                again_in_s=round(pause_s, 1),
+            )
+        else:
+            self._forget(delivery)
+            self._remember(delivery)
+            self._diary.uploaded(finished.claim.unit_key, delivery.order.size_bytes)
+            # The verdict may be there by the time we ask.
+            self._news.set()
+
+    def _is_left(self, delivery: _Delivery) -> bool:
+        """Whether it is a half-done unit: results go first."""
+        return delivery.order.name == CHECKPOINT_FILE
 
     async def _wait(self, limit_s: float | None) -> None:
         try:
@@ -122,7 +155,9 @@ class Deliveries:
         self._delivered_s[delivery.order.lease_id, delivery.order.name] = self._clock.monotonic_s()
 
     def _fits(self, order: UploadOrder) -> bool:
-        """Only what was reported, byte for byte, is ever sent: an order can't ask for other files."""
+        """Only what was reported or offered, byte for byte, is ever sent: an order can't ask for other files."""
+        if order.name == CHECKPOINT_FILE:
+            return self._travelling.find(order) is not None
         finished = self._outbox.find(order.lease_id)
         wanted = (order.name, order.digest, order.size_bytes)
         outputs = () if finished is None else finished.claim.outputs

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from memgrid.units import HeldLease, LeaseId, LeaseOffer, ModelFiles, Reason, Release
+from memgrid.units import CheckpointRef, HeldLease, LeaseId, LeaseOffer, ModelFiles, Reason, ReasonCode, Release
 
 AHEAD_UNITS_MIN = 2
 """For each device one to run and one to fetch meanwhile."""
 AHEAD_UNITS_MAX = 8
+_OF_A_WILL = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING)
 AHEAD_S = 4.0
 """Short units are queued up to this much work for each device, or a round trip would cost more than a unit."""
 
@@ -45,12 +46,21 @@ class Held:
         return min(0.95, max(0.0, now_s - self.began_s) / self.offer.estimate_s)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A lease that went back because its owner wants the machine: what is done of its unit may be worth sending."""
+
+    offer: LeaseOffer
+    reason: Reason
+
+
 @dataclass(slots=True)
 class Desk:
     """Every lease is in one stage; those given back wait here until the coordinator has been told."""
 
     _held: dict[LeaseId, Held] = field(default_factory=dict)
     _released: dict[LeaseId, Release] = field(default_factory=dict)
+    _left: dict[LeaseId, Left] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -78,6 +88,8 @@ class Desk:
         if held is None:
             return False
         self._released[lease_id] = Release(lease_id=lease_id, fence=held.offer.fence, reason=reason)
+        if reason.code in _OF_A_WILL:
+            self._left[lease_id] = Left(offer=held.offer, reason=reason)
         return True
 
     def give_all_back(self, reason: Reason) -> int:
@@ -87,9 +99,23 @@ class Desk:
         return tuple(self._released.values())
 
     def told(self, released: tuple[Release, ...]) -> None:
-        """The coordinator has been told of these."""
+        """The coordinator has been told of these; not of a checkpoint that came to one of them meanwhile."""
         for release in released:
-            self._released.pop(release.lease_id, None)
+            if self._released.get(release.lease_id) == release:
+                del self._released[release.lease_id]
+
+    def left(self) -> tuple[Left, ...]:
+        """Leases given back, of which nobody has looked yet whether there is something to leave."""
+        return tuple(self._left.values())
+
+    def leave(self, left: Left, checkpoint: CheckpointRef | None) -> None:
+        """That has been looked at; the coordinator is to be told of what there is, if so once more of the lease."""
+        offer = left.offer
+        self._left.pop(offer.lease_id, None)
+        if checkpoint is not None:
+            self._released[offer.lease_id] = Release(
+                lease_id=offer.lease_id, fence=offer.fence, reason=left.reason, checkpoint=checkpoint
+            )
 
     def all(self) -> tuple[Held, ...]:
         """Every lease that is held, in the order in which they came."""

@@ -19,6 +19,7 @@ from memgrid_volunteer.kept import keep, take_back
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name
 from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.travelling import bring
 
 _PAST = re.compile(r"past/\d{4}\.safetensors")
 
@@ -81,6 +82,7 @@ async def prepare(
         pins.enter_context(cache.pinned(blob.digest for blob in blobs))
         for blob in blobs:
             await transfers.fetch(blob)
+        await bring(offer, transfers=transfers, cache=cache, work=work)
         model_dir = await asyncio.to_thread(cache.model_folder, model)
         folders, name = Folders(cache=cache.folder, work=work), safe_name(offer.lease_id)
         await asyncio.to_thread(_lay_out, offer, name, folders, cache)

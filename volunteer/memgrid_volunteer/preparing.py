@@ -83,6 +83,9 @@ class Preparing:
                 self._can_not_prepare(offer, error)
             else:
                 failures, self.data_away, self._health = 0, None, WELL
+                if not self._desk.holds(offer.lease_id):
+                    prepared.keep()  # it went back meanwhile
+                    continue
                 held.stage = Stage.READY
                 await self._ready.put(prepared)
 

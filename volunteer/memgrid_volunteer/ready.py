@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memgrid.digest import Digest
+from memgrid.units import LeaseId
 from memgrid_volunteer.bench import Bench
 from memgrid_volunteer.inputs import Prepared
 
@@ -47,6 +48,13 @@ class Ready:
             for one in self._waiting[:index]:
                 one.passed_over += 1
             return self._waiting.pop(index).prepared
+
+    def let_go(self, holds: Callable[[LeaseId], bool]) -> None:
+        """Put aside what is done of units that are not held any more: no device has to come for that."""
+        gone = [one.prepared for one in self._waiting if not holds(one.prepared.offer.lease_id)]
+        self._waiting = [one for one in self._waiting if holds(one.prepared.offer.lease_id)]
+        for prepared in gone:
+            prepared.keep()
 
     async def look_again(self) -> None:
         """Devices may compute now that did not before."""

@@ -18,6 +18,7 @@ from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.patience import Backoff, persist, raise_for
 from memgrid_volunteer.uploads import Upload
+from memgrid_volunteer.worth import Room
 
 UPLOAD_ATTEMPTS_MAX = 3
 
@@ -42,6 +43,11 @@ class Transfers:
         self._rng = rng
         self._backoff = backoff
         self._locks: dict[Digest, asyncio.Lock] = {}
+
+    @property
+    def room(self) -> Room:
+        """What its owner lets go over the network now."""
+        return self._budget.room
 
     async def fetch(self, blob: BlobRef) -> Path:
         """The blob's path in the cache, where it stays as long as it is pinned.

@@ -120,6 +120,11 @@ class Workbench:
             await asyncio.gather(*changed)
             await self._ready.look_again()
         self._give_back_what_waits_too_long()
+        self.put_aside()
+
+    def put_aside(self) -> None:
+        """What is done of units that went back lies where nobody has to wait for a device."""
+        self._ready.let_go(self._desk.holds)
 
     async def allow(self, preferences: Preferences) -> None:
         """What the owner says of the memory of each device."""
