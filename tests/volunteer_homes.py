@@ -81,10 +81,10 @@ def fill_history(home: Home, units: int = 30, now: datetime = NOW) -> None:
         if number != units - 1:
             outcome = Outcome.REJECTED if number == units - 3 else Outcome.ACCEPTED
             credit = 0 if outcome is Outcome.REJECTED else (1 + number) * 10**12
-            history.judge(key, outcome, "disagrees" if not credit else "", credit, at)
+            history.judge(key, outcome, "disagrees" if not credit else "", credit, at, grid=GRID)
         if number < units - 5:
             fate = Fate(cube="manuals/pump:1.2.0", campaign_id="c0ffee", campaign="Pumps")
-            history.tell_fate({key: [fate]}, [key], now)
+            history.tell_fate({key: [fate]}, [key], now, grid=GRID)
     history.close()
 
 

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from memgrid.clock import Clock
+from memgrid.errors import MemgridError
 from memgrid.units import NO_WISHES, Reason, ReasonCode
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.correspondence import Correspondence
-from memgrid_volunteer.deliveries import Deliveries
-from memgrid_volunteer.desk import Desk
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.limits import Limits
-from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.line import Line, together
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.sparing import transfers_held
 from memgrid_volunteer.ruling import Ruled, Ruling
 from memgrid_volunteer.service import notify
-from memgrid_volunteer.taking import Situation, standing, why_nothing_is_taken, wishes_of
+from memgrid_volunteer.sharing import Sharing
+from memgrid_volunteer.taking import Situation, combined, standing, why_nothing_is_taken, wishes_of
 from memgrid_volunteer.timekeeping import Timekeeper, jump_text
-from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
 
 OWNER_CHECK_S = 0.25
@@ -41,31 +39,23 @@ class Agent:
         self,
         *,
         ruling: Ruling,
-        correspondence: Correspondence,
+        lines: Sequence[Line],
+        sharing: Sharing,
         workbench: Workbench,
-        deliveries: Deliveries,
-        travelling: Travelling,
-        desk: Desk,
-        outbox: Outbox,
         cache: BlobCache,
         budget: Budget,
         diary: Diary,
         clock: Clock,
-        news: asyncio.Event,
         limits: Limits,
     ) -> None:
         self._ruling = ruling
-        self._correspondence = correspondence
+        self._lines = tuple(lines)
+        self._sharing = sharing
         self._workbench = workbench
-        self._deliveries = deliveries
-        self._travelling = travelling
-        self._desk = desk
-        self._outbox = outbox
         self._cache = cache
         self._budget = budget
         self._diary = diary
         self._clock = clock
-        self._news = news
         self._limits = limits
         self._timekeeper = Timekeeper()
         self._stopped = asyncio.Event()
@@ -77,33 +67,48 @@ class Agent:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Raises what only the owner can mend: a grid that knows us not, has another key, or another of us."""
+        """Raises what only the owner can mend, when no grid is left that would have this host."""
         await asyncio.to_thread(self._ruling.watcher.look)
-        loops = (
-            self._ruling.watcher.run(),
-            self._workbench.preparing.prepare_offers(),
-            self._workbench.run_units(),
-            self._deliveries.deliver(),
-            self._travelling.run(),
-            self._correspondence.correspond(),
-            self._watch(),
-        )
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            for ended in done:
-                ended.result()
+            await together(
+                self._until_stopped(),
+                self._ruling.watcher.run(),
+                self._workbench.run_units(),
+                self._work_for_all(),
+                self._watch(),
+            )
         finally:
-            for task in (stopped, *tasks):
-                task.cancel()
-            await asyncio.gather(stopped, *tasks, return_exceptions=True)
             await self._workbench.stop()
-            self._desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
+            for line in self._lines:
+                line.member.desk.give_all_back(Reason(code=ReasonCode.LEAVING, text="the volunteer has stopped"))
             self._workbench.put_aside()
-            await self._correspondence.say_goodbye(GOODBYE_LIMIT_S)
+            await asyncio.gather(*(self._say_goodbye(line) for line in self._lines))
+            self._sharing.write()
             self._write_traffic()
             self._diary.stands("stopped")
+
+    async def _until_stopped(self) -> None:
+        await self._stopped.wait()
+
+    async def _work_for_all(self) -> None:
+        ended = await asyncio.gather(*(self._work_for(line) for line in self._lines))
+        raise ended[-1]
+
+    async def _work_for(self, line: Line) -> MemgridError:
+        """Loop: one grid, until it turns this host away for good; the others go on."""
+        try:
+            await line.run()
+            raise AssertionError("a line has no end of its own")
+        except MemgridError as error:
+            line.member.ended = error
+            await self._workbench.drop_all_of(line.member)
+            if self._sharing.is_shared:
+                line.member.diary.note(f"{error}; nothing is done for it until the volunteer starts again")
+            return error
+
+    async def _say_goodbye(self, line: Line) -> None:
+        await line.say_goodbye(GOODBYE_LIMIT_S)
+        line.member.diary.stands("stopped", None)
 
     def _write_traffic(self) -> None:
         with contextlib.suppress(OSError):  # a full disk: the month's last megabytes are forgotten
@@ -114,7 +119,7 @@ class Agent:
         while True:
             self._look_at_the_clocks()
             await self._obey(self._ruling.look())
-            if self._is_through():
+            if await self._is_through():
                 self._stopped.set()
             # Here and nowhere else: a service manager is to hear of it when this loop no longer turns.
             notify.alive()
@@ -123,8 +128,9 @@ class Agent:
     def _look_at_the_clocks(self) -> None:
         jumped_s = self._timekeeper.jumped_s(self._clock.now(), self._clock.monotonic_s())
         if jumped_s:
-            self._diary.note(jump_text(jumped_s))
-            self._correspondence.begin_anew()
+            self._diary.tell(jump_text(jumped_s))
+            for line in self._lines:
+                line.correspondence.begin_anew()
 
     async def _obey(self, ruled: Ruled) -> None:
         """Devices first: whoever sits at this machine waits for them, nobody for the rest."""
@@ -132,12 +138,23 @@ class Agent:
         await self._workbench.obey(decisions)
         self._diary.decided(decisions, ruled.signals)
         await self._allow(ruled)
-        situation = self._situation(decisions, ruled)
+        stands = [self._look_at(line, self._situation(line, decisions, ruled)) for line in self._lines]
+        self._tell(*combined(stands))
+
+    def _look_at(self, line: Line, situation: Situation) -> tuple[str, Reason | None]:
+        """How it stands with one grid; who may ask for units again is told so."""
+        member, correspondence = line.member, line.correspondence
         held_back = why_nothing_is_taken(situation)
-        if (held_back is None) != (self._correspondence.held_back is None):
-            self._news.set()
-        self._correspondence.held_back = held_back
-        self._tell(*standing(situation))
+        had_none = correspondence.held_back is None
+        correspondence.held_back = held_back
+        if (held_back is None) != had_none or (self._sharing.is_shared and correspondence.wants_more()):
+            member.news.set()
+        if member.ended is not None:
+            stands: tuple[str, Reason | None] = ("ended", Reason(code=ReasonCode.OTHER, text=str(member.ended)))
+        else:
+            stands = standing(situation)
+        member.diary.stands(*stands)
+        return stands
 
     async def _allow(self, ruled: Ruled) -> None:
         """What preferences say of memory, network, disk and work, from now on."""
@@ -150,23 +167,29 @@ class Agent:
             limit_bytes = int(float(preferences.disk.cache_gb) * 1e9)
         self._cache.allow(limit_bytes=limit_bytes, reserve_bytes=int(float(preferences.disk.free_min_gb) * 1e9))
         wishes = wishes_of(preferences.work) or NO_WISHES
-        if wishes != self._correspondence.wishes:
-            self._correspondence.wishes = wishes
+        changed = [line for line in self._lines if line.correspondence.wishes != wishes]
+        for line in changed:
+            line.correspondence.wishes = wishes
+            line.member.news.set()
+        if changed:
             await self._workbench.give_back_refused(preferences.work)
-            self._news.set()
 
-    def _situation(self, decisions: Mapping[DeviceId, Decision], ruled: Ruled) -> Situation:
+    def _situation(self, line: Line, decisions: Mapping[DeviceId, Decision], ruled: Ruled) -> Situation:
+        member = line.member
+        is_computing = self._workbench.is_computing_for(member)
         return Situation(
             decisions=decisions,
             network_spared=self._budget.spared,
-            rest=self._workbench.preparing.rest_reason,
-            data_away=self._workbench.preparing.data_away,
-            outbox_is_full=self._outbox.size_bytes() > self._limits.outbox_bytes,
+            rest=line.preparing.rest_reason,
+            data_away=line.preparing.data_away,
+            # What one grid does not take must not fill the room that the others need.
+            outbox_is_full=member.outbox.size_bytes() > self._limits.outbox_bytes / len(self._lines),
             wishes=wishes_of(ruled.preferences.work),
-            grid_away=self._correspondence.grid_away,
-            is_computing=self._workbench.is_computing,
-            holds_units=len(self._desk) > 0,
-            grid_reason=self._correspondence.grid_reason,
+            grid_away=member.away,
+            is_computing=is_computing,
+            is_busy_for_others=self._workbench.is_computing and not is_computing,
+            holds_units=len(member.desk) > 0,
+            grid_reason=member.reason,
         )
 
     def _tell(self, state: str, reason: Reason | None) -> None:
@@ -174,15 +197,22 @@ class Agent:
             self._stands = (state, reason)
             self._diary.stands(state, reason)
 
-    def _is_through(self) -> bool:
-        limit = self._limits.max_units
-        if limit is None or self._workbench.units_finished < limit or len(self._desk) or self._desk.released():
+    async def _is_through(self) -> bool:
+        limit, members = self._limits.max_units, [line.member for line in self._lines]
+        if limit is None or self._workbench.units_finished < limit:
             return False
-        if self._outbox.is_empty:
+        if self._sharing.is_shared:
+            # Several were asked at once, and more came than were wanted.
+            await self._workbench.give_back_all(Reason(code=ReasonCode.LEAVING))
+        if any(len(member.desk) or member.desk.released() for member in members if member.ended is None):
+            return False
+        open_verdicts = sum(len(member.outbox) for member in members)
+        if not open_verdicts:
             return True
         now_s = self._clock.monotonic_s()
         self._settling_since_s = self._settling_since_s or now_s
-        if now_s - self._settling_since_s < self._limits.settle_limit_s or not self._deliveries.is_idle:
+        is_idle = all(line.deliveries.is_idle for line in self._lines)
+        if now_s - self._settling_since_s < self._limits.settle_limit_s or not is_idle:
             return False
-        self._diary.note(f"{len(self._outbox)} verdicts are still to come; the next run will ask for them")
+        self._diary.tell(f"{open_verdicts} verdicts are still to come; the next run will ask for them")
         return True

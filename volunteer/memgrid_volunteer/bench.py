@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from memgrid.clock import Clock
 from memgrid.digest import Digest
 from memgrid.log import get_logger
-from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.health import WELL, after_failure
 from memgrid_volunteer.inputs import Prepared
@@ -30,8 +30,6 @@ class Bench(ABC):
         self.device = device
         self.decision: Decision = RUN
         """What it obeys; a rest of its own included."""
-        self.lease_id: LeaseId | None = None
-        """Of the unit that runs."""
         self.warm_model: Digest | None = None
         """The model its worker has loaded."""
         self.has_left = False

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import httpx
 
 from memgrid.channel import backoff_s
 from memgrid.clock import Clock, SystemClock
@@ -17,22 +14,25 @@ from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
-from memgrid_volunteer.desk import Desk
 from memgrid_volunteer.diary import Diary, Tell
-from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.grid_diary import GridDiary
+from memgrid_volunteer.home import Home
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
+from memgrid_volunteer.line import Line
 from memgrid_volunteer.machine import Machine, Workers
-from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.member import Member
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.preferences_file import PreferencesFile
 from memgrid_volunteer.owner.probes.probe import Probe, WatchedDevice
 from memgrid_volunteer.owner.traffic import Traffic
 from memgrid_volunteer.owner.watching import Watcher
 from memgrid_volunteer.patience import Backoff
+from memgrid_volunteer.preparing import Preparing
 from memgrid_volunteer.ruling import Ruling
 from memgrid_volunteer.sandbox import WORKER_MODULE
 from memgrid_volunteer.session import CoordinatorSession
+from memgrid_volunteer.sharing import Sharing
 from memgrid_volunteer.transfers import Transfers
 from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
@@ -72,71 +72,121 @@ class Options:
         return Workers(threads=self.threads, module=self.worker_module, isolation=self.isolation)
 
 
-def build(
-    home: Home, membership: Membership, machine: Machine, client: httpx.AsyncClient, options: Options, tell: Tell
-) -> Agent:
+def build(home: Home, machine: Machine, options: Options, tell: Tell) -> Agent:
     """An agent that is ready to run. Raises InvalidError when the preferences have errors and never were good."""
-    clock, rng, news = options.clock, random.Random(), asyncio.Event()
+    clock = options.clock
     file = PreferencesFile(home.folder)
     file.current()
-    desk, outbox = Desk(), Outbox(home.outbox)
     diary = Diary(home, machine.facts, clock, tell, names=[device.device_id for device in machine.devices])
     cache = BlobCache(home.cache, limit_bytes=options.limits.cache_bytes or _UNLIMITED)
     traffic = Traffic(home.folder, clock)
-    budget = Budget(traffic=traffic, clock=clock)
-    session = CoordinatorSession(
-        membership.url, home=None, key=home.key(), host_id=membership.host_id, facts=machine.facts, clock=clock
+    shared = _Shared(
+        machine=machine, options=options, cache=cache, work=home.work, budget=Budget(traffic=traffic, clock=clock)
     )
-    transfers = Transfers(client, cache, lambda: session.token, rng, budget=budget, backoff=options.backoff)
+    members = _members(home, diary)
+    sharing = Sharing(home.folder, members, clock)
     workbench = Workbench(
-        benches=machine.benches,
-        desk=desk,
-        outbox=outbox,
-        cache=cache,
-        transfers=transfers,
-        work=home.work,
-        diary=diary,
-        clock=clock,
-        rng=rng,
-        backoff=options.backoff,
-        news=news,
-    )
-    travelling = Travelling(desk=desk, work=home.work, cache=cache, budget=budget, clock=clock, news=news)
-    deliveries = Deliveries(outbox, travelling, transfers, diary, news, clock=clock, rng=rng, backoff=options.backoff)
-    correspondence = Correspondence(
-        session=session,
-        workbench=workbench,
-        deliveries=deliveries,
-        travelling=travelling,
-        desk=desk,
-        outbox=outbox,
-        cache=cache,
-        diary=diary,
-        clock=clock,
-        rng=rng,
-        news=news,
-        limits=options.limits,
-        backoff=options.backoff,
-        budget=budget,
+        benches=machine.benches, members=members, sharing=sharing, cache=cache, work=home.work, clock=clock
     )
     watched = [WatchedDevice(device_id=device.device_id, uuid=device.uuid) for device in machine.devices]
     probes = options.probes(home.folder, watched, lambda: file.current().when.exclusive_programs)
     watcher = Watcher((*probes, traffic), clock, Control(home.folder), watched)
-    ruling = Ruling(watcher=watcher, file=file, devices=machine.devices, clock=clock, tell=diary.note)
     return Agent(
-        ruling=ruling,
-        correspondence=correspondence,
+        ruling=Ruling(watcher=watcher, file=file, devices=machine.devices, clock=clock, tell=tell),
+        lines=[_line(member, sharing, workbench, shared) for member in members],
+        sharing=sharing,
+        workbench=workbench,
+        cache=cache,
+        budget=shared.budget,
+        diary=diary,
+        clock=clock,
+        limits=options.limits,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What all grids have in common."""
+
+    machine: Machine
+    options: Options
+    cache: BlobCache
+    work: Path
+    budget: Budget
+
+
+def _members(home: Home, diary: Diary) -> list[Member]:
+    places = home.joined()
+    return [
+        Member(
+            place,
+            GridDiary(diary, place.membership(), is_one_of_many=len(places) > 1),
+            # Of the first grid as it was before there were others.
+            tag="" if place.folder == home.folder else f"{place.membership().grid_id}.",
+        )
+        for place in places
+    ]
+
+
+def _line(member: Member, sharing: Sharing, workbench: Workbench, shared: _Shared) -> Line:
+    options, cache, rng = shared.options, shared.cache, random.Random()
+    clock, backoff = options.clock, options.backoff
+    session = CoordinatorSession(
+        member.membership.url,
+        home=None,
+        key=member.key,
+        host_id=member.membership.host_id,
+        facts=shared.machine.facts,
+        clock=clock,
+    )
+    transfers = Transfers(None, cache, lambda: session.token, rng, budget=shared.budget, backoff=backoff)
+    travelling = Travelling(
+        desk=member.desk,
+        work=shared.work,
+        cache=cache,
+        budget=shared.budget,
+        clock=clock,
+        news=member.news,
+        tag=member.tag,
+    )
+    deliveries = Deliveries(
+        member.outbox, travelling, transfers, member.diary, member.news, clock=clock, rng=rng, backoff=backoff
+    )
+    preparing = Preparing(
+        member=member,
+        ready=workbench.ready,
+        cache=cache,
+        transfers=transfers,
+        work=shared.work,
+        clock=clock,
+        rng=rng,
+        backoff=backoff,
+        give_back=workbench.give_back,
+    )
+    correspondence = Correspondence(
+        member=member,
+        sharing=sharing,
+        session=session,
         workbench=workbench,
         deliveries=deliveries,
         travelling=travelling,
-        desk=desk,
-        outbox=outbox,
         cache=cache,
-        budget=budget,
-        diary=diary,
         clock=clock,
-        news=news,
+        rng=rng,
         limits=options.limits,
+        backoff=backoff,
+        budget=shared.budget,
+    )
+    return Line(
+        member=member,
+        transfers=transfers,
+        preparing=preparing,
+        deliveries=deliveries,
+        travelling=travelling,
+        correspondence=correspondence,
+        rng=rng,
+        backoff=backoff,
+        is_one_of_many=sharing.is_shared,
     )
 
 

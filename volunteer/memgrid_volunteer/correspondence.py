@@ -35,12 +35,11 @@ from memgrid.wire import REPORTS_MAX, WISHES_MAX
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.deliveries import Deliveries
-from memgrid_volunteer.desk import Desk
-from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.limits import Limits
-from memgrid_volunteer.outbox import Outbox
+from memgrid_volunteer.member import Member
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.session import CoordinatorSession, Parcel
+from memgrid_volunteer.sharing import Sharing
 from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.workbench import Workbench
 
@@ -61,42 +60,40 @@ class Correspondence:
     def __init__(
         self,
         *,
+        member: Member,
+        sharing: Sharing,
         session: CoordinatorSession,
         workbench: Workbench,
         deliveries: Deliveries,
         travelling: Travelling,
-        desk: Desk,
-        outbox: Outbox,
         cache: BlobCache,
-        diary: Diary,
         clock: Clock,
         rng: random.Random,
-        news: asyncio.Event,
         limits: Limits,
         backoff: Backoff,
         budget: Budget,
     ) -> None:
+        self._member = member
+        self._sharing = sharing
         self._budget = budget
         self._session = session
         self._workbench = workbench
         self._deliveries = deliveries
         self._travelling = travelling
-        self._desk = desk
-        self._outbox = outbox
+        self._desk = member.desk
+        self._outbox = member.outbox
         self._cache = cache
-        self._diary = diary
+        self._diary = member.diary
         self._clock = clock
         self._rng = rng
-        self._news = news
+        self._news = member.news
         self._limits = limits
         self._backoff = backoff
         self.held_back: Reason | None = Reason(code=ReasonCode.NOT_SEEN)
         """Why nothing new is to be taken; set by who watches the owner and this machine."""
         self.wishes: Wishes = NO_WISHES
-        self.grid_away: str | None = None
-        """Why the coordinator can't be reached."""
-        self.grid_reason: Reason | None = None
-        """Why it gave nothing, from its last answer."""
+        self._asked_for = 0
+        """Units, with the call that waits for its answer."""
         self._hang_up = asyncio.Event()
 
     async def correspond(self) -> None:
@@ -121,19 +118,23 @@ class Correspondence:
                 failures += 1
                 pause_s = self._backoff(failures, self._rng)
                 log.info("sync failed", error=str(error), failures=failures, pause_s=round(pause_s, 1))
-                self.grid_away = str(error)
+                self._member.away = str(error)
                 if failures == 1:
                     self._diary.note(f"{error}; trying again until it does")
                 await self._pause(pause_s)
                 wait = timedelta(0)
                 continue
-            self.grid_away = None
+            self._member.away = None
             if answer is not None:
                 learned = await self._apply(parcel, answer, began_s)
                 if wait:
                     await self._rest(answer, learned, began_s)
             # The first call after a silence is answered at once: the owner sees how things stand.
             failures, wait = 0, LONG_POLL
+
+    def wants_more(self) -> bool:
+        """Whether units should be asked for, and the call that waits asks for none."""
+        return not self._asked_for and self._want() > 0
 
     def begin_anew(self) -> None:
         """Hang up and log in again at once: after a sleep no connection is worth waiting for."""
@@ -167,20 +168,22 @@ class Correspondence:
 
     def _has_nothing_to_say(self) -> bool:
         nothing_here = self._outbox.is_empty and not self._desk.released() and not len(self._desk)
-        return self.held_back is not None and nothing_here and not self._hang_up.is_set()
+        is_silent = self.held_back is not None or (self._sharing.is_shared and not self._want())
+        return is_silent and nothing_here and not self._hang_up.is_set()
 
     def _parcel(self, wait: timedelta) -> Parcel:
         reports, held_back = self._reports()
         released = self._desk.released()
+        self._asked_for = self._want()
         return Parcel(
             held=(*self._desk.held(self._clock.monotonic_s()), *held_back),
             awaiting=self._outbox.awaiting(),
             reports=reports,
             released=released,
-            want=self._want(),
+            want=self._asked_for,
             # What is told should be answered at once; the line is held open only to listen.
             wait=timedelta(0) if reports or released else wait,
-            wishes=replace(self.wishes, cached_models=_some(self._cache.models())),
+            wishes=replace(self.wishes, cached_models=_some(self._models_at_hand())),
         )
 
     def _reports(self) -> tuple[tuple[tuple[ReportClaim, bytes], ...], list[HeldLease]]:
@@ -197,12 +200,16 @@ class Correspondence:
                 held_back.append(HeldLease(lease_id=entry.claim.lease_id, fence=entry.claim.fence, progress=1.0))
         return tuple(reports), held_back
 
+    def _models_at_hand(self) -> AbstractSet[Digest]:
+        """What one grid had fetched is not another's business."""
+        return self._cache.models() & self._member.models if self._sharing.is_shared else self._cache.models()
+
     def _want(self) -> int:
         if self.held_back is not None:
             return 0
-        more = self._desk.wanted(self._workbench.working_devices)
+        more = self._sharing.wanted(self._member, self._workbench.working_devices)
         if self._limits.max_units is not None:
-            left = self._limits.max_units - self._workbench.units_finished - len(self._desk)
+            left = self._limits.max_units - self._workbench.units_finished - self._sharing.held_units
             more = min(more, max(0, left))
         return more
 
@@ -240,12 +247,12 @@ class Correspondence:
             held = self._desk.remove(cancelled.lease_id)
             if held is not None:
                 log.info("lease withdrawn", lease_id=cancelled.lease_id, reason=cancelled.reason.code.value)
-                await self._workbench.stop(cancelled.lease_id)
+                await self._workbench.stop_unit(self._member, cancelled.lease_id)
         taken = self._take_offers(answer)
         ordered = [self._deliveries.put(order, began_s) for order in answer.uploads]
-        self._diary.awaiting = len(self._outbox)
+        self._diary.awaits(len(self._outbox))
         if parcel.want:
-            self.grid_reason = answer.idle_reason
+            self._member.reason = answer.idle_reason
         return bool(taken or any(ordered) or answer.acks or answer.verdicts or answer.cancelled)
 
     def _take_acks(self, answer: SyncAnswer) -> None:
@@ -274,6 +281,7 @@ class Correspondence:
 
     def _take_offers(self, answer: SyncAnswer) -> int:
         models = {model.digest: model for model in answer.models}
+        self._member.models |= models.keys()
         return sum(self._take_offer(offer, models.get(offer.model)) for offer in answer.leases)
 
     def _take_offer(self, offer: LeaseOffer, model: ModelFiles | None) -> bool:
@@ -282,7 +290,7 @@ class Correspondence:
         known = model or ModelFiles(digest=offer.model, files=())
         if not self._desk.take(offer, known):
             return False
-        self._workbench.preparing.put(offer.lease_id)
+        self._member.offered.put_nowait(offer.lease_id)
         return True
 
     async def _pause(self, pause_s: float) -> None:

@@ -12,7 +12,7 @@ from memgrid.clock import Clock
 from memgrid.errors import MemgridError
 from memgrid.log import get_logger
 from memgrid.units import CHECKPOINT_FILE, LeaseId, UploadOrder
-from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.grid_diary import GridDiary
 from memgrid_volunteer.outbox import Outbox
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.transfers import Transfers
@@ -38,7 +38,7 @@ class Deliveries:
         outbox: Outbox,
         travelling: Travelling,
         transfers: Transfers,
-        diary: Diary,
+        diary: GridDiary,
         news: asyncio.Event,
         *,
         clock: Clock,

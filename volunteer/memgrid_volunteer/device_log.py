@@ -80,6 +80,11 @@ class DeviceLog:
         self._devices[device_id] = device.without_unit()
         return device, course.worked_s(self._clock.monotonic_s())
 
+    def worked_s(self, device_id: DeviceId) -> float:
+        """How long a device has worked on the unit it has; what it was held does not count."""
+        course = self._courses.get(device_id)
+        return 0.0 if course is None else course.worked_s(self._clock.monotonic_s())
+
     def _held_or_released(self, device: DeviceStatus) -> DeviceStatus:
         course, now_s = self._courses.get(device.device_id), self._clock.monotonic_s()
         if course is None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memgrid.units import DeviceFacts
-from memgrid_volunteer.home import write_whole
 from memgrid_volunteer.kinds.job import DeviceId, WorkerDevice
+from memgrid_volunteer.owner.files import write_whole
 from memgrid_volunteer.owner.preferences import CPU, Preferences
 
 _NAMES_FILE = "devices.json"

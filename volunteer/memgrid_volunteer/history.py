@@ -14,6 +14,7 @@ from memgrid.log import get_logger
 from memgrid.units import UnitKey
 from memgrid_volunteer.done import DoneUnit, Fate, Outcome, Total
 from memgrid_volunteer.history_rows import (
+    COMPUTED,
     DONE_BY_HOUR,
     INSERT,
     JUDGE,
@@ -43,7 +44,7 @@ class History:
     >>> history = History(Path(tempfile.mkdtemp()))
     >>> now = datetime(2026, 1, 1, 12, tzinfo=UTC)
     >>> history.add(DoneUnit(at=now, unit_key=UnitKey("ab" * 32), tokens=512, compute_s=4.0))
-    >>> history.judge(UnitKey("ab" * 32), Outcome.ACCEPTED, "", 58_000_000_000, now)
+    >>> history.judge(UnitKey("ab" * 32), Outcome.ACCEPTED, "", 58_000_000_000, now, grid="")
     >>> [(unit.outcome.value, unit.tokens_per_s) for unit in history.units()]
     [('accepted', 128.0)]
     >>> history.close()
@@ -71,10 +72,12 @@ class History:
                 forget_old(connection, unit.at)
         self._added += 1
 
-    def judge(self, key: UnitKey, outcome: Outcome, reason: str, credit_flops: int, now: datetime) -> None:
-        """What the grid says of a unit that was reported; of one that is not known here only the credit counts."""
+    def judge(
+        self, key: UnitKey, outcome: Outcome, reason: str, credit_flops: int, now: datetime, *, grid: str
+    ) -> None:
+        """What its grid says of a unit that was reported; of one that is not known here only the credit counts."""
         with self._open() as connection:
-            connection.execute(JUDGE, (outcome.value, reason[:500], float(credit_flops), seconds_of(now), key))
+            connection.execute(JUDGE, (outcome.value, reason[:500], float(credit_flops), seconds_of(now), key, grid))
             accepted, rejected = outcome is Outcome.ACCEPTED, outcome is Outcome.REJECTED
             count(connection, now, accepted=int(accepted), rejected=int(rejected), credit_flops=float(credit_flops))
 
@@ -109,14 +112,20 @@ class History:
         rows = self._open().execute(WITHOUT_FATE, (grid, seconds_of(asked_before), limit))
         return [UnitKey(key) for (key,) in rows]
 
-    def tell_fate(self, fates: Mapping[UnitKey, Sequence[Fate]], asked: Iterable[UnitKey], now: datetime) -> None:
-        """What the grid answered about the units it was asked about; those that it does not know stay without."""
+    def computed_s(self, since: datetime) -> dict[str, float]:
+        """Device-seconds that were computed for each grid since then, by its address."""
+        return {str(grid): float(total) for grid, total in self._open().execute(COMPUTED, (seconds_of(since),))}
+
+    def tell_fate(
+        self, fates: Mapping[UnitKey, Sequence[Fate]], asked: Iterable[UnitKey], now: datetime, *, grid: str
+    ) -> None:
+        """What a grid answered about the units it was asked about; those that it does not know stay without."""
         with self._open() as connection:
             for key in asked:
                 fate = fates.get(key, ())
                 text = json.dumps([asdict(each) for each in fate])
                 has_cube = any(each.cube for each in fate)
-                connection.execute(TELL_FATE, (text, has_cube, seconds_of(now), key))
+                connection.execute(TELL_FATE, (text, has_cube, seconds_of(now), key, grid))
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

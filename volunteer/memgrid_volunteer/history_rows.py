@@ -129,8 +129,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 JUDGE = """
 UPDATE units SET outcome = ?, reason = ?, credit_flops = ?, judged_at = ?
-WHERE number = (SELECT max(number) FROM units WHERE unit_key = ? AND outcome = 'awaiting')
+WHERE number = (SELECT max(number) FROM units WHERE unit_key = ? AND grid = ? AND outcome = 'awaiting')
 """
+COMPUTED = "SELECT grid, sum(compute_s) FROM units WHERE at >= ? GROUP BY grid"
 DONE_BY_HOUR = """
 SELECT CAST(at / 3600 AS INTEGER), count(*), sum(tokens), sum(compute_s) FROM units
 WHERE at >= ? AND outcome NOT IN ('given_back', 'stopped') GROUP BY 1
@@ -144,4 +145,4 @@ SELECT DISTINCT unit_key FROM units
 WHERE outcome = 'accepted' AND NOT has_cube AND grid = ? AND asked_at < ?
 ORDER BY number DESC LIMIT ?
 """
-TELL_FATE = "UPDATE units SET fate = ?, has_cube = ?, asked_at = ? WHERE unit_key = ?"
+TELL_FATE = "UPDATE units SET fate = ?, has_cube = ?, asked_at = ? WHERE unit_key = ? AND grid = ?"

@@ -1,35 +1,24 @@
-"""A volunteer's folder: who it is, what it is told, how it stands, and that only one process uses it."""
+"""A volunteer's folder: its grids, what it is told, how it stands, and that only one process uses it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from memgrid.errors import InvalidError
-from memgrid.signing import SigningKey
-from memgrid.units import AccountId, HostId
-from memgrid_volunteer.owner.files import replace_text
+from memgrid_volunteer.grid_ids import grid_id
+from memgrid_volunteer.owner.files import write_whole
+from memgrid_volunteer.places import Membership, Place, page_url
 
-MOVED_FILE = "moved.json"
-"""Says that this home's host lives on another machine now."""
+__all__ = ["Home", "Membership", "Place", "default_home"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """The grid this volunteer has joined, and who it is there."""
-
-    url: str
-    name: str
-    account_id: AccountId
-    host_id: HostId
-    label: str
+_STATUS_FILE = "status.json"
 
 
 def default_home() -> Path:
@@ -37,67 +26,72 @@ def default_home() -> Path:
     return platformdirs.user_data_path("memgrid") / "volunteer"
 
 
-class Home:
-    """Files under one folder; each is replaced whole, so a reader never sees a part."""
+class Home(Place):
+    """Files under one folder; each is replaced whole, so a reader never sees a part.
+
+    The first grid that is joined has its place here itself, each further one in `grids/<host-port>`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+        super().__init__(folder.resolve())
         self.cache = self.folder / "cache"
-        self.outbox = self.folder / "outbox"
         self.work = self.folder / "work"
+        self._grids = self.folder / "grids"
 
     def make(self) -> None:
-        for folder in (self.folder, self.cache, self.outbox, self.work):
+        for folder in (self.cache, self.work):
             folder.mkdir(parents=True, exist_ok=True)
-        # The key lies here.
-        self.folder.chmod(0o700)
+        for place in (self, *self.places()):
+            place.make_place()
 
-    def key(self) -> SigningKey:
-        return SigningKey.load_or_create(self.folder / "volunteer.key")
+    def places(self) -> tuple[Place, ...]:
+        """Of every grid that has been joined, the first first."""
+        others = sorted(self._grids.iterdir()) if self._grids.is_dir() else []
+        return tuple(place for place in (self, *map(Place, others)) if place.has_joined)
 
-    def membership(self) -> Membership:
-        """Raises InvalidError when no grid has been joined."""
-        value = self._read("grid.json")
-        if value is None and (self.folder / MOVED_FILE).exists():
-            raise InvalidError(
-                f"{self.folder}: this host was moved to another machine; to begin anew here:"
-                " memgrid volunteer join URL --label NAME, another name"
-            )
-        if value is None:
-            raise InvalidError(f"{self.folder}: no grid joined yet; begin with: memgrid volunteer join URL")
-        try:
-            return Membership(**value)
-        except TypeError:
-            raise InvalidError(f"{self.folder / 'grid.json'}: damaged; join again") from None
+    def joined(self) -> tuple[Place, ...]:
+        """The same, at least one. Raises InvalidError when no grid has been joined."""
+        places = self.places()
+        if not places:
+            self.membership()  # says what is amiss
+        return places
 
-    @property
-    def grid_url(self) -> str:
-        """Where the joined grid's pages are; empty while there is none."""
-        return self.membership().url.partition("#")[0].rstrip("/") if (self.folder / "grid.json").exists() else ""
+    def place_for(self, url: str) -> Place:
+        """Where a grid is, was, or would be joined. Raises InvalidError when it is no grid's address."""
+        wanted = grid_id(url)
+        places = self.places()
+        for place in places:
+            if place.membership().grid_id == wanted:
+                return place
+        is_former = bool(self.left_url) and grid_id(self.left_url) == wanted
+        other = Place(self._grids / wanted)
+        # Whoever left and comes again finds its key, and with it its account.
+        if not self.has_joined and (is_former or not (places or other.folder.exists())):
+            return self
+        return other
 
-    def join(self, membership: Membership) -> None:
-        write_whole(self.folder / "grid.json", asdict(membership))
+    def find(self, wanted: str | None) -> Place:
+        """A joined grid by its name or address; the only one for None. Raises InvalidError."""
+        found = [place for place in self.joined() if wanted is None or _is_called(place.membership(), wanted)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(f"{place.membership().name} ({place.grid_url})" for place in self.joined())
+        if wanted is not None and not found:
+            raise InvalidError(f"{wanted[:200]!r}: no grid of that name or address was joined, only {names}")
+        raise InvalidError(f"which grid? one of {names}")
 
-    def forget(self) -> None:
-        """No grid any more; the key stays, for the account may join again."""
-        (self.folder / "grid.json").unlink(missing_ok=True)
-        (self.folder / "status.json").unlink(missing_ok=True)
-
-    def join_code(self, url: str, team: str) -> str:
-        """The code that lets others into a team of a grid; empty when this home never had it."""
-        kept = self._read("team.json") or {}
-        return str(kept.get("code", "")) if (kept.get("url"), kept.get("team")) == (url, team) else ""
-
-    def keep_join_code(self, url: str, team: str, code: str) -> None:
-        """Nobody else can tell it again: the grid has only its digest."""
-        write_whole(self.folder / "team.json", {"url": url, "team": team, "code": code})
+    def empty(self) -> None:
+        """What is nobody's when no grid is joined any more; keys and preferences stay."""
+        for folder in (self.cache, self.work):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.folder / _STATUS_FILE).unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any]:
         """What the last run wrote; empty before the first."""
-        return self._read("status.json") or {}
+        return self._read(_STATUS_FILE) or {}
 
     def write_status(self, status: dict[str, Any]) -> None:
-        write_whole(self.folder / "status.json", status, durable=False)
+        write_whole(self.folder / _STATUS_FILE, status, durable=False)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -115,26 +109,9 @@ class Home:
         with (self.folder / "lock").open("a") as file:
             return not _try_lock(file.fileno())
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        return read_whole(self.folder / name)
 
-
-def read_whole(path: Path) -> dict[str, Any] | None:
-    """What `write_whole` wrote; None when there is no such file. Raises InvalidError when it is something else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise InvalidError(f"{path}: damaged; remove it") from None
-    if not isinstance(value, dict):
-        raise InvalidError(f"{path}: damaged; remove it")
-    return value
-
-
-def write_whole(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
-    """Replace a JSON file in one step; `durable`: it survives a power cut."""
-    replace_text(path, json.dumps(value, indent=1), durable=durable)
+def _is_called(membership: Membership, wanted: str) -> bool:
+    return wanted in (membership.name, membership.grid_id) or page_url(wanted) == membership.page_url
 
 
 def _try_lock(handle: int, *, wait_s: float = 0.0) -> bool:

@@ -73,18 +73,21 @@ def check_offer(offer: LeaseOffer) -> Spec:
 
 
 async def prepare(
-    offer: LeaseOffer, model: ModelFiles, *, transfers: Transfers, cache: BlobCache, work: Path
+    offer: LeaseOffer, model: ModelFiles, *, transfers: Transfers, cache: BlobCache, work: Path, tag: str = ""
 ) -> Prepared:
-    """Fetch what is missing and lay the unit's folders out; raises a MemgridError that says what can't be had."""
+    """Fetch what is missing and lay the unit's folders out; raises a MemgridError that says what can't be had.
+
+    `tag` stands before the lease's id in their names: it keeps grids apart.
+    """
     spec = check_offer(offer)
     blobs = (*model.files, *offer.inputs)
     with contextlib.ExitStack() as pins:
         pins.enter_context(cache.pinned(blob.digest for blob in blobs))
         for blob in blobs:
             await transfers.fetch(blob)
-        await bring(offer, transfers=transfers, cache=cache, work=work)
+        await bring(offer, transfers=transfers, cache=cache, work=work, tag=tag)
         model_dir = await asyncio.to_thread(cache.model_folder, model)
-        folders, name = Folders(cache=cache.folder, work=work), safe_name(offer.lease_id)
+        folders, name = Folders(cache=cache.folder, work=work), tag + safe_name(offer.lease_id)
         await asyncio.to_thread(_lay_out, offer, name, folders, cache)
         job = Job(kind=spec.kind, unit_dir=folders.inputs / name, model_dir=model_dir, out_dir=folders.outputs / name)
         return Prepared(offer=offer, job=job, folders=folders, pins=pins.pop_all())

@@ -2,7 +2,8 @@
 
 A unit is computed in the folders of its lease. When that ends too early and states have been committed, its output
 folder moves to `kept/<unit key>`, where no worker sees it, and from there to the next lease of that unit. There also
-comes what another host of the same account did of a unit, packed (`packing.py`).
+comes what another host of the same account did of a unit, packed (`packing.py`). Grids share none of it: a grid could
+else plant a state from which a unit of another one goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def keep(lease: str, folders: Folders) -> bool:
     try:
         if not (out / COMMITTED_FILE).is_file() or spec.stat().st_size > _SPEC_BYTES_MAX:
             return False
-        place = place_of(unit_key_of(spec.read_bytes()), folders.work)
+        place = place_of(unit_key_of(spec.read_bytes()), folders.work, tag_of(lease))
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         out.rename(place)
@@ -50,28 +51,39 @@ def keep(lease: str, folders: Folders) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def place_of(key: UnitKey, work: Path) -> Path:
-    """The folder of what is kept of a unit, when there is any."""
-    return work / _FOLDER / key
+def tag_of(lease: str) -> str:
+    """What a grid's leases and units begin with in folders that grids share.
+
+    >>> tag_of("grid.example-443.lease-1"), tag_of("lease-1")
+    ('grid.example-443.', '')
+    """
+    # No lease's id has a dot.
+    tag, dot, _ = lease.rpartition(".")
+    return tag + dot
 
 
-def share_kept(key: UnitKey, work: Path) -> float:
+def place_of(key: UnitKey, work: Path, tag: str = "") -> Path:
+    """The folder of what is kept of a grid's unit, when there is any."""
+    return work / _FOLDER / f"{tag}{key}"
+
+
+def share_kept(key: UnitKey, work: Path, tag: str = "") -> float:
     """How much of a unit is done here; 0 for nothing."""
-    line = read_committed(place_of(key, work), key)
+    line = read_committed(place_of(key, work, tag), key)
     return 0.0 if line is None else line.done
 
 
-def arrive(file: Path, spec: bytes, work: Path) -> float:
+def arrive(file: Path, spec: bytes, work: Path, tag: str = "") -> float:
     """Keep what another host did of a unit, unless more of it is done here; the share that is done now.
 
     Raises InvalidError for what is no such thing, OSError when the disk does not take it; nothing is lost by either.
     """
     key = unit_key_of(spec)
-    arriving = work / _ARRIVING / key
-    theirs, ours = unpack(file, spec, arriving).done, share_kept(key, work)
+    arriving = work / _ARRIVING / f"{tag}{key}"
+    theirs, ours = unpack(file, spec, arriving).done, share_kept(key, work, tag)
     try:
         if ours < theirs:
-            place = place_of(key, work)
+            place = place_of(key, work, tag)
             place.parent.mkdir(exist_ok=True)
             shutil.rmtree(place, ignore_errors=True)
             arriving.rename(place)
@@ -83,7 +95,7 @@ def arrive(file: Path, spec: bytes, work: Path) -> float:
 def take_back(key: UnitKey, spec: bytes, out: Path, work: Path) -> bool:
     """Make a new lease's output folder, with what was kept of its unit; False when that is nothing."""
     try:
-        place_of(key, work).rename(out)
+        place_of(key, work, tag_of(out.name)).rename(out)
     except OSError:
         out.mkdir()
         return False

@@ -10,27 +10,28 @@ from pathlib import Path
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError, TooLargeError, UnavailableError
 from memgrid.log import get_logger
-from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode
+from memgrid.units import LeaseOffer, Reason, ReasonCode
 from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.desk import Desk, Stage
+from memgrid_volunteer.desk import Stage
 from memgrid_volunteer.health import WELL, after_failure
 from memgrid_volunteer.inputs import prepare
+from memgrid_volunteer.member import Member
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.ready import Ready
 from memgrid_volunteer.transfers import Transfers
 
-GiveBack = Callable[[LeaseOffer, Reason], None]
+GiveBack = Callable[[Member, LeaseOffer, Reason], None]
 
 log = get_logger(__name__)
 
 
 class Preparing:
-    """One unit after another; `give_back` is told of those that can't be had."""
+    """One unit of a grid after another; `give_back` is told of those that can't be had."""
 
     def __init__(
         self,
         *,
-        desk: Desk,
+        member: Member,
         ready: Ready,
         cache: BlobCache,
         transfers: Transfers,
@@ -40,7 +41,7 @@ class Preparing:
         backoff: Backoff,
         give_back: GiveBack,
     ) -> None:
-        self._desk = desk
+        self._member = member
         self._ready = ready
         self._cache = cache
         self._transfers = transfers
@@ -49,7 +50,6 @@ class Preparing:
         self._rng = rng
         self._backoff = backoff
         self._give_back = give_back
-        self._offered: asyncio.Queue[LeaseId] = asyncio.Queue()
         self._health = WELL
         self.data_away: str | None = None
         """Why inputs can't be had just now."""
@@ -59,22 +59,23 @@ class Preparing:
         """Why no unit is worth fetching here, when several in a row could not be."""
         return self._health.reason if self._health.is_resting(self._clock.monotonic_s()) else None
 
-    def put(self, lease_id: LeaseId) -> None:
-        """Begin with a lease that has been put on the desk."""
-        self._offered.put_nowait(lease_id)
-
     async def prepare_offers(self) -> None:
         """Loop: from offered to ready."""
         failures = 0
         while True:
-            held = self._desk.find(await self._offered.get())
+            held = self._member.desk.find(await self._member.offered.get())
             if held is None:
                 self.data_away = None  # nobody is left to find out that it is back
                 continue
             offer = held.offer
             try:
                 prepared = await prepare(
-                    offer, held.model, transfers=self._transfers, cache=self._cache, work=self._work
+                    offer,
+                    held.model,
+                    transfers=self._transfers,
+                    cache=self._cache,
+                    work=self._work,
+                    tag=self._member.tag,
                 )
             except UnavailableError as error:
                 failures += 1
@@ -83,28 +84,28 @@ class Preparing:
                 self._can_not_prepare(offer, error)
             else:
                 failures, self.data_away, self._health = 0, None, WELL
-                if not self._desk.holds(offer.lease_id):
+                if not self._member.desk.holds(offer.lease_id):
                     prepared.keep()  # it went back meanwhile
                     continue
                 held.stage = Stage.READY
-                await self._ready.put(prepared)
+                await self._ready.put(self._member, prepared)
 
     async def _wait_for_data(self, offer: LeaseOffer, error: UnavailableError, failures: int) -> None:
         """The grid's store does not answer: no fault of the unit, and its lease is kept as long as it lasts."""
         if self._clock.now() >= offer.deadline_at:
             self.data_away = None
-            self._give_back(offer, _why_not_prepared(error))
+            self._give_back(self._member, offer, _why_not_prepared(error))
             return
         self.data_away = str(error)[:500]
         await asyncio.sleep(self._backoff(failures, self._rng))
-        self.put(offer.lease_id)
+        self._member.offered.put_nowait(offer.lease_id)
 
     def _can_not_prepare(self, offer: LeaseOffer, error: MemgridError | OSError) -> None:
         reason = _why_not_prepared(error)
         if isinstance(error, OSError | TooLargeError):
             # The next unit would fare no better here.
             self._health = after_failure(self._health, reason, self._clock.monotonic_s())
-        self._give_back(offer, reason)
+        self._give_back(self._member, offer, reason)
 
 
 def _why_not_prepared(error: MemgridError | OSError) -> Reason:

@@ -11,49 +11,68 @@ import sys
 
 from memgrid.channel import told_wait_s
 from memgrid.clock import SystemClock
-from memgrid.endpoint import GridEndpoint, async_http_client, discover
+from memgrid.endpoint import GridEndpoint, discover
 from memgrid.enrolment import Enrolment
-from memgrid.errors import BusyError, UnavailableError
+from memgrid.errors import BusyError
 from memgrid.units import HostFacts
 from memgrid_volunteer.building import Options, build
 from memgrid_volunteer.diary import Diary, Tell
-from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.home import Home, Membership, Place
 from memgrid_volunteer.host import host_facts
 from memgrid_volunteer.kept import gather
 from memgrid_volunteer.machine import machine_here, worker
 from memgrid_volunteer.owner.control import Control
+from memgrid_volunteer.places import checked_share
 from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.service.notify import notifier
 from memgrid_volunteer.session import CoordinatorSession, enrol
+from memgrid_volunteer.shares import SHARE_DEFAULT
 from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.telling import busy_line
 
 __all__ = ["Options", "join", "leave", "run"]
 
 
-async def join(url: str, home: Home, *, label: str, invite_code: str, options: Options, tell: Tell) -> Membership:
-    """Make this machine a host of a grid; joining again is harmless. Raises MemgridError."""
+async def join(
+    url: str,
+    home: Home,
+    *,
+    label: str,
+    invite_code: str,
+    options: Options,
+    tell: Tell,
+    share: int | None = None,
+) -> Membership:
+    """Make this machine a host of a grid, beside others if there are any; joining again is harmless.
+
+    `share`: None leaves it as it was. Raises MemgridError.
+    """
     # Asked first, for it fails fast: the worker needs seconds to start.
     await asyncio.to_thread(discover, url)
+    place = home.place_for(url)
+    before = place.membership().share if place.has_joined else SHARE_DEFAULT
+    wanted = checked_share(before if share is None else share)
     home.make()
     async with worker(home, options.workers) as sandbox:
         facts = await _facts(sandbox)
-    endpoint, enrolment = await _enrol(url, home, label, facts, invite_code, tell)
+    place.make_place()
+    endpoint, enrolment = await _enrol(url, place, label, facts, invite_code, tell)
     membership = Membership(
         url=_pinned(endpoint),
         name=endpoint.name,
         account_id=enrolment.account_id,
         host_id=enrolment.host_id,
         label=label,
+        share=wanted,
     )
-    home.join(membership)
+    place.join(membership)
     Diary(home, facts, SystemClock(), lambda line: None).stands("stopped")
     return membership
 
 
 async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> None:
-    """Work for the grid that was joined, until stopped or through. Raises MemgridError."""
-    membership = home.membership()
+    """Work for the grids that were joined, until stopped or through. Raises MemgridError."""
+    home.joined()
     home.make()
     with home.lock():
         Control(home.folder).restarted(SystemClock().now())
@@ -67,9 +86,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
                 facts = machine.facts
                 names = ", ".join(device.name for device in facts.devices)
                 told(f"worker ready: {names}, isolation {facts.isolation}")
-                endpoint = await _find(membership, options, told)
-            client = await stack.enter_async_context(async_http_client(endpoint))
-            agent = build(home, membership, machine, client, options, told)
+            agent = build(home, machine, options, told)
             stopping.attach(agent)
             await agent.run()
             notifier().stopping()
@@ -86,14 +103,15 @@ def _told_to_manager(tell: Tell) -> Tell:
     return told
 
 
-async def leave(home: Home) -> None:
-    """Give everything back and forget the grid; the account keeps its credit. Raises MemgridError."""
-    membership = home.membership()
+async def leave(home: Home, place: Place | None = None) -> None:
+    """Give everything back and forget a grid; the account keeps its credit. Raises MemgridError."""
+    place = place or home.find(None)
+    membership = place.membership()
     with home.lock():
         session = CoordinatorSession(
             membership.url,
             home=None,
-            key=home.key(),
+            key=place.key(),
             host_id=membership.host_id,
             facts=_NOTHING_TO_SHOW,
             clock=SystemClock(),
@@ -102,20 +120,21 @@ async def leave(home: Home) -> None:
             await session.leave()
         finally:
             await session.close()
-        for folder in (home.cache, home.outbox, home.work):
-            shutil.rmtree(folder, ignore_errors=True)
-        home.forget()
+        shutil.rmtree(place.outbox, ignore_errors=True)
+        place.forget()
+        if not home.places():
+            home.empty()
 
 
 async def _enrol(
-    url: str, home: Home, label: str, facts: HostFacts, invite_code: str, tell: Tell
+    url: str, place: Place, label: str, facts: HostFacts, invite_code: str, tell: Tell
 ) -> tuple[GridEndpoint, Enrolment]:
     """Wait in the crowd before the grid's door, if there is one."""
     rng, ticket = random.Random(), ""
     while True:
         try:
             return await enrol(
-                url, home=None, key=home.key(), label=label, facts=facts, invite_code=invite_code, ticket=ticket
+                url, home=None, key=place.key(), label=label, facts=facts, invite_code=invite_code, ticket=ticket
             )
         except BusyError as busy:
             ticket, pause_s = busy.ticket, told_wait_s(busy, rng)
@@ -142,19 +161,6 @@ async def _open_page(home: Home, options: Options, tell: Tell, stack: contextlib
         key = await stack.enter_async_context(serve_page(home, clock=options.clock, port=options.page_port))
         # What lets people in has no place in a log.
         tell(f"its page: {key.url if sys.stdout.isatty() else 'memgrid volunteer page'}")
-
-
-async def _find(membership: Membership, options: Options, tell: Tell) -> GridEndpoint:
-    """The grid, when it answers: a volunteer outlasts its coordinator's absence from the first moment on."""
-    rng, failures = random.Random(), 0
-    while True:
-        try:
-            return await asyncio.to_thread(discover, membership.url)
-        except UnavailableError as error:
-            failures += 1
-            if failures == 1:
-                tell(f"{error}; trying again until it does")
-            await asyncio.sleep(options.backoff(failures, rng))
 
 
 def _pinned(endpoint: GridEndpoint) -> str:

@@ -27,9 +27,50 @@ class Tally:
     compute_s: float = 0.0
 
     @staticmethod
-    def from_status(status: dict[str, Any]) -> Tally:
+    def from_status(status: Mapping[str, Any]) -> Tally:
         """Go on counting where the last run stopped."""
         return Tally(**{each.name: status[each.name] for each in fields(Tally) if each.name in status})
+
+    @staticmethod
+    def sum_of(tallies: Sequence[Tally]) -> Tally:
+        """
+        >>> Tally.sum_of([Tally(units_done=1), Tally(units_done=2, accepted=1)]) == Tally(units_done=3, accepted=1)
+        True
+        """
+        return Tally(**{each.name: sum(getattr(tally, each.name) for tally in tallies) for each in fields(Tally)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridStatus:
+    """How this machine stands with one of its grids."""
+
+    url: str
+    """Where its pages are."""
+    name: str = ""
+    state: str = "stopped"
+    """running, idle, paused, away, ended or stopped."""
+    reason: Reason | None = None
+    """Why nothing is computed for it."""
+    awaiting_verdict: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the file: the tally's fields lie on top."""
+        own = {each.name: getattr(self, each.name) for each in fields(GridStatus) if each.name != "tally"}
+        return {**own, "reason": None if self.reason is None else asdict(self.reason), **asdict(self.tally)}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> GridStatus:
+        """The inverse; of what another release wrote, what this one knows."""
+        reason = value.get("reason")
+        return GridStatus(
+            url=str(value.get("url", "")),
+            name=str(value.get("name", "")),
+            state=str(value.get("state", "stopped")),
+            reason=_reason(reason) if reason else None,
+            awaiting_verdict=int(value.get("awaiting_verdict", 0)),
+            tally=Tally.from_status(value),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +187,9 @@ class VolunteerStatus:
     isolation: str = ""
     pid: int = 0
     tally: Tally = field(default_factory=Tally)
+    """Of all grids that are joined now."""
+    grids: tuple[GridStatus, ...] = ()
+    """Each of them, in the order of the home."""
     devices: tuple[DeviceStatus, ...] = ()
     unseen: Mapping[str, str] = field(default_factory=dict)
     """What can't be seen of this machine, each with why."""
@@ -161,6 +205,7 @@ class VolunteerStatus:
             "idle_reason": None if self.idle_reason is None else asdict(self.idle_reason),
             "awaiting_verdict": self.awaiting_verdict,
             "isolation": self.isolation,
+            "grids": [grid.to_json() for grid in self.grids],
             "devices": [device.to_json() for device in self.devices],
             "unseen": dict(self.unseen),
             "pid": self.pid,
@@ -182,7 +227,8 @@ class VolunteerStatus:
             awaiting_verdict=int(value.get("awaiting_verdict", 0)),
             isolation=str(value.get("isolation", "")),
             pid=int(value.get("pid", 0)),
-            tally=Tally.from_status(dict(value)),
+            tally=Tally.from_status(value),
+            grids=tuple(GridStatus.from_json(grid) for grid in value.get("grids", ())),
             devices=tuple(DeviceStatus.from_json(device) for device in value.get("devices", ())),
             unseen=dict(value.get("unseen", {})),
             updated_at=datetime.fromisoformat(at) if at else None,

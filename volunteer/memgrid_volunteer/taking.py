@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,6 +27,8 @@ class Situation:
     """None: the owner avoids every kind of unit."""
     grid_away: str | None = None
     is_computing: bool = False
+    is_busy_for_others: bool = False
+    """Devices compute for other grids, and none for this one."""
     holds_units: bool = False
     grid_reason: Reason | None = None
     """Why the grid gave nothing, from its last answer."""
@@ -68,10 +70,27 @@ def standing(situation: Situation) -> tuple[str, Reason | None]:
     if own is not None:
         return "idle", own
     if situation.holds_units:
-        return "idle", Reason(code=ReasonCode.FETCHING, text="the next unit's inputs are on their way")
+        waits = "its next unit waits for a device" if situation.is_busy_for_others else _ON_THEIR_WAY
+        return "idle", Reason(code=ReasonCode.FETCHING, text=waits)
     if situation.grid_reason is not None:
         return "idle", situation.grid_reason
+    if situation.is_busy_for_others:
+        return "idle", Reason(code=ReasonCode.FETCHING, text="other grids come first, by their shares")
     return "starting", Reason(code=ReasonCode.FETCHING, text="the grid has not answered yet")
+
+
+def combined(stands: Sequence[tuple[str, Reason | None]]) -> tuple[str, Reason | None]:
+    """How a volunteer of several grids stands: as with the one that has come furthest.
+
+    >>> reason = Reason(code=ReasonCode.NO_WORK)
+    >>> combined([("away", None), ("idle", reason), ("running", None)]), combined([("away", None), ("idle", reason)])
+    (('running', None), ('idle', Reason(code=<ReasonCode.NO_WORK: 'no_work'>, text='')))
+    """
+    return min(stands, key=lambda each: _ORDER.index(each[0]))
+
+
+_ORDER = ("running", "paused", "idle", "starting", "away", "ended")
+_ON_THEIR_WAY = "the next unit's inputs are on their way"
 
 
 def wishes_of(work: Work) -> Wishes | None:

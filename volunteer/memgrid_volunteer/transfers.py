@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ import httpx
 
 from memgrid.channel import backoff_s
 from memgrid.digest import Digest
+from memgrid.endpoint import GridEndpoint, async_http_client
 from memgrid.errors import DigestMismatchError, InvalidError
 from memgrid.units import BlobRef, UploadOrder
 from memgrid_volunteer.budget import Budget
@@ -24,11 +26,14 @@ UPLOAD_ATTEMPTS_MAX = 3
 
 
 class Transfers:
-    """Downloads into a cache and uploads by order, with the session's token of the moment."""
+    """Downloads into a cache and uploads by order, with the session's token of the moment.
+
+    Without a client it has to be `connected` first.
+    """
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: httpx.AsyncClient | None,
         cache: BlobCache,
         token: Callable[[], str | None],
         rng: random.Random,
@@ -36,7 +41,7 @@ class Transfers:
         budget: Budget,
         backoff: Backoff = backoff_s,
     ) -> None:
-        self._client = client
+        self._found = client
         self._budget = budget
         self._cache = cache
         self._token = token
@@ -48,6 +53,17 @@ class Transfers:
     def room(self) -> Room:
         """What its owner lets go over the network now."""
         return self._budget.room
+
+    @contextlib.asynccontextmanager
+    async def connected(self, endpoint: GridEndpoint) -> AsyncIterator[None]:
+        """While inside, the grid that was found here is where bytes come from and go to."""
+        async with async_http_client(endpoint) as self._found:
+            yield
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        assert self._found is not None, "the grid is found before anything travels"
+        return self._found
 
     async def fetch(self, blob: BlobRef) -> Path:
         """The blob's path in the cache, where it stays as long as it is pinned.

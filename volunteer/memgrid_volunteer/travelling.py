@@ -20,6 +20,7 @@ from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.desk import Desk, Left
 from memgrid_volunteer.kept import arrive, place_of, share_kept
 from memgrid_volunteer.kinds.committed import read_committed
+from memgrid_volunteer.outbox import safe_name
 from memgrid_volunteer.packing import Packed, pack, packed_bytes
 from memgrid_volunteer.transfers import Transfers
 from memgrid_volunteer.worth import is_worth_fetching, is_worth_sending, saved_s
@@ -42,10 +43,20 @@ class Travelling:
     """What this machine has to leave behind; `news` is set when the coordinator should hear of it."""
 
     def __init__(
-        self, *, desk: Desk, work: Path, cache: BlobCache, budget: Budget, clock: Clock, news: asyncio.Event
+        self,
+        *,
+        desk: Desk,
+        work: Path,
+        cache: BlobCache,
+        budget: Budget,
+        clock: Clock,
+        news: asyncio.Event,
+        tag: str = "",
     ) -> None:
+        """`tag`: what the grid's names begin with in `work`."""
         self._desk = desk
         self._work = work
+        self._tag = tag
         self._cache = cache
         self._budget = budget
         self._clock = clock
@@ -62,7 +73,7 @@ class Travelling:
     async def look(self, limit_s: float | None = None) -> None:
         """Pack what lies aside by now and is worth its way; with a limit, what can be sent within it."""
         for left in self._desk.left():
-            if share_kept(left.offer.unit_key, self._work) > 0:
+            if share_kept(left.offer.unit_key, self._work, self._tag) > 0:
                 checkpoint = await asyncio.to_thread(self._pack, left, limit_s)
                 self._offer(left, checkpoint)
             elif self._has_waited(left):
@@ -85,7 +96,7 @@ class Travelling:
     def end(self, lease_id: LeaseId) -> None:
         """It has been sent, or nobody wants it."""
         if self._packed.pop(lease_id, None) is not None:
-            shutil.rmtree(self._work / _FOLDER / lease_id, ignore_errors=True)
+            shutil.rmtree(self._leaving(lease_id), ignore_errors=True)
 
     def _offer(self, left: Left, checkpoint: CheckpointRef | None) -> None:
         self._seen_s.pop(left.offer.lease_id, None)
@@ -106,7 +117,7 @@ class Travelling:
     def _pack(self, left: Left, limit_s: float | None) -> CheckpointRef | None:
         """None where it is not worth its way, or has gone meanwhile: the same unit may have come here again."""
         offer = left.offer
-        place, known = place_of(offer.unit_key, self._work), offer.checkpoint
+        place, known = place_of(offer.unit_key, self._work, self._tag), offer.checkpoint
         try:
             line, size_bytes = read_committed(place, offer.unit_key), packed_bytes(place, offer.spec)
             if line is None or len(self._packed) >= PACKED_MAX or not self._has_room(size_bytes):
@@ -114,24 +125,27 @@ class Travelling:
             seconds = saved_s(line.compute_s, line.done, 0.0 if known is None else known.progress)
             if not is_worth_sending(size_bytes, seconds, self._budget.room, limit_s):
                 return None
-            packed = pack(place, offer.spec, self._work / _FOLDER / offer.lease_id / CHECKPOINT_FILE)
+            packed = pack(place, offer.spec, self._leaving(offer.lease_id) / CHECKPOINT_FILE)
         except (InvalidError, OSError) as error:
             log.info("half-done unit stays here", unit_key=offer.unit_key, error=str(error))
             return None
         self._packed[offer.lease_id] = packed
         return CheckpointRef(digest=packed.digest, size_bytes=packed.size_bytes, progress=packed.line.done)
 
+    def _leaving(self, lease_id: LeaseId) -> Path:
+        return self._work / _FOLDER / (self._tag + safe_name(lease_id))
+
     def _has_room(self, size_bytes: int) -> bool:
         return shutil.disk_usage(self._work).free >= size_bytes + self._cache.reserve_bytes
 
 
-async def bring(offer: LeaseOffer, *, transfers: Transfers, cache: BlobCache, work: Path) -> None:
+async def bring(offer: LeaseOffer, *, transfers: Transfers, cache: BlobCache, work: Path, tag: str = "") -> None:
     """Have what another host of the account did of a unit lie where its next lease here goes on from.
 
     Whatever is wrong with it, or with the way to it, the unit begins here: it never fails for that.
     """
     given = offer.checkpoint
-    if given is None or share_kept(offer.unit_key, work) >= given.progress - _ROUNDING:
+    if given is None or share_kept(offer.unit_key, work, tag) >= given.progress - _ROUNDING:
         return
     if not is_worth_fetching(given.size_bytes, transfers.room):
         return
@@ -141,7 +155,7 @@ async def bring(offer: LeaseOffer, *, transfers: Transfers, cache: BlobCache, wo
             # Longer than to compute it again, nobody waits for it.
             async with asyncio.timeout(max(FETCH_LEAST_S, offer.estimate_s * given.progress)):
                 file = await transfers.fetch(blob)
-            done = await asyncio.to_thread(arrive, file, offer.spec, work)
+            done = await asyncio.to_thread(arrive, file, offer.spec, work, tag)
     except (MemgridError, OSError, TimeoutError) as error:
         log.warning("checkpoint not taken", unit_key=offer.unit_key, error=str(error) or "it did not come in time")
     else:

@@ -17,6 +17,7 @@ from memgrid.units import DeviceFacts, HostFacts, LeaseId, Reason, ReasonCode, V
 from memgrid_volunteer.course import Course
 from memgrid_volunteer.diary import READINGS_S, Diary
 from memgrid_volunteer.done import Outcome
+from memgrid_volunteer.grid_diary import GridDiary
 from memgrid_volunteer.history import History
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import Progress
@@ -41,6 +42,7 @@ class Kept:
     def __init__(self, home: Home) -> None:
         self.home, self.clock, self.lines = home, ManualClock(NOW), list[str]()
         self.diary = Diary(home, FACTS, self.clock, self.lines.append)
+        self.grid = GridDiary(self.diary, home.membership())
 
     def device(self, device_id: str = "cuda:0") -> DeviceStatus:
         status = VolunteerStatus.from_json(self.home.status())
@@ -79,11 +81,11 @@ def test_readings_alone_are_written_now_and_then(kept: Kept) -> None:
 
 
 def test_the_time_that_is_left_does_not_run_while_a_device_is_held_back(kept: Kept) -> None:
-    kept.diary.unit_started("cuda:0", KEYS[0], make_spec(), 100.0)
+    kept.grid.unit_started("cuda:0", KEYS[0], make_spec(), 100.0)
     assert kept.device().ends_at == NOW + timedelta(seconds=100)
     for step in (1, 2):
         kept.pass_s(10)
-        kept.diary.unit_goes_on("cuda:0", KEYS[0], Progress(done=step / 10, text=f"step {step}"))
+        kept.grid.unit_goes_on("cuda:0", KEYS[0], Progress(done=step / 10, text=f"step {step}"))
     assert kept.device().estimate_s == pytest.approx(80.0)
     kept.diary.decided({"cuda:0": HOT}, WARM)
     kept.pass_s(3600)
@@ -91,26 +93,26 @@ def test_the_time_that_is_left_does_not_run_while_a_device_is_held_back(kept: Ke
     kept.diary.decided({"cuda:0": RUN}, WARM)
     assert kept.device().ends_at == NOW + timedelta(seconds=3700)
     kept.pass_s(10)
-    kept.diary.unit_goes_on("cuda:0", KEYS[0], Progress(done=0.3, text="step 3"))
+    kept.grid.unit_goes_on("cuda:0", KEYS[0], Progress(done=0.3, text="step 3"))
     assert kept.device().estimate_s == pytest.approx(70.0)
 
 
 def test_two_devices_do_not_mix_up_their_units(kept: Kept) -> None:
-    kept.diary.unit_started("cuda:0", KEYS[0], make_spec())
-    kept.diary.unit_started("cpu", KEYS[1], make_spec())
-    kept.diary.unit_goes_on("cpu", KEYS[1], Progress(done=0.5, text="half", tokens_per_s=12.0))
-    kept.diary.unit_goes_on("cpu", KEYS[0], Progress(done=0.9, text="of a worker that was ended"))
+    kept.grid.unit_started("cuda:0", KEYS[0], make_spec())
+    kept.grid.unit_started("cpu", KEYS[1], make_spec())
+    kept.grid.unit_goes_on("cpu", KEYS[1], Progress(done=0.5, text="half", tokens_per_s=12.0))
+    kept.grid.unit_goes_on("cpu", KEYS[0], Progress(done=0.9, text="of a worker that was ended"))
     assert (kept.device("cpu").progress, kept.device("cuda:0").progress) == ("half", "")
     assert kept.home.status()["unit"] == KEYS[0]
-    kept.diary.unit_done("cuda:0", KEYS[0], 64, 3.0)
+    kept.grid.unit_done("cuda:0", KEYS[0], 64, 3.0)
     assert kept.device("cuda:0").unit is None and kept.device("cpu").unit == KEYS[1]
     assert kept.home.status()["progress"] == "half"
 
 
 def test_how_much_of_a_device_a_unit_made_use_of_is_told_and_kept(kept: Kept) -> None:
     for number, utilisation in enumerate((0.62, None)):
-        kept.diary.unit_started("cuda:0", KEYS[number], make_spec())
-        kept.diary.unit_done("cuda:0", KEYS[number], 64, 3.0, utilisation=utilisation)
+        kept.grid.unit_started("cuda:0", KEYS[number], make_spec())
+        kept.grid.unit_done("cuda:0", KEYS[number], 64, 3.0, utilisation=utilisation)
     assert kept.lines[-3].endswith("done in 3.0 s, 62% of what cuda:0 can do")
     assert kept.lines[-1].endswith("done in 3.0 s")
     history = History(kept.home.folder)
@@ -120,17 +122,17 @@ def test_how_much_of_a_device_a_unit_made_use_of_is_told_and_kept(kept: Kept) ->
 
 def test_every_end_of_a_unit_is_in_the_history(kept: Kept) -> None:
     reason = Reason(code=ReasonCode.OWNER_PAUSED, text="you paused it")
-    kept.diary.unit_started("cuda:0", KEYS[0], make_spec())
+    kept.grid.unit_started("cuda:0", KEYS[0], make_spec())
     kept.pass_s(7)
-    kept.diary.unit_dropped("cuda:0", KEYS[0], reason)
-    kept.diary.unit_given_back(None, KEYS[1], Reason(code=ReasonCode.INPUT_UNAVAILABLE))
+    kept.grid.unit_dropped("cuda:0", KEYS[0], reason)
+    kept.grid.unit_given_back(None, KEYS[1], Reason(code=ReasonCode.INPUT_UNAVAILABLE))
     for number in (2, 3, 4, 5):
-        kept.diary.unit_started("cpu", KEYS[number], make_spec())
-        kept.diary.unit_done("cpu", KEYS[number], 64, 3.0)
+        kept.grid.unit_started("cpu", KEYS[number], make_spec())
+        kept.grid.unit_done("cpu", KEYS[number], 64, 3.0)
     for number, verdict in ((2, "accepted"), (3, "rejected"), (4, "void")):
         notice = VerdictNotice(lease_id=LeaseId("l"), verdict=verdict, reason=reason, credit_flops=1000)
-        kept.diary.judged(KEYS[number], notice)
-    kept.diary.report_refused(KEYS[5], reason)
+        kept.grid.judged(KEYS[number], notice)
+    kept.grid.report_refused(KEYS[5], reason)
     history = History(kept.home.folder)
     units = history.units()[::-1]
     history.close()
@@ -153,15 +155,15 @@ def test_a_history_that_cannot_be_written_stops_nothing(kept: Kept) -> None:
     (kept.home.folder / "history.db").mkdir()
     with pytest.raises(sqlite3.OperationalError):
         History(kept.home.folder).units()
-    kept.diary.unit_started("cpu", KEYS[0], make_spec())
-    kept.diary.unit_done("cpu", KEYS[0], 64, 3.0)
+    kept.grid.unit_started("cpu", KEYS[0], make_spec())
+    kept.grid.unit_done("cpu", KEYS[0], 64, 3.0)
     assert kept.home.status()["units_done"] == 1
 
 
 def test_the_next_run_counts_on(kept: Kept) -> None:
-    kept.diary.unit_done("cpu", KEYS[0], 64, 3.0)
+    kept.grid.unit_done("cpu", KEYS[0], 64, 3.0)
     again = Diary(kept.home, FACTS, kept.clock, kept.lines.append)
-    again.unit_done("cpu", KEYS[1], 64, 3.0)
+    GridDiary(again, kept.home.membership()).unit_done("cpu", KEYS[1], 64, 3.0)
     assert again.tally == Tally(units_done=2, tokens=128, compute_s=6.0)
     again.stands("stopped")
 

@@ -49,15 +49,15 @@ def test_a_unit_is_what_was_written(history: History) -> None:
 def test_a_verdict_belongs_to_the_report_and_not_to_earlier_tries(history: History) -> None:
     history.add(replace(UNIT, outcome=Outcome.STOPPED, reason="you paused it"))
     history.add(UNIT)
-    history.judge(KEYS[0], Outcome.ACCEPTED, "", 58 * 10**12, NOW)
-    history.judge(KEYS[0], Outcome.REJECTED, "late", 0, NOW)
+    history.judge(KEYS[0], Outcome.ACCEPTED, "", 58 * 10**12, NOW, grid=GRID)
+    history.judge(KEYS[0], Outcome.REJECTED, "late", 0, NOW, grid=GRID)
     newest, older = history.units()
     assert (newest.outcome, newest.credit_flops) == (Outcome.ACCEPTED, 58 * 10**12)
     assert (older.outcome, older.reason) == (Outcome.STOPPED, "you paused it")
 
 
 def test_a_verdict_on_a_unit_of_before_counts_all_the_same(history: History) -> None:
-    history.judge(KEYS[3], Outcome.ACCEPTED, "", 10**12, NOW)
+    history.judge(KEYS[3], Outcome.ACCEPTED, "", 10**12, NOW, grid=GRID)
     assert history.units() == [] and history.days(NOW.date())[0].credit_flops == 10**12
 
 
@@ -65,7 +65,7 @@ def test_a_verdict_on_a_unit_of_before_counts_all_the_same(history: History) -> 
 def test_no_grid_can_break_it_with_credit(history: History, credit: int) -> None:
     for number in (1, 2):
         history.add(replace(UNIT, unit_key=KEYS[number]))
-        history.judge(KEYS[number], Outcome.ACCEPTED, "x" * 10_000, credit, NOW)
+        history.judge(KEYS[number], Outcome.ACCEPTED, "x" * 10_000, credit, NOW, grid=GRID)
     assert history.days(NOW.date())[0].credit_flops == pytest.approx(2 * credit)
     assert history.hours(NOW)[0].credit_flops == pytest.approx(2 * credit)
     assert len(history.units()[0].reason) == 500
@@ -86,11 +86,11 @@ def test_what_has_a_cube_is_not_asked_about_again(history: History) -> None:
     for number in range(4):
         history.add(replace(UNIT, unit_key=KEYS[number]))
     for number in range(3):
-        history.judge(KEYS[number], Outcome.ACCEPTED, "", 1, NOW)
+        history.judge(KEYS[number], Outcome.ACCEPTED, "", 1, NOW, grid=GRID)
     assert history.without_fate(GRID, NOW, 10) == [KEYS[2], KEYS[1], KEYS[0]]
     assert history.without_fate("https://another.example", NOW, 10) == []
     published = Fate(cube="a/b:1.0", campaign_id="c", campaign="C")
-    history.tell_fate({KEYS[0]: [published], KEYS[1]: [replace(published, cube="")]}, KEYS[:3], NOW)
+    history.tell_fate({KEYS[0]: [published], KEYS[1]: [replace(published, cube="")]}, KEYS[:3], NOW, grid=GRID)
     assert history.without_fate(GRID, NOW, 10) == [], "all of them were asked about just now"
     assert history.without_fate(GRID, NOW + timedelta(seconds=1), 10) == [KEYS[2], KEYS[1]]
     assert [unit.fate for unit in history.units()][::-1][:2] == [(published,), (replace(published, cube=""),)]
@@ -125,7 +125,7 @@ def test_every_plot_adds_up_to_what_was_credited(
     history = History(tmp_path_factory.mktemp("history"))
     now = datetime(2026, 3, 30, hour, 30, tzinfo=UTC)
     for index, ago in enumerate(hours_ago):
-        history.judge(KEYS[index], Outcome.ACCEPTED, "", 10**12, now - timedelta(hours=ago))
+        history.judge(KEYS[index], Outcome.ACCEPTED, "", 10**12, now - timedelta(hours=ago), grid=GRID)
     for span, width in ((Span.MONTH, 30), (Span.YEAR, 12)):
         chart = credit_chart(history, span, now)
         assert len(chart.marks) == width
@@ -139,7 +139,7 @@ def test_every_plot_adds_up_to_what_was_credited(
 def test_days_and_hours_are_those_of_the_machines_clock(history: History, zone: str) -> None:
     at = datetime(2026, 3, 1, 23, 45, tzinfo=UTC)
     history.add(replace(UNIT, at=at))
-    history.judge(KEYS[0], Outcome.ACCEPTED, "", 10**12, at)
+    history.judge(KEYS[0], Outcome.ACCEPTED, "", 10**12, at, grid=GRID)
     local = at.astimezone()
     (day,) = history.days(local.date())
     assert (day.at.date(), day.accepted) == (local.date(), 1)

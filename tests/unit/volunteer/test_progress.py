@@ -11,14 +11,15 @@ from memgrid.clock import ManualClock
 from memgrid.digest import token_bytes
 from memgrid.units import HostFacts, LeaseId, UnitKey
 from memgrid_volunteer.desk import Desk, Stage
-from memgrid_volunteer.diary import REPEAT_PROGRESS_S, Diary
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.grid_diary import REPEAT_PROGRESS_S, GridDiary
 from memgrid_volunteer.isolation import Folders, Isolation
 from memgrid_volunteer.kinds.job import Job, Outcome, Progress
 from memgrid_volunteer.sandbox import Sandbox
 from tests.scripted_grid import ScriptedGrid
 from tests.training import make_spec
 from tests.unit.volunteer.test_desk import MODEL, offer
+from tests.volunteer_homes import make_home
 
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = HostFacts(os="", arch="", cpu_count=1, memory_bytes=0, devices=(), client_version="", isolation="none")
@@ -68,9 +69,9 @@ def test_the_workers_word_beats_the_guess() -> None:
 
 
 def test_the_owner_hears_of_it_now_and_then_and_status_always_knows(tmp_path: Path) -> None:
-    home, clock, lines = Home(tmp_path), ManualClock(datetime(2026, 1, 1, tzinfo=UTC)), list[str]()
-    home.make()
-    diary = Diary(home, FACTS, clock, lines.append)
+    home, clock, lines = make_home(tmp_path), ManualClock(datetime(2026, 1, 1, tzinfo=UTC)), list[str]()
+    whole = Diary(home, FACTS, clock, lines.append)
+    diary = GridDiary(whole, home.membership())
     diary.unit_started("cpu", KEY, make_spec())
     for step in range(1, 25):
         clock.advance(timedelta(seconds=1))
@@ -81,4 +82,4 @@ def test_the_owner_hears_of_it_now_and_then_and_status_always_knows(tmp_path: Pa
     assert home.status()["progress"] == "step 24 of 32, loss 1.23"
     diary.unit_done("cpu", KEY, 100, 24.0)
     assert home.status()["progress"] == ""
-    diary.stands("stopped")
+    whole.stands("stopped")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from memgrid.errors import InvalidError
 from memgrid.findings import Finding
-from memgrid_volunteer.home import Home, read_whole
+from memgrid_volunteer.home import Home
+from memgrid_volunteer.owner.files import read_whole
 from memgrid_volunteer.page.key import read_key
 
 HIDDEN = "[hidden]"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from memgrid.errors import InvalidError
 
 Stamp = tuple[int, int, int]
 
@@ -22,6 +26,24 @@ def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """What `write_whole` wrote; None when there is no such file. Raises InvalidError when it is something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise InvalidError(f"{path}: damaged; remove it") from None
+    if not isinstance(value, dict):
+        raise InvalidError(f"{path}: damaged; remove it")
+    return value
+
+
+def write_whole(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
+    """Replace a JSON file in one step; `durable`: it survives a power cut."""
+    replace_text(path, json.dumps(value, indent=1), durable=durable)
 
 
 def stamp_of(path: Path) -> Stamp | None:

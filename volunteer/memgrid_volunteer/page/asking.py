@@ -98,7 +98,7 @@ class GridAsking:
         keys = self._history.without_fate(grid, now - FATES_EVERY, FATES_MAX)
         if keys:
             fates = fates_in(await self._get(f"/v1/units?keys={','.join(keys)}"))
-            self._history.tell_fate({key: fates[key] for key in keys if key in fates}, keys, now)
+            self._history.tell_fate({key: fates[key] for key in keys if key in fates}, keys, now, grid=grid)
 
     async def _get(self, path: str) -> bytes:
         endpoint = await asyncio.to_thread(discover, self._home.membership().url)

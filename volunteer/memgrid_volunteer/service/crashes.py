@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memgrid.errors import InvalidError
-from memgrid_volunteer.home import read_whole, write_whole
+from memgrid_volunteer.owner.files import read_whole, write_whole
 
 STARTS_FILE = "starts.json"
 LOOP_COUNT = 3

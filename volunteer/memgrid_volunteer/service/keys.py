@@ -16,7 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from memgrid.errors import InvalidError
-from memgrid_volunteer.home import MOVED_FILE, Home, Membership, read_whole, write_whole
+from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.owner.files import read_whole, write_whole
+from memgrid_volunteer.places import MOVED_FILE
 
 FORMAT = "memgrid.key.v1"
 PASSPHRASE_CHARS_MIN = 10
