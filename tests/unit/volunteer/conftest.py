@@ -18,7 +18,7 @@ from memgrid.clock import SystemClock
 from memgrid.errors import MemgridError
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer import running
-from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.home import Home, Membership, Place
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.owner.control import Control
@@ -86,10 +86,13 @@ class Volunteer:
         """The owner's own word."""
         return Control(self.home.folder)
 
-    def join(self, grid: ScriptedGrid) -> None:
-        """Be a host of that grid, as if it had been enrolled."""
+    def join(self, grid: ScriptedGrid, *, name: str = "scripted", share: int = 100) -> Place:
+        """Be a host of that grid, too, as if it had been enrolled."""
         ids = {"account_id": AccountId("a1"), "host_id": HostId("h1")}
-        self.home.join(Membership(url=grid.url, name="scripted", label="attic", **ids))
+        place = self.home.place_for(grid.url)
+        place.make_place()
+        place.join(Membership(url=grid.url, name=name, label="attic", share=share, **ids))
+        return place
 
     def prefer(self, text: str) -> None:
         """What the owner writes into the preferences from now on."""
@@ -164,6 +167,15 @@ def quickly(attempt: int, rng: random.Random) -> float:
 
 @pytest.fixture
 async def grid() -> AsyncIterator[ScriptedGrid]:
+    grid = ScriptedGrid()
+    await grid.start()
+    yield grid
+    await grid.stop()
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[ScriptedGrid]:
+    """Another grid."""
     grid = ScriptedGrid()
     await grid.start()
     yield grid
