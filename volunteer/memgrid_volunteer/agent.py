@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 from memgrid.clock import Clock
 from memgrid.errors import MemgridError
-from memgrid.units import NO_WISHES, Reason, ReasonCode
+from memgrid.units import NO_WISHES, HostFacts, Reason, ReasonCode
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.cluster.cluster import Cluster
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.limits import Limits
 from memgrid_volunteer.line import Line, together
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.sparing import transfers_held
-from memgrid_volunteer.ruling import Ruled, Ruling
+from memgrid_volunteer.ruling import OWNER_CHECK_S, Ruled, Ruling
 from memgrid_volunteer.service import notify
 from memgrid_volunteer.sharing import Sharing
 from memgrid_volunteer.taking import Situation, combined, standing, why_nothing_is_taken, wishes_of
 from memgrid_volunteer.timekeeping import Timekeeper, jump_text
 from memgrid_volunteer.workbench import Workbench
 
-OWNER_CHECK_S = 0.25
 GOODBYE_LIMIT_S = 5.0
 
 
@@ -47,6 +48,7 @@ class Agent:
         diary: Diary,
         clock: Clock,
         limits: Limits,
+        cluster: Cluster | None = None,
     ) -> None:
         self._ruling = ruling
         self._lines = tuple(lines)
@@ -57,6 +59,7 @@ class Agent:
         self._diary = diary
         self._clock = clock
         self._limits = limits
+        self._cluster = cluster
         self._timekeeper = Timekeeper()
         self._stopped = asyncio.Event()
         self._settling_since_s: float | None = None
@@ -76,6 +79,7 @@ class Agent:
                 self._workbench.run_units(),
                 self._work_for_all(),
                 self._watch(),
+                *self._loops_of_cluster(),
             )
         finally:
             await self._workbench.stop()
@@ -86,6 +90,14 @@ class Agent:
             self._sharing.write()
             self._write_traffic()
             self._diary.stands("stopped")
+
+    def _loops_of_cluster(self) -> list[Coroutine[Any, Any, None]]:
+        return [] if self._cluster is None else [self._cluster.run(self._workbench, self._diary, self._describe)]
+
+    def _describe(self, facts: HostFacts) -> None:
+        """This host is another from now on: machines came, or left."""
+        for line in self._lines:
+            line.correspondence.describe(facts)
 
     async def _until_stopped(self) -> None:
         await self._stopped.wait()
@@ -118,7 +130,8 @@ class Agent:
         """Loop: look at what the owner wants, at how this machine stands, and whether this run is through."""
         while True:
             self._look_at_the_clocks()
-            await self._obey(self._ruling.look())
+            ruled = self._ruling.look()
+            await self._obey(ruled if self._cluster is None else self._cluster.joined(ruled))
             if await self._is_through():
                 self._stopped.set()
             # Here and nowhere else: a service manager is to hear of it when this loop no longer turns.

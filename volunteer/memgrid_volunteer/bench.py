@@ -18,6 +18,8 @@ from memgrid_volunteer.owner.decision import RUN, Action, Decision
 
 PAUSE_EXPECTED = timedelta(minutes=10)
 """How long a pause lasts whose end nobody knows."""
+FAILURES = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY, ReasonCode.DEVICE_FAILED)
+"""Ways to fail that may be the device's fault."""
 _GRACE = timedelta(seconds=5)
 
 log = get_logger(__name__)

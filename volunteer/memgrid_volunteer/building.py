@@ -12,6 +12,8 @@ from memgrid.clock import Clock, SystemClock
 from memgrid_volunteer.agent import Agent
 from memgrid_volunteer.budget import Budget
 from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.cluster.cluster import Cluster
+from memgrid_volunteer.cluster.words import Nodes
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
 from memgrid_volunteer.diary import Diary, Tell
@@ -61,6 +63,8 @@ class Options:
     isolation: Isolation | None = None
     """None: the strongest that works."""
     backoff: Backoff = backoff_s
+    ray: str | None = None
+    """Where the owner's cluster is; None is nowhere."""
     page_port: int | None = None
     """Where to serve the page; 0 is the port of last time, None is nowhere."""
     clock: Clock = field(default_factory=SystemClock)
@@ -72,8 +76,11 @@ class Options:
         return Workers(threads=self.threads, module=self.worker_module, isolation=self.isolation)
 
 
-def build(home: Home, machine: Machine, options: Options, tell: Tell) -> Agent:
-    """An agent that is ready to run. Raises InvalidError when the preferences have errors and never were good."""
+def build(home: Home, machine: Machine, options: Options, tell: Tell, nodes: Nodes | None = None) -> Agent:
+    """An agent that is ready to run; `nodes` are other machines that work for it.
+
+    Raises InvalidError when the preferences have errors and never were good.
+    """
     clock = options.clock
     file = PreferencesFile(home.folder)
     file.current()
@@ -101,6 +108,7 @@ def build(home: Home, machine: Machine, options: Options, tell: Tell) -> Agent:
         diary=diary,
         clock=clock,
         limits=options.limits,
+        cluster=None if nodes is None else _cluster(nodes, machine, options),
     )
 
 
@@ -188,6 +196,11 @@ def _line(member: Member, sharing: Sharing, workbench: Workbench, shared: _Share
         backoff=backoff,
         is_one_of_many=sharing.is_shared,
     )
+
+
+def _cluster(nodes: Nodes, machine: Machine, options: Options) -> Cluster:
+    cache_bytes = options.limits.cache_bytes
+    return Cluster(nodes, own=machine.facts, workers=options.workers, cache_bytes=cache_bytes, clock=options.clock)
 
 
 _UNLIMITED = 1 << 62

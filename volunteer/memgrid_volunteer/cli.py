@@ -95,6 +95,10 @@ def run(
         bool, typer.Option("--page/--no-page", help="Serve a page to this machine's browser.")
     ] = True,
     page_port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0: the one of last time.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Have all machines of a Ray cluster compute: auto, or HOST:PORT."),
+    ] = None,
     worker_module: WorkerOption = WORKER_MODULE,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside, too.")] = False,
     json_logs: Annotated[bool, typer.Option(help="Log JSON, for machines.")] = False,
@@ -112,6 +116,7 @@ def run(
         worker_module=worker_module,
         isolation=isolation,
         page_port=page_port if has_page else None,
+        ray=ray,
     )
     with as_service(place.folder, SystemClock()) if is_service else contextlib.nullcontext():
         configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)

@@ -23,6 +23,7 @@ from memgrid.log import get_logger
 from memgrid.units import (
     NO_WISHES,
     HeldLease,
+    HostFacts,
     LeaseOffer,
     ModelFiles,
     Reason,
@@ -139,6 +140,11 @@ class Correspondence:
     def begin_anew(self) -> None:
         """Hang up and log in again at once: after a sleep no connection is worth waiting for."""
         self._hang_up.set()
+
+    def describe(self, facts: HostFacts) -> None:
+        """This host is another now: tell the grid, which hears of it with a log-in."""
+        self._session.describe(facts)
+        self.begin_anew()
 
     async def say_goodbye(self, limit_s: float) -> None:
         """Tell, briefly, what is finished and what is given back: others wait for these units."""

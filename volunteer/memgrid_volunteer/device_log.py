@@ -8,6 +8,7 @@ from dataclasses import replace
 from memgrid.clock import Clock
 from memgrid.units import DeviceFacts, UnitKey
 from memgrid_volunteer.course import Course
+from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.signals import DeviceSignals
@@ -25,6 +26,15 @@ class DeviceLog:
     @property
     def devices(self) -> tuple[DeviceStatus, ...]:
         return tuple(self._devices.values())
+
+    def came(self, device: NamedDevice) -> None:
+        """A device more."""
+        self._devices |= devices_of([device.facts], [device.device_id])
+
+    def left(self, device_id: DeviceId) -> None:
+        """One less."""
+        self._devices.pop(device_id, None)
+        self._courses.pop(device_id, None)
 
     def decided(self, decisions: Mapping[DeviceId, Decision]) -> tuple[list[DeviceStatus], bool]:
         """The devices that stop or go on with this, and whether anything is new at all."""

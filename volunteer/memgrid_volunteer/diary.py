@@ -11,6 +11,7 @@ from memgrid.clock import Clock
 from memgrid.log import get_logger
 from memgrid.units import HostFacts, Reason, ReasonCode
 from memgrid_volunteer.device_log import DeviceLog
+from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.history import History
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import DeviceId
@@ -95,6 +96,21 @@ class Diary:
         self._status = replace(self._status, unseen=dict(signals.unseen))
         if has_changed or self.clock.monotonic_s() - self._written_at_s >= READINGS_S:
             self.write()
+
+    def device_came(self, device: NamedDevice) -> None:
+        """A device more, of another machine."""
+        self.log.came(device)
+        self.write()
+
+    def device_left(self, device_id: DeviceId) -> None:
+        """It is not there any more; what it did stays in the history."""
+        self.log.left(device_id)
+        self.write()
+
+    def machines_left_out(self, why: Mapping[str, str]) -> None:
+        """Machines of the cluster that do not compute."""
+        self._status = replace(self._status, left_out=dict(why))
+        self.write()
 
     def _tell_decision(self, device: DeviceStatus) -> None:
         # The owner knows of their own word, and is told of it by `stands`.

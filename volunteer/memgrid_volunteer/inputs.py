@@ -18,7 +18,7 @@ from memgrid_volunteer.isolation import Folders
 from memgrid_volunteer.kept import keep, take_back
 from memgrid_volunteer.kinds.job import Job
 from memgrid_volunteer.outbox import safe_name
-from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.transfers import Fetches
 from memgrid_volunteer.travelling import bring
 
 _PAST = re.compile(r"past/\d{4}\.safetensors")
@@ -29,6 +29,7 @@ class Prepared:
     """A unit ready to run; `pins` keeps its model in the cache until it is closed."""
 
     offer: LeaseOffer
+    model: ModelFiles
     job: Job
     folders: Folders
     pins: contextlib.ExitStack
@@ -73,7 +74,7 @@ def check_offer(offer: LeaseOffer) -> Spec:
 
 
 async def prepare(
-    offer: LeaseOffer, model: ModelFiles, *, transfers: Transfers, cache: BlobCache, work: Path, tag: str = ""
+    offer: LeaseOffer, model: ModelFiles, *, transfers: Fetches, cache: BlobCache, work: Path, tag: str = ""
 ) -> Prepared:
     """Fetch what is missing and lay the unit's folders out; raises a MemgridError that says what can't be had.
 
@@ -90,7 +91,7 @@ async def prepare(
         folders, name = Folders(cache=cache.folder, work=work), tag + safe_name(offer.lease_id)
         await asyncio.to_thread(_lay_out, offer, name, folders, cache)
         job = Job(kind=spec.kind, unit_dir=folders.inputs / name, model_dir=model_dir, out_dir=folders.outputs / name)
-        return Prepared(offer=offer, job=job, folders=folders, pins=pins.pop_all())
+        return Prepared(offer=offer, model=model, job=job, folders=folders, pins=pins.pop_all())
 
 
 def _lay_out(offer: LeaseOffer, lease: str, folders: Folders, cache: BlobCache) -> None:

@@ -17,6 +17,9 @@ from memgrid_volunteer.owner.preferences_file import PreferencesFile
 from memgrid_volunteer.owner.signals import Signals
 from memgrid_volunteer.owner.watching import Watcher
 
+OWNER_CHECK_S = 0.25
+"""How often to look."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruled:

@@ -16,6 +16,7 @@ from memgrid.enrolment import Enrolment
 from memgrid.errors import BusyError
 from memgrid.units import HostFacts
 from memgrid_volunteer.building import Options, build
+from memgrid_volunteer.cluster.words import Nodes
 from memgrid_volunteer.diary import Diary, Tell
 from memgrid_volunteer.home import Home, Membership, Place
 from memgrid_volunteer.host import host_facts
@@ -74,7 +75,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
     """Work for the grids that were joined, until stopped or through. Raises MemgridError."""
     home.joined()
     home.make()
-    with home.lock():
+    with home.lock(), _nodes(options) as nodes:
         Control(home.folder).restarted(SystemClock().now())
         gather(home.work, SystemClock().now())
         async with contextlib.AsyncExitStack() as stack:
@@ -86,7 +87,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
                 facts = machine.facts
                 names = ", ".join(device.name for device in facts.devices)
                 told(f"worker ready: {names}, isolation {facts.isolation}")
-            agent = build(home, machine, options, told)
+            agent = build(home, machine, options, told, nodes)
             stopping.attach(agent)
             await agent.run()
             notifier().stopping()
@@ -145,6 +146,16 @@ async def _enrol(
 _NOTHING_TO_SHOW = HostFacts(
     os="", arch="", cpu_count=1, memory_bytes=0, devices=(), client_version="", isolation="none"
 )
+
+
+def _nodes(options: Options) -> contextlib.AbstractContextManager[Nodes | None]:
+    """The machines of the owner's cluster. Raises InvalidError or UnavailableError in one line."""
+    if options.ray is None:
+        return contextlib.nullcontext()
+    # Loads Ray, which nobody needs who has no cluster.
+    from memgrid_volunteer.cluster.ray_nodes import RayNodes
+
+    return RayNodes(options.ray)
 
 
 async def _facts(sandbox: Sandbox) -> HostFacts:

@@ -154,6 +154,10 @@ class CoordinatorSession:
         await stub.Leave(pb.LeaveRequest(), timeout=CALL_LIMIT_S)
         self._session = None
 
+    def describe(self, facts: HostFacts) -> None:
+        """What the grid is told of this host from the next log-in on."""
+        self._facts = facts
+
     async def begin_anew(self) -> None:
         """After a sleep or a jump of the clock: no connection and no token is worth trying."""
         self._session = None

@@ -193,6 +193,8 @@ class VolunteerStatus:
     devices: tuple[DeviceStatus, ...] = ()
     unseen: Mapping[str, str] = field(default_factory=dict)
     """What can't be seen of this machine, each with why."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Machines of the owner's cluster that do not compute, each with why."""
     updated_at: datetime | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -208,6 +210,7 @@ class VolunteerStatus:
             "grids": [grid.to_json() for grid in self.grids],
             "devices": [device.to_json() for device in self.devices],
             "unseen": dict(self.unseen),
+            "left_out": dict(self.left_out),
             "pid": self.pid,
             **asdict(self.tally),
             "updated_at": self.updated_at.isoformat() if self.updated_at else None,
@@ -231,6 +234,7 @@ class VolunteerStatus:
             grids=tuple(GridStatus.from_json(grid) for grid in value.get("grids", ())),
             devices=tuple(DeviceStatus.from_json(device) for device in value.get("devices", ())),
             unseen=dict(value.get("unseen", {})),
+            left_out=dict(value.get("left_out", {})),
             updated_at=datetime.fromisoformat(at) if at else None,
         )
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import httpx
 
@@ -23,6 +23,17 @@ from memgrid_volunteer.uploads import Upload
 from memgrid_volunteer.worth import Room
 
 UPLOAD_ATTEMPTS_MAX = 3
+
+
+class Fetches(Protocol):
+    """Sees to it that a blob is in the cache; raises a MemgridError that says why it can't be had."""
+
+    @property
+    def room(self) -> Room:
+        """What may be fetched that is not needed."""
+
+    async def fetch(self, blob: BlobRef) -> Path:
+        """Where it lies in the cache."""
 
 
 class Transfers:

@@ -22,7 +22,7 @@ from memgrid_volunteer.kept import arrive, place_of, share_kept
 from memgrid_volunteer.kinds.committed import read_committed
 from memgrid_volunteer.outbox import safe_name
 from memgrid_volunteer.packing import Packed, pack, packed_bytes
-from memgrid_volunteer.transfers import Transfers
+from memgrid_volunteer.transfers import Fetches
 from memgrid_volunteer.worth import is_worth_fetching, is_worth_sending, saved_s
 
 LOOK_EVERY_S = 0.5
@@ -139,7 +139,7 @@ class Travelling:
         return shutil.disk_usage(self._work).free >= size_bytes + self._cache.reserve_bytes
 
 
-async def bring(offer: LeaseOffer, *, transfers: Transfers, cache: BlobCache, work: Path, tag: str = "") -> None:
+async def bring(offer: LeaseOffer, *, transfers: Fetches, cache: BlobCache, work: Path, tag: str = "") -> None:
     """Have what another host of the account did of a unit lie where its next lease here goes on from.
 
     Whatever is wrong with it, or with the way to it, the unit begins here: it never fails for that.

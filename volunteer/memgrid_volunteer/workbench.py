@@ -12,7 +12,7 @@ from memgrid.errors import InvalidError
 from memgrid.log import get_logger
 from memgrid.specs import parse_spec
 from memgrid.units import LeaseId, LeaseOffer, Reason, ReasonCode, WorkFacts
-from memgrid_volunteer.bench import Bench
+from memgrid_volunteer.bench import FAILURES, Bench
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.desk import AHEAD_UNITS_MAX, Held, Stage
 from memgrid_volunteer.inputs import Prepared
@@ -27,7 +27,6 @@ from memgrid_volunteer.sharing import Sharing
 
 _CUT_OFF = (ReasonCode.OWNER_PAUSED, ReasonCode.LEAVING, ReasonCode.OUT_OF_MEMORY, ReasonCode.DEVICE_FAILED)
 """Ways to fail that say nothing against going on from the last committed state."""
-_FAILURES = (ReasonCode.UNIT_FAILED, ReasonCode.OUT_OF_MEMORY, ReasonCode.DEVICE_FAILED)
 
 log = get_logger(__name__)
 
@@ -66,7 +65,7 @@ class Workbench:
         """What runs where."""
         self._finishing: set[asyncio.Task[None]] = set()
         self._is_serving = False
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[DeviceId, asyncio.Task[None]] = {}
         """One for each device that has not left."""
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Carries what nobody expected out of the tasks above."""
@@ -162,9 +161,10 @@ class Workbench:
             await self._broken
         finally:
             self._is_serving = False
-            for task in self._serving:
+            serving = tuple(self._serving.values())
+            for task in serving:
                 task.cancel()
-            await asyncio.gather(*self._serving, return_exceptions=True)
+            await asyncio.gather(*serving, return_exceptions=True)
 
     def add(self, bench: Bench) -> None:
         """One more device, before or while `run_units` runs."""
@@ -173,16 +173,18 @@ class Workbench:
             self._begin(bench)
 
     async def remove(self, bench: Bench) -> None:
-        """A device has gone; the unit that it runs is cut off, and goes on on another one."""
+        """A device has gone; returns when the unit that it ran is cut off, which goes on on another one."""
         bench.has_left = True
         self.benches = tuple(each for each in self.benches if each is not bench)
         await bench.stop()
         await self.ready.look_again()
+        serving = self._serving.pop(bench.device_id, None)
+        if serving is not None:
+            await asyncio.wait([serving])
 
     def _begin(self, bench: Bench) -> None:
-        task = asyncio.create_task(self._serve(bench))
-        self._serving.add(task)
-        task.add_done_callback(self._served)
+        task = self._serving[bench.device_id] = asyncio.create_task(self._serve(bench))
+        task.add_done_callback(self._look_for_a_bug)
 
     async def _serve(self, bench: Bench) -> None:
         while (taken := await self.ready.take(bench)) is not None:
@@ -243,7 +245,7 @@ class Workbench:
             return Fate.CUT_OFF
         if reason.code is ReasonCode.INPUT_UNAVAILABLE and await self._is_fetched_again(bench, member, held):
             return Fate.CUT_OFF
-        if reason.code in _FAILURES:
+        if reason.code in FAILURES:
             bench.failed(reason)
         self.give_back(member, offer, reason, bench.device_id)
         return Fate.CUT_OFF if reason.code in _CUT_OFF else Fate.FAILED
@@ -296,10 +298,6 @@ class Workbench:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
-        self._look_for_a_bug(task)
-
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._serving.discard(task)
         self._look_for_a_bug(task)
 
     def _look_for_a_bug(self, task: asyncio.Task[None]) -> None:

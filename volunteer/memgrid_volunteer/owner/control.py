@@ -60,6 +60,10 @@ class Control:
         self._write(tuple(pause for pause in pauses if pause not in lifted))
         return lifted
 
+    def hold(self, pauses: tuple[Pause, ...]) -> None:
+        """Let these hold, and no others: the word of an owner who sits at another machine."""
+        self._write(pauses)
+
     def restarted(self, now: datetime) -> None:
         """The volunteer starts: pauses that were to last until then are over."""
         pauses = self.pauses(now)

@@ -16,7 +16,8 @@ from memgrid_volunteer.owner.spans import SPAN_FORM, Span, parse_span
 
 KINDS = ("prefill", "study", "train", "evaluate")
 CPU: DeviceId = "cpu"
-_DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu):\d{1,3}")
+_DEVICE = re.compile(r"(?:[A-Za-z0-9_-]{1,60}/)?(?:cpu|mps|(?:cuda|xpu):\d{1,3})")
+"""Of another machine of a cluster with that machine's name before it."""
 
 
 class Preset(StrEnum):
@@ -155,7 +156,18 @@ class Preferences(Part):
     work: Work = Field(default=Work(), description="a table [work]")
 
     def device(self, device_id: DeviceId) -> DevicePreferences:
-        return self.devices.get(device_id, _NOTHING_SAID)
+        """What holds for a device; for one of another machine what is said of its like, where nothing is of itself.
+
+        >>> said = {"cuda:0": {"duty_percent": 50, "memory_gb": 8}, "gpu-7/cuda:0": {"duty_percent": 100}}
+        >>> own = preferences_of({"devices": said}).device("gpu-7/cuda:0")
+        >>> own.duty_percent, own.memory_gb
+        (100, 8.0)
+        """
+        own = self.devices.get(device_id, _NOTHING_SAID)
+        _, is_far, like = device_id.rpartition("/")
+        if not is_far or like not in self.devices:
+            return own
+        return self.devices[like].model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
 
 _NOTHING_SAID = DevicePreferences()
