@@ -24,7 +24,7 @@ from memgrid.clock import SystemClock
 from memgrid.digest import digest_of, token_ids
 from memgrid.specs import PrefillSpec
 from memgrid.units import ComputeDtype, DeviceFacts, Reason, ReasonCode, WorkFacts
-from memgrid_volunteer.kinds.committed import COMMITTED_FILE
+from memgrid_volunteer.kinds.committed import Checkpoint
 from memgrid_volunteer.kinds.job import Hello, Job, Outcome, PaceLine, Progress, WorkerDevice
 from memgrid_volunteer.kinds.pace import Pace
 
@@ -47,7 +47,7 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
         case 4:
             return _failed(ReasonCode.DEVICE_FAILED, "CUDA error: it fell off the bus")
         case 5:
-            _work(job, tokens[1], answers, pace)
+            _work(job, spec, tokens[1], answers, pace)
         case 6:
             for step in (1, 2, 3):
                 answers.write(Progress(done=step / 4, text=f"step {step} of 4, loss 1.23").to_line())
@@ -76,19 +76,18 @@ def run(job: Job, device: WorkerDevice, answers: BinaryIO, pace: Pace) -> Outcom
     return Outcome(facts=facts)
 
 
-def _work(job: Job, steps: int, answers: BinaryIO, pace: Pace) -> None:
-    committed = job.out_dir / COMMITTED_FILE
-    begin = int(committed.read_text()) if committed.exists() else 0
+def _work(job: Job, spec: PrefillSpec, steps: int, answers: BinaryIO, pace: Pace) -> None:
+    point = Checkpoint(job.out_dir, spec.key, wanted=spec.compute_dtype, resolved=ComputeDtype.FLOAT32)
+    files = point.whole()
+    begin = int(files[0].read_text()) if files else 0
+    point.go_on_from(files)
     answers.write(Progress(done=begin / steps, text=f"begins at step {begin}").to_line())
     pace.begin()
     for step in range(begin, steps):
         time.sleep(STEP_S)
-        whole = committed.with_suffix(".new")
-        whole.write_text(str(step + 1))
-        whole.replace(committed)
+        point.replace_parts([str(step + 1).encode()], 0.0, done=(step + 1) / steps)
         answers.write(Progress(done=(step + 1) / steps, text=f"step {step + 1} of {steps}").to_line())
         pace.rest()
-    committed.unlink(missing_ok=True)
 
 
 def _failed(code: ReasonCode, text: str) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from memgrid_volunteer.workbench import Workbench
 
 Programs = Callable[[], tuple[str, ...]]
 """The programs that preferences call exclusive, as they are now."""
+MakeNodes = Callable[[], AbstractContextManager[Nodes]]
 MakeProbes = Callable[[Path, Sequence[WatchedDevice], Programs], Sequence[Probe]]
 
 
@@ -63,8 +65,8 @@ class Options:
     isolation: Isolation | None = None
     """None: the strongest that works."""
     backoff: Backoff = backoff_s
-    ray: str | None = None
-    """Where the owner's cluster is; None is nowhere."""
+    nodes: MakeNodes | None = None
+    """The other machines of the owner's cluster; None where there are none."""
     page_port: int | None = None
     """Where to serve the page; 0 is the port of last time, None is nowhere."""
     clock: Clock = field(default_factory=SystemClock)

@@ -116,7 +116,7 @@ def run(
         worker_module=worker_module,
         isolation=isolation,
         page_port=page_port if has_page else None,
-        ray=ray,
+        nodes=None if ray is None else lambda: running.ray_nodes(ray),
     )
     with as_service(place.folder, SystemClock()) if is_service else contextlib.nullcontext():
         configure_logging(level="INFO" if verbose else "WARNING", as_json=json_logs)

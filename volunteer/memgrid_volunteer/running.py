@@ -31,7 +31,7 @@ from memgrid_volunteer.shares import SHARE_DEFAULT
 from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.telling import busy_line
 
-__all__ = ["Options", "join", "leave", "run"]
+__all__ = ["Options", "join", "leave", "ray_nodes", "run"]
 
 
 async def join(
@@ -75,7 +75,7 @@ async def run(home: Home, options: Options, tell: Tell, stopping: Stopping) -> N
     """Work for the grids that were joined, until stopped or through. Raises MemgridError."""
     home.joined()
     home.make()
-    with home.lock(), _nodes(options) as nodes:
+    with home.lock(), (options.nodes or contextlib.nullcontext)() as nodes:
         Control(home.folder).restarted(SystemClock().now())
         gather(home.work, SystemClock().now())
         async with contextlib.AsyncExitStack() as stack:
@@ -148,14 +148,12 @@ _NOTHING_TO_SHOW = HostFacts(
 )
 
 
-def _nodes(options: Options) -> contextlib.AbstractContextManager[Nodes | None]:
-    """The machines of the owner's cluster. Raises InvalidError or UnavailableError in one line."""
-    if options.ray is None:
-        return contextlib.nullcontext()
+def ray_nodes(address: str) -> contextlib.AbstractContextManager[Nodes]:
+    """The other machines of a Ray cluster. Raises InvalidError or UnavailableError in one line."""
     # Loads Ray, which nobody needs who has no cluster.
     from memgrid_volunteer.cluster.ray_nodes import RayNodes
 
-    return RayNodes(options.ray)
+    return RayNodes(address)
 
 
 async def _facts(sandbox: Sandbox) -> HostFacts:

@@ -18,6 +18,7 @@ from memgrid.clock import SystemClock
 from memgrid.errors import MemgridError
 from memgrid.units import AccountId, HostId
 from memgrid_volunteer import running
+from memgrid_volunteer.building import MakeNodes
 from memgrid_volunteer.home import Home, Membership, Place
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.limits import Limits
@@ -80,6 +81,7 @@ class Volunteer:
     probe: ScriptedProbe = field(default_factory=ScriptedProbe)
     clock: JumpingClock = field(default_factory=JumpingClock)
     backoff: Backoff = field(default_factory=lambda: quickly)
+    nodes: MakeNodes | None = None
 
     @property
     def control(self) -> Control:
@@ -157,6 +159,7 @@ class Volunteer:
             backoff=self.backoff,
             clock=self.clock,
             probes=lambda folder, devices, programs: [self.probe],
+            nodes=self.nodes,
         )
         await running.run(self.home, options, self.lines.append, self.stopping)
 

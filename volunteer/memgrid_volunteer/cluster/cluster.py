@@ -117,10 +117,10 @@ class Cluster:
             failures = 1 if self._clock.monotonic_s() - began_s > REST_MAX_S else failures + 1
             if why != told:
                 told = why
-                diary.note(f"{name}: {why}")
+                diary.tell(f"{name}: {why}")
             self._leave_out(name, why, diary)
             await _either(gone.wait(), asyncio.sleep(min(FIRST_REST_S * 2 ** (failures - 1), REST_MAX_S)))
-        diary.note(f"{name}: has left the cluster")
+        diary.tell(f"{name}: has left the cluster")
         self._leave_out(name, None, diary)
 
     async def _serve(self, found: Found, workbench: Workbench, diary: Diary) -> None:
@@ -141,7 +141,7 @@ class Cluster:
             node = Node(name, call, greeting, wanted, self._clock, self._losses)
             self._leave_out(name, None, diary)
             names = ", ".join(bench.device_id for bench in node.benches)
-            diary.note(f"{name}: computes too, with {names}; isolation {greeting.facts.isolation}")
+            diary.tell(f"{name}: computes too, with {names}; isolation {greeting.facts.isolation}")
             await self._use(node, call, found, workbench, diary)
         finally:
             self._nodes.end(call)

@@ -39,6 +39,8 @@ class FarBench(Bench):
         """`losses` counts, for all benches together, the machines that a lease has lost."""
         super().__init__(device, clock)
         self.there = there
+        self.lease_id: LeaseId | None = None
+        """Of the unit that runs."""
         self._machine = machine
         self._losses = losses
         self._hear: Callable[[Progress], None] | None = None
@@ -54,6 +56,7 @@ class FarBench(Bench):
     async def run(self, prepared: Prepared, hear: Callable[[Progress], None]) -> Outcome:
         """What its machine or the way there is to blame for is no fault of the unit: that is cut off, and goes on."""
         self.warm_model, self._hear, stops = prepared.offer.model, hear, self._stops
+        self.lease_id = prepared.offer.lease_id
         try:
             return await self._machine.compute(self.there, prepared, lambda: self._stops == stops)
         except NodeGoneError as error:
@@ -68,7 +71,7 @@ class FarBench(Bench):
             self.failed(reason)
             return _failed(ReasonCode.OWNER_PAUSED, reason.text)
         finally:
-            self._hear = None
+            self._hear = self.lease_id = None
 
     def goes_on(self, lease_id: LeaseId, progress: Progress) -> None:
         """Its machine tells how far a unit is."""

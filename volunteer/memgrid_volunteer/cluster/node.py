@@ -19,6 +19,7 @@ from memgrid_volunteer.cluster.far_bench import FarBench
 from memgrid_volunteer.cluster.names import NodeName, far_id
 from memgrid_volunteer.cluster.words import LEFT, PACKED, Call, Ended, Greeting, News, NodeGoneError, Wanted
 from memgrid_volunteer.inputs import Prepared
+from memgrid_volunteer.kept import tag_of
 from memgrid_volunteer.kinds.job import DeviceId, Outcome
 from memgrid_volunteer.owner.decision import Action, Decision
 from memgrid_volunteer.owner.signals import DeviceSignals
@@ -132,7 +133,9 @@ class Node:
         try:
             states = await asyncio.to_thread(_packed, prepared, packing)
             paths = _paths_of(prepared) | ({states.digest: packing} if states is not None else {})
-            lacking: tuple[BlobRef, ...] = await self._call("expect", prepared.offer, prepared.model, states)
+            lacking: tuple[BlobRef, ...] = await self._call(
+                "expect", prepared.offer, prepared.model, states, tag_of(prepared.job.unit_dir.name)
+            )
             for blob in lacking:
                 await self._send(blob, paths[blob.digest])
         finally:

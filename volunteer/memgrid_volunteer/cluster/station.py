@@ -48,6 +48,7 @@ class _Task:
     model: ModelFiles
     states: BlobRef | None
     """What was done of it elsewhere."""
+    tag: str
     pins: contextlib.ExitStack
     prepared: Prepared | None = None
     files: leaving.Files | None = None
@@ -65,6 +66,7 @@ class Station:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: dict[LeaseId, _Task] = {}
         self._benches: dict[DeviceId, Bench] = {}
+        self._running: dict[DeviceId, LeaseId] = {}
 
     async def open(self) -> Greeting:
         """Begin; raises InvalidError when this machine does not fit, InternalError when no worker starts."""
@@ -97,8 +99,10 @@ class Station:
         """How things stand, as soon as it is not what `seen` says, and after a second in any case."""
         return await self._standing.news(seen)
 
-    async def expect(self, offer: LeaseOffer, model: ModelFiles, states: BlobRef | None) -> tuple[BlobRef, ...]:
-        """What has to be sent before a unit can run here; until it is forgotten, it stays.
+    async def expect(
+        self, offer: LeaseOffer, model: ModelFiles, states: BlobRef | None, tag: str
+    ) -> tuple[BlobRef, ...]:
+        """What has to be sent before a unit can run here; until it is forgotten, it stays. `tag` keeps grids apart.
 
         Raises InvalidError when the model is without files.
         """
@@ -109,7 +113,7 @@ class Station:
         with contextlib.ExitStack() as pins:
             pins.enter_context(self._cache.pinned(blob.digest for blob in blobs))
             lacking = await asyncio.to_thread(self._lacking, blobs)
-            self._tasks[offer.lease_id] = _Task(offer=offer, model=model, states=states, pins=pins.pop_all())
+            self._tasks[offer.lease_id] = _Task(offer=offer, model=model, states=states, tag=tag, pins=pins.pop_all())
         return lacking
 
     async def take(self, blob: BlobRef, offset: int, piece: bytes) -> None:
@@ -119,12 +123,17 @@ class Station:
     async def run(self, lease_id: LeaseId, device_id: DeviceId) -> Ended:
         """One expected unit on one device, to its end; raises a MemgridError when it can't be prepared."""
         task, bench = self._task(lease_id), self._bench(device_id)
-        if bench.lease_id is not None:
-            raise InvalidError(f"{device_id}: runs lease {bench.lease_id}")
+        if device_id in self._running:
+            raise InvalidError(f"{device_id}: runs lease {self._running[device_id]}")
         if task.states is not None:
-            await asyncio.to_thread(self._go_on_from, task.states, task.offer)
+            await asyncio.to_thread(self._go_on_from, task.states, task)
         task.prepared = await prepare(
-            task.offer, task.model, transfers=_OnlyWhatIsHere(self._cache), cache=self._cache, work=self._home.work
+            task.offer,
+            task.model,
+            transfers=_OnlyWhatIsHere(self._cache),
+            cache=self._cache,
+            work=self._home.work,
+            tag=task.tag,
         )
         if not await bench.start():
             outcome = Outcome(failure=Reason(code=ReasonCode.OWNER_PAUSED, text="its device did not begin"))
@@ -157,11 +166,11 @@ class Station:
         await self._bench(device_id).stop()
 
     async def _run(self, prepared: Prepared, bench: Bench) -> Outcome:
-        lease_id = bench.lease_id = prepared.offer.lease_id
+        lease_id = self._running[bench.device_id] = prepared.offer.lease_id
         try:
             outcome = await bench.run(prepared, lambda progress: self._standing.goes_on(lease_id, progress))
         finally:
-            bench.lease_id = None
+            del self._running[bench.device_id]
             self._standing.ended(lease_id)
         if outcome.facts is not None:
             bench.succeeded()
@@ -188,12 +197,12 @@ class Station:
         except OSError as error:
             raise UnavailableError(f"its disk: {error.strerror}") from None
 
-    def _go_on_from(self, states: BlobRef, offer: LeaseOffer) -> None:
+    def _go_on_from(self, states: BlobRef, task: _Task) -> None:
         try:
-            arrive(self._cache.path_of(states.digest), offer.spec, self._home.work)
+            arrive(self._cache.path_of(states.digest), task.offer.spec, self._home.work, task.tag)
         except (InvalidError, OSError) as error:
             # It is computed from the start then.
-            log.warning("half-done unit not taken", lease_id=offer.lease_id, error=str(error))
+            log.warning("half-done unit not taken", lease_id=task.offer.lease_id, error=str(error))
 
     def _clear(self, task: _Task) -> None:
         if task.files is not None and task.prepared is not None:
