@@ -149,7 +149,9 @@ def _line(member: Member, sharing: Sharing, workbench: Workbench, shared: _Share
         facts=shared.machine.facts,
         clock=clock,
     )
-    transfers = Transfers(None, cache, lambda: session.token, rng, budget=shared.budget, backoff=backoff)
+    transfers = Transfers(
+        None, cache, lambda: session.token, rng, budget=shared.budget, backoff=backoff, tag=member.tag
+    )
     travelling = Travelling(
         desk=member.desk,
         work=shared.work,

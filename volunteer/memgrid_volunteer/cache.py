@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from memgrid.cube.identity import is_model_file
-from memgrid.digest import Digest, digest_of_file
+from memgrid.digest import Digest, canonical_json, digest_of, digest_of_file
 from memgrid.errors import DigestMismatchError, InvalidError, TooLargeError
 from memgrid.log import get_logger
 from memgrid.units import ModelFiles
@@ -22,15 +23,17 @@ DISK_RESERVE_BYTES = 16 << 20
 
 
 class BlobCache:
-    """`blobs/<hex>` whole and checked, `partial/<hex>` on their way, `models/<hex>/` folders of links to blobs.
+    """`blobs/<hex>` whole and checked, `partial/<hex>` on their way, `models/<hex>-<files>/` of links to them.
 
-    One process uses a cache at a time. Methods that hash or delete take as long as the disk does.
+    One process uses a cache at a time, any thread of it. Methods that hash or delete take as long as the disk does.
+    What has been checked is everybody's. What a grid only says, or has sent a part of, is no other grid's.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int, reserve_bytes: int = DISK_RESERVE_BYTES) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self.reserve_bytes = reserve_bytes
+        self._lock = threading.RLock()
         self._pins: Counter[Digest] = Counter()
         self._sound: set[Digest] = set()
         """Hashed by this process, or by who brought them to it: disks and other programs damage files meanwhile."""
@@ -40,12 +43,12 @@ class BlobCache:
     def path_of(self, digest: Digest) -> Path:
         return self.folder / "blobs" / _hex(digest)
 
-    def partial_path(self, digest: Digest) -> Path:
-        """Where the bytes fetched so far lie, also after a restart."""
-        return self.folder / "partial" / _hex(digest)
+    def partial_path(self, digest: Digest, tag: str = "") -> Path:
+        """Where the bytes lie that a grid has sent so far, also after a restart."""
+        return self.folder / "partial" / f"{tag}{_hex(digest)}"
 
-    def partial_bytes(self, digest: Digest) -> int:
-        path = self.partial_path(digest)
+    def partial_bytes(self, digest: Digest, tag: str = "") -> int:
+        path = self.partial_path(digest, tag)
         return path.stat().st_size if path.exists() else 0
 
     def has(self, digest: Digest, size_bytes: int) -> bool:
@@ -75,19 +78,21 @@ class BlobCache:
             return True
         log.warning("cached blob was damaged", digest=digest, found=found)
         self._sound.discard(digest)
-        with contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(FileNotFoundError):
             self._evict(path)
         return False
 
     def recheck(self, digests: Iterable[Digest], model: Digest) -> list[Digest]:
         """Hash what a worker could not use and remove what is damaged; the model's folder is made anew anyway."""
-        shutil.rmtree(self.folder / "models" / _hex(model), ignore_errors=True)
+        with self._lock:
+            for folder in (self.folder / "models").glob(f"{_hex(model)}*"):
+                shutil.rmtree(folder, ignore_errors=True)
         return [digest for digest in dict.fromkeys(digests) if not self.is_sound(digest, again=True)]
 
     def models(self) -> frozenset[Digest]:
         """Models whose files are all here."""
         names = [path.name for path in (self.folder / "models").iterdir() if not path.suffix]
-        return frozenset(Digest(f"sha256:{name}") for name in names)
+        return frozenset(Digest(f"sha256:{name.partition('-')[0]}") for name in names)
 
     def allow(self, *, limit_bytes: int, reserve_bytes: int) -> None:
         """What the owner allows from now on; more than that is evicted at once, as far as nothing needs it."""
@@ -110,6 +115,10 @@ class BlobCache:
 
     def make_room(self, size_bytes: int) -> None:
         """Evict until so many more bytes fit the limit and the disk; raises TooLargeError when they can not."""
+        with self._lock:
+            self._make_room(size_bytes)
+
+    def _make_room(self, size_bytes: int) -> None:
         files = [(path, path.stat()) for path in (self.folder / "blobs").iterdir()]
         used_bytes = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda entry: entry[1].st_mtime_ns):
@@ -150,7 +159,13 @@ class BlobCache:
 
     def model_folder(self, model: ModelFiles) -> Path:
         """A folder with the model's files under their names; all its blobs must be here."""
-        folder = self.folder / "models" / _hex(model.digest)
+        with self._lock:
+            return self._model_folder(model)
+
+    def _model_folder(self, model: ModelFiles) -> Path:
+        # A grid says which files a model has, and only for itself.
+        files = digest_of(canonical_json(sorted([file.name, file.digest] for file in model.files)))
+        folder = self.folder / "models" / f"{_hex(model.digest)}-{_hex(files)[:16]}"
         if folder.is_dir():
             return folder
         making = folder.with_suffix(".making")

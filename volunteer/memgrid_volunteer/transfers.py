@@ -51,13 +51,16 @@ class Transfers:
         *,
         budget: Budget,
         backoff: Backoff = backoff_s,
+        tag: str = "",
     ) -> None:
+        """`tag`: the grid's, in folders that it shares."""
         self._found = client
         self._budget = budget
         self._cache = cache
         self._token = token
         self._rng = rng
         self._backoff = backoff
+        self._tag = tag
         self._locks: dict[Digest, asyncio.Lock] = {}
 
     @property
@@ -88,12 +91,12 @@ class Transfers:
                 await asyncio.to_thread(self._cache.make_room, blob.size_bytes)
                 await persist(
                     lambda: self._fetch_rest(blob),
-                    lambda: self._cache.partial_bytes(blob.digest),
+                    lambda: self._cache.partial_bytes(blob.digest, self._tag),
                     f"blob {blob.digest}",
                     self._rng,
                     self._backoff,
                 )
-                partial = self._cache.partial_path(blob.digest)
+                partial = self._cache.partial_path(blob.digest, self._tag)
                 await asyncio.to_thread(self._cache.adopt, partial, blob.digest)
         return self._cache.path_of(blob.digest)
 
@@ -120,7 +123,7 @@ class Transfers:
         return await asyncio.to_thread(self._cache.is_sound, blob.digest)
 
     async def _fetch_rest(self, blob: BlobRef) -> None:
-        offset = self._cache.partial_bytes(blob.digest)
+        offset = self._cache.partial_bytes(blob.digest, self._tag)
         if offset > blob.size_bytes:
             offset = 0
         if offset == blob.size_bytes > 0:
@@ -133,7 +136,7 @@ class Transfers:
             # A server that ignores the range sends everything, from the beginning.
             offset = offset if response.status_code == 206 else 0
             _check_length(response, blob, offset)
-            with _open_at(self._cache.partial_path(blob.digest), offset) as file:
+            with _open_at(self._cache.partial_path(blob.digest, self._tag), offset) as file:
                 await self._receive(response, blob, file, offset)
 
     async def _receive(self, response: httpx.Response, blob: BlobRef, file: BinaryIO, offset: int) -> None:

@@ -106,8 +106,11 @@ class Volunteer:
 
     def worker_pids(self) -> set[int]:
         """The workers that run now."""
-        children = psutil.Process().children(recursive=True)
-        return {child.pid for child in children if "tests.workers.quick" in child.cmdline()}
+        found = set()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                found |= {child.pid} if "tests.workers.quick" in child.cmdline() else set()
+        return found
 
     def progress(self) -> dict[str, float]:
         """How far the units have got that run, by device."""

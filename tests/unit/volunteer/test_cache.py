@@ -98,4 +98,18 @@ def test_a_model_file_with_a_wrong_name_is_refused(cache: BlobCache, name: str) 
     model = ModelFiles(digest=digest_of(b"m"), files=(BlobRef(name=name, digest=digest, size_bytes=1),))
     with pytest.raises(InvalidError, match="may not be named"):
         cache.model_folder(model)
-    assert not (cache.folder / "models" / digest_of(b"m").removeprefix("sha256:")).exists()
+    assert not cache.models()
+
+
+def test_what_one_grid_says_of_a_model_is_not_believed_for_another(cache: BlobCache) -> None:
+    ours, theirs = (
+        ModelFiles(
+            digest=digest_of(b"m"), files=(BlobRef(name="config.json", digest=put(cache, content), size_bytes=6),)
+        )
+        for content in (b"honest", b"forged")
+    )
+    assert (cache.model_folder(theirs) / "config.json").read_bytes() == b"forged"
+    assert (cache.model_folder(ours) / "config.json").read_bytes() == b"honest"
+    assert cache.models() == {digest_of(b"m")}
+    cache.recheck([], digest_of(b"m"))
+    assert not cache.models()

@@ -91,3 +91,13 @@ def test_what_nobody_asks_for_again_goes(tmp_path: Path) -> None:
     assert forget_old(tmp_path, NOW + KEPT_FOR) == KEPT_MAX
     assert forget_old(tmp_path, NOW + KEPT_FOR + timedelta(seconds=1)) == 0
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_grids_share_nothing_of_a_unit_that_both_have(tmp_path: Path) -> None:
+    spec = lease(tmp_path, "b.example-443.first")
+    assert gather(tmp_path, NOW) == 1
+    # The very same unit, and only the one grid's lease of it goes on.
+    (tmp_path / "out").mkdir()
+    assert not take_back(unit_key_of(spec), spec, tmp_path / "out" / "first", tmp_path)
+    assert not take_back(unit_key_of(spec), spec, tmp_path / "out" / "c.example-443.first", tmp_path)
+    assert take_back(unit_key_of(spec), spec, tmp_path / "out" / "b.example-443.second", tmp_path)

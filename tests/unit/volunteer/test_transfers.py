@@ -198,6 +198,13 @@ async def test_a_restarted_process_goes_on_too(url: str, cache: BlobCache, grid:
     assert grid.ranges == ["bytes=2500000-"] and grid.sent_bytes == 500_000
 
 
+async def test_what_another_grid_has_sent_a_part_of_is_begun_anew(url: str, cache: BlobCache, grid: Grid) -> None:
+    cache.partial_path(DIGEST, "other.example-443.").write_bytes(b"?" * 2_500_000)
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        assert (await made(client, cache).fetch(blob())).read_bytes() == CONTENT
+    assert grid.ranges == [None]
+
+
 async def test_a_server_that_ignores_the_range_costs_bytes_but_nothing_else(transfers: Transfers, grid: Grid) -> None:
     grid.cut_after, grid.ignores_range = [1_000_000], True
     assert (await transfers.fetch(blob())).read_bytes() == CONTENT
