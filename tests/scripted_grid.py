@@ -93,6 +93,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     uploads_begun: list[str] = field(default_factory=list)
     log_ins: int = 0
     left: bool = False
+    name: str = "scripted"
 
     def __post_init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
@@ -317,7 +318,7 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
 
     async def _describe(self, request: web.Request) -> web.Response:
         port = self.grpc_port_told or self.grpc_port
-        facts = {"name": "scripted", "version": "0", "grpc_port": port, "grid_key": "11" * 32}
+        facts = {"name": self.name, "version": "0", "grpc_port": port, "grid_key": "11" * 32}
         return web.Response(text=json.dumps({**facts, "enrolment": "open", "max_blob_bytes": 1 << 30}))
 
     async def _get_blob(self, request: web.Request) -> web.Response:

@@ -196,7 +196,7 @@ async def test_a_standing_is_asked_for_but_not_waited_for(grid: Grid, tmp_path: 
     url = coordinator.address.url
     membership = Membership(url=url, name="g", account_id=account, host_id=host.host_id, label="attic")
     home.join(membership)
-    told, reason = await asyncio.to_thread(team_cli.standing_of, home, membership)
+    ((told, reason),) = await asyncio.to_thread(team_cli.standings_of, [home])
     assert told is not None and (told["flops"], told["rank"], told["team"], reason) == (3.0, 1, "", "")
     founded = await asyncio.to_thread(team_cli.change_team, home, "Night Owls", code="", is_leaving=False)
     shown = await asyncio.to_thread(team_cli.change_team, home, None, code="", is_leaving=False)
@@ -208,8 +208,8 @@ async def test_a_standing_is_asked_for_but_not_waited_for(grid: Grid, tmp_path: 
     ):
         with pytest.raises(InvalidError, match=says):
             await asyncio.to_thread(team_cli.change_team, home, name, code=code, is_leaving=leaving)
-    away = replace(membership, url="https://127.0.0.1:9")
-    told, reason = await asyncio.to_thread(team_cli.standing_of, home, away)
+    home.join(replace(membership, url="https://127.0.0.1:9"))
+    ((told, reason),) = await asyncio.to_thread(team_cli.standings_of, [home])
     assert told is None and "127.0.0.1:9" in reason
 
 

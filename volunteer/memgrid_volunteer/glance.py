@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from memgrid.errors import InvalidError
+from memgrid_volunteer.grid_view import LATELY, GridView, grid_views
+from memgrid_volunteer.history import History
 from memgrid_volunteer.home import Home, Membership
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.preferences_file import PreferencesFile
@@ -18,7 +23,8 @@ from memgrid_volunteer.view import View, view_of
 class Glance:
     """One look at everything."""
 
-    membership: Membership
+    memberships: tuple[Membership, ...]
+    """At least one, in the order of the home."""
     status: VolunteerStatus
     view: View
     pauses: tuple[Pause, ...]
@@ -27,6 +33,18 @@ class Glance:
     """Empty while nobody knows what the owner wants."""
     problems: tuple[str, ...]
     """What is wrong with files that the owner may put right, one line each."""
+
+    @property
+    def label(self) -> str:
+        """What this machine is called where it first joined."""
+        return self.memberships[0].label
+
+    def grids(self, history: History, now: datetime) -> tuple[GridView, ...]:
+        """Each grid in words, with what it got lately as far as the disk tells."""
+        computed_s: Mapping[str, float] = {}
+        with contextlib.suppress(sqlite3.Error):
+            computed_s = history.computed_s(now - LATELY)
+        return grid_views(self.memberships, self.status, computed_s, is_running=self.is_running)
 
 
 class Glancing:
@@ -39,7 +57,7 @@ class Glancing:
 
     def glance(self, now: datetime) -> Glance:
         """Raises InvalidError when no grid has been joined."""
-        membership = self.home.membership()
+        memberships = tuple(place.membership() for place in self.home.joined())
         problems: list[str] = []
         status = _status(self.home, problems)
         try:
@@ -54,7 +72,7 @@ class Glancing:
         # Who has stopped in good order is believed; the lock is asked only about the others.
         is_running = status.state != "stopped" and self.home.is_running
         return Glance(
-            membership=membership,
+            memberships=memberships,
             status=status,
             view=view_of(status, pauses, now, is_running=is_running),
             pauses=pauses,

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import sys
+from dataclasses import replace
 
 from memgrid.channel import told_wait_s
 from memgrid.clock import SystemClock
@@ -28,6 +29,7 @@ from memgrid_volunteer.sandbox import Sandbox
 from memgrid_volunteer.service.notify import notifier
 from memgrid_volunteer.session import CoordinatorSession, enrol
 from memgrid_volunteer.shares import SHARE_DEFAULT
+from memgrid_volunteer.status import Tally, VolunteerStatus
 from memgrid_volunteer.stopping import Stopping
 from memgrid_volunteer.telling import busy_line
 
@@ -123,8 +125,17 @@ async def leave(home: Home, place: Place | None = None) -> None:
             await session.close()
         shutil.rmtree(place.outbox, ignore_errors=True)
         place.forget()
-        if not home.places():
+        if home.places():
+            _forget_in_status(home, membership)
+        else:
             home.empty()
+
+
+def _forget_in_status(home: Home, left: Membership) -> None:
+    """What was done for it is no part of what the status tells of the others."""
+    status = VolunteerStatus.from_json(home.status())
+    grids = tuple(grid for grid in status.grids if grid.url != left.page_url)
+    home.write_status(replace(status, grids=grids, tally=Tally.sum_of([grid.tally for grid in grids])).to_json())
 
 
 async def _enrol(

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from memgrid.errors import InvalidError, MemgridError, UnavailableError
 from memgrid.teams import Standing, team_name
 from memgrid.text import flops_text
-from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.home import Place
 from memgrid_volunteer.standing import ask_standing
 
 STANDING_LIMIT_S = 5.0
 """How long `status` waits for the grid, which it can do without."""
 
 
-def change_team(home: Home, name: str | None, *, code: str, is_leaving: bool) -> dict[str, Any]:
+def change_team(place: Place, name: str | None, *, code: str, is_leaving: bool) -> dict[str, Any]:
     """Found or join the team of that name, or leave one; without either only tell. Raises MemgridError."""
-    membership = home.membership()
+    membership = place.membership()
     if is_leaving and (name or code):
         raise InvalidError("team: leave with --leave alone")
     if code and not name:
         raise InvalidError("--code: of which team? memgrid volunteer team NAME --code CODE")
     wanted = "" if is_leaving else None if name is None else team_name(name)
-    standing = asyncio.run(ask_standing(membership.url, key=home.key(), team=wanted, code=code))
+    standing = asyncio.run(ask_standing(membership.url, key=place.key(), team=wanted, code=code))
     if standing.team and (standing.join_code or code):
-        home.keep_join_code(membership.url, standing.team, standing.join_code or code)
-    known = home.join_code(membership.url, standing.team)
+        place.keep_join_code(membership.url, standing.team, standing.join_code or code)
+    known = place.join_code(membership.url, standing.team)
     return {
         "team": standing.team,
         "members": standing.team_members,
@@ -51,10 +52,18 @@ def team_in_words(facts: dict[str, Any], *, is_leaving: bool) -> str:
     return f"{told}\nothers join with: memgrid volunteer team '{facts['team']}' --code {facts['code']}"
 
 
-def standing_of(home: Home, membership: Membership) -> tuple[dict[str, Any] | None, str]:
-    """How the account stands, or why the grid does not say; it is not waited for long."""
+def standings_of(places: Sequence[Place]) -> list[tuple[dict[str, Any] | None, str]]:
+    """How the account of each grid stands, or why the grid does not say; none is waited for long."""
+
+    async def ask() -> list[tuple[dict[str, Any] | None, str]]:
+        return await asyncio.gather(*map(_standing_of, places))
+
+    return asyncio.run(ask())
+
+
+async def _standing_of(place: Place) -> tuple[dict[str, Any] | None, str]:
     try:
-        standing = asyncio.run(_soon(home, membership))
+        standing = await _soon(place)
     except MemgridError as error:
         return None, str(error)
     facts = asdict(standing)
@@ -62,12 +71,12 @@ def standing_of(home: Home, membership: Membership) -> tuple[dict[str, Any] | No
     return facts, ""
 
 
-async def _soon(home: Home, membership: Membership) -> Standing:
+async def _soon(place: Place) -> Standing:
     try:
         async with asyncio.timeout(STANDING_LIMIT_S):
-            return await ask_standing(membership.url, key=home.key())
+            return await ask_standing(place.membership().url, key=place.key())
     except TimeoutError:
-        raise UnavailableError(f"{membership.url.partition('#')[0]} does not answer") from None
+        raise UnavailableError(f"{place.grid_url} does not answer") from None
 
 
 def standing_in_words(facts: dict[str, Any] | None, reason: str) -> list[str]:

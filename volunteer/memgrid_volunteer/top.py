@@ -44,11 +44,12 @@ class Top:
         now = self._now()
         glance = self._glancing.glance(now)
         units: list[DoneUnit] = []
+        grids = glance.grids(self._history, now)
         credit = None
         with contextlib.suppress(sqlite3.Error):
             units = self._history.units(limit=UNITS_SHOWN)
             credit = credit_chart(self._history, Span.MONTH, now)
-        return frame(glance, tiles(glance, self._asking.asked), units, credit, now, keys=keys)
+        return frame(glance, tiles(glance, self._asking.asked), grids, units, credit, now, keys=keys)
 
     async def show(self, console: Console) -> None:
         """A frame a second, until q; at once after a key."""

@@ -15,6 +15,7 @@ from memgrid.charts import Chart
 from memgrid.text import flops_text
 from memgrid_volunteer.done import DoneUnit, Outcome
 from memgrid_volunteer.glance import Glance
+from memgrid_volunteer.grid_view import GridView, names_text
 from memgrid_volunteer.tiles import Tile
 from memgrid_volunteer.view import DeviceView, Tone, past_text
 
@@ -29,6 +30,7 @@ _INDENT = 2
 def frame(
     glance: Glance,
     tiles: Sequence[Tile],
+    grids: Sequence[GridView],
     units: Sequence[DoneUnit],
     credit: Chart | None,
     now: datetime,
@@ -37,6 +39,8 @@ def frame(
 ) -> Group:
     """Everything, the most important first, for a terminal may be low; `keys` says which keys there are."""
     parts: list[RenderableType] = [_head(glance, now, keys), *_state(glance), "", _tiles(tiles)]
+    if len(grids) > 1:
+        parts += ["", _grids(grids)]
     for device in glance.view.devices:
         parts += ["", *_device(device)]
     if credit is not None:
@@ -63,7 +67,8 @@ def _head(glance: Glance, now: datetime, keys: str) -> Table:
     table = Table.grid(expand=True)
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column(justify="right", no_wrap=True)
-    name = Text.assemble((glance.membership.label, "bold"), f" on {glance.membership.name}")
+    grids = names_text([each.name for each in glance.memberships])
+    name = Text.assemble((glance.label, "bold"), f" on {grids}")
     table.add_row(name, Text(f"{keys}  {now:%H:%M:%S}".strip(), style="bright_black"))
     return table
 
@@ -83,6 +88,20 @@ def _tiles(tiles: Sequence[Tile]) -> Table:
     table.add_row(*(Text(tile.name, style="bright_black") for tile in tiles))
     table.add_row(*(Text(tile.value, style="bold") for tile in tiles))
     table.add_row(*(Text(tile.note, style="bright_black") for tile in tiles))
+    return table
+
+
+def _grids(grids: Sequence[GridView]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="bright_black")
+    table.add_column("grid", no_wrap=True, overflow="ellipsis", ratio=1)
+    for name in ("share", "lately", "credit"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=2)
+    for grid in grids:
+        state = Text(grid.state, style=_STYLES[grid.tone]).append(
+            f"  {grid.why}" if grid.why else "", style="default"
+        )
+        table.add_row(grid.name, grid.part, grid.lately, grid.credit, state)
     return table
 
 

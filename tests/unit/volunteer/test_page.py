@@ -275,7 +275,7 @@ async def test_it_tells_how_things_stand(served: Served) -> None:
     await served.owner.get("/v1/status")
     await asyncio.sleep(0)
     facts = (await served.owner.get("/v1/status")).json()
-    assert (facts["label"], facts["grid"]["url"]) == ("attic", GRID)
+    assert (facts["label"], facts["grids"][0]["url"]) == ("attic", GRID)
     assert (facts["view"]["state"], facts["view"]["tone"]) == ("Computing", "good")
     device = facts["view"]["devices"][0]
     assert (device["device_id"], device["share"], device["left"][:13]) == ("cuda:0", 0.42, "about 7 min l")

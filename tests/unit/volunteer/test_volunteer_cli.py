@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from memgrid.errors import SessionReplacedError
+from memgrid.clock import SystemClock
+from memgrid.errors import InvalidError, SessionReplacedError
+from memgrid_volunteer.grids_cli import views_of
 from tests.scripted_grid import ScriptedGrid
+from tests.volunteer_homes import make_home
 
 ROOT = Path(__file__).resolve().parents[3]
 MEMGRID = Path(sys.executable).with_name("memgrid")
@@ -103,15 +106,39 @@ async def test_one_command_is_enough(grid: ScriptedGrid, home: Path) -> None:
     grid.offer("two", 2)
     code, out, _ = await memgrid("run", grid.url, "--once", "--no-page", "--home", home, *QUICK)
     assert code == 0 and "joined" not in out and "accepted, credit" in out
-    code, _, error = await memgrid("run", "http://127.0.0.1:1", "--home", home)
-    assert code == 2 and f"has joined {grid.url}; leave it first" in error
 
 
-async def test_a_folder_belongs_to_one_grid(grid: ScriptedGrid, home: Path) -> None:
-    await memgrid("join", grid.url, "--home", home, *QUICK)
-    code, _, error = await memgrid("join", "http://127.0.0.1:1", "--home", home)
-    assert code == 2 and f"has joined {grid.url}; leave it first" in error
-    assert (await memgrid("join", grid.url, "--home", home, *QUICK))[0] == 0
+async def test_a_second_grid_is_joined_shared_with_and_left(
+    grid: ScriptedGrid, other: ScriptedGrid, home: Path
+) -> None:
+    other.name = "second"
+    folder = make_home(home, grid.url)
+    folder.key()
+    code, out, error = await memgrid("join", other.url, "--share", "30", "--home", home, "--label", "attic", *QUICK)
+    assert (code, error) == (0, "") and out.startswith("joined second as attic")
+    (place,) = (home / "grids").iterdir()
+    assert (place / "volunteer.key").read_bytes() != (home / "volunteer.key").read_bytes()
+
+    prefer_always(home)
+    for one in (grid, other):
+        one.offer("one", 1)
+    code, out, error = await memgrid("run", "--max-units", "2", "--no-page", "--home", home, *QUICK)
+    assert (code, error) == (0, "") and out.count("accepted, credit") == 2
+    views = views_of(folder, SystemClock().now())
+    found = [(each.name, each.share, each.part, each.units) for each in views]
+    assert found == [("a grid for tests", 100, "77%", "1 of 1 accepted"), ("second", 30, "23%", "1 of 1 accepted")]
+    assert all(each.lately_s > 0 for each in views)
+    code, out, _ = await memgrid("share", "second", "300", "--home", home)
+    assert (code, out) == (0, "a grid for tests: share 100, 25%\nsecond: share 300, 75%\n")
+
+    _, out, _ = await memgrid("status", "--home", home)
+    assert "attic on a grid for tests and second" in out and "2 accepted" in out and out.count("rank 1 of 1") == 2
+    with pytest.raises(InvalidError, match=r"which grid. one of a grid for tests .*, second"):
+        folder.find(None)
+    assert (await memgrid("leave", other.url, "--home", home))[:2] == (0, "left second\n")
+    assert other.left and not grid.left and (place / "volunteer.key").exists()
+    (left,) = views_of(folder, SystemClock().now())
+    assert left.name == "a grid for tests" and folder.status()["accepted"] == 1
 
 
 async def test_a_worker_that_can_not_start_is_a_failure_with_its_last_words(grid: ScriptedGrid, home: Path) -> None:

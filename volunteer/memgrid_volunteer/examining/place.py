@@ -13,17 +13,18 @@ from memgrid.digest import digest_of_file
 from memgrid.errors import InvalidError
 from memgrid.findings import Finding, Level
 from memgrid.text import bytes_text
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.home import Home, Place
 from memgrid_volunteer.owner.preferences_file import PreferencesFile
+from memgrid_volunteer.places import KEY_FILE
 
 _KEY_BYTES = 32
 _SAMPLE_BYTES = 2 << 30
 _SAMPLE_FILES = 16
 
 
-def key(home: Home) -> Iterator[Finding]:
-    """Whether the key is there, whole, and its owner's alone. Its bytes are not read."""
-    path = home.folder / "volunteer.key"
+def key(place: Place) -> Iterator[Finding]:
+    """Whether a grid's key is there, whole, and its owner's alone. Its bytes are not read."""
+    path = place.folder / KEY_FILE
     if not path.is_file():
         advice = "joining makes one; if there was one, restore it: memgrid volunteer key restore FILE"
         yield Finding(level=Level.BAD, about="key", text="there is none", advice=advice)
@@ -33,8 +34,8 @@ def key(home: Home) -> Iterator[Finding]:
         text = f"{facts.st_size} bytes, expected {_KEY_BYTES}: it is damaged"
         advice = "put it aside and restore it: memgrid volunteer key restore FILE"
         yield Finding(level=Level.BAD, about="key", text=text, advice=advice)
-    elif sys.platform != "win32" and _others_may_read(path) and _others_may_read(home.folder):
-        advice = f"chmod 700 {home.folder}; chmod 600 {path}; if others were there, they may have copied it"
+    elif sys.platform != "win32" and _others_may_read(path) and _others_may_read(place.folder):
+        advice = f"chmod 700 {place.folder}; chmod 600 {path}; if others were there, they may have copied it"
         yield Finding(level=Level.BAD, about="key", text="others on this machine can read it", advice=advice)
     else:
         yield Finding(level=Level.OK, about="key", text="there, and readable by its owner only")

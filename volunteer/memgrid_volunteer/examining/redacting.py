@@ -16,6 +16,7 @@ from memgrid.findings import Finding
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.owner.files import read_whole
 from memgrid_volunteer.page.key import read_key
+from memgrid_volunteer.places import KEY_FILE, TEAM_FILE
 
 HIDDEN = "[hidden]"
 _SECRET_NAMES = re.compile(r"(?i)token|secret|password|passphrase|api_?key|invite|credential")
@@ -56,16 +57,21 @@ class Redactor:
 
 def _secrets(home: Home, environment: Mapping[str, str]) -> set[str]:
     found = {value for name, value in environment.items() if _SECRET_NAMES.search(name)}
-    key = home.folder / "volunteer.key"
-    if key.is_file():
+    for key in _all(home, KEY_FILE):
         content = key.read_bytes()[:4096]
         found |= {content.hex(), content.hex().upper(), base64.b64encode(content).decode()}
         found |= {base64.urlsafe_b64encode(content).decode().rstrip("="), str(content)[2:-1]}
     if (page := read_key(home.folder)) is not None:
         found |= {page.secret, page.cookie, page.csrf}
-    with contextlib.suppress(InvalidError):
-        found.add(str((read_whole(home.folder / "team.json") or {}).get("code", "")))
+    for team in _all(home, TEAM_FILE):
+        with contextlib.suppress(InvalidError):
+            found.add(str((read_whole(team) or {}).get("code", "")))
     return {secret for secret in found if len(secret) >= _SHORTEST}
+
+
+def _all(home: Home, name: str) -> list[Path]:
+    """The file of that name of every grid that is, or was, joined."""
+    return [path for path in (home.folder / name, *home.folder.glob(f"grids/*/{name}")) if path.is_file()]
 
 
 def _user() -> str:

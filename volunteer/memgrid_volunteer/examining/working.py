@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memgrid.errors import MemgridError
 from memgrid.findings import Finding, Level
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.home import Home, Place
 from memgrid_volunteer.service import installing
 from memgrid_volunteer.service.crashes import Starts
 from memgrid_volunteer.service.keeping import WHY_WAITING_FILE
@@ -85,7 +85,7 @@ def service(home: Home) -> Iterator[Finding]:
         yield Finding(level=Level.FACT, about="service", text=f"{plan.service.name}: {state}")
 
 
-def undelivered(home: Home) -> Iterator[Finding]:
-    """Finished work that the grid has not judged."""
-    waiting = [path for path in home.outbox.glob("*") if path.is_dir()] if home.outbox.is_dir() else []
+def undelivered(place: Place) -> Iterator[Finding]:
+    """Finished work that its grid has not judged."""
+    waiting = [path for path in place.outbox.glob("*") if path.is_dir()] if place.outbox.is_dir() else []
     yield Finding(level=Level.FACT, about="outbox", text=f"{len(waiting)} results await their verdict")

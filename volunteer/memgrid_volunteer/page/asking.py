@@ -20,7 +20,7 @@ from memgrid.teams import Standing
 from memgrid.units import UnitKey
 from memgrid_volunteer.done import Fate
 from memgrid_volunteer.history import History
-from memgrid_volunteer.home import Home
+from memgrid_volunteer.home import Home, Place
 from memgrid_volunteer.standing import ask_standing
 from memgrid_volunteer.tiles import Asked
 
@@ -37,14 +37,17 @@ _CUBE = re.compile(r"[a-z0-9][a-z0-9._/-]{0,254}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME_LENGTH_MAX = 100
 
-AskGrid = Callable[[Home], Awaitable[Standing]]
-"""How the account of a home stands. Raises MemgridError."""
+AskGrid = Callable[[Place], Awaitable[Standing]]
+"""How the account of a grid stands. Raises MemgridError."""
+
+_What = tuple[str, str]
+"""What is asked, and the address of the grid that is asked."""
 
 log = get_logger(__name__)
 
 
-async def ask_the_grid(home: Home) -> Standing:
-    return await ask_standing(home.membership().url, key=home.key())
+async def ask_the_grid(place: Place) -> Standing:
+    return await ask_standing(place.membership().url, key=place.key())
 
 
 class GridAsking:
@@ -55,9 +58,10 @@ class GridAsking:
         self._home = home
         self._history = history
         self._clock = clock
-        self._not_before_s: dict[str, float] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.asked = Asked()
+        self._not_before_s: dict[_What, float] = {}
+        self._tasks: dict[_What, asyncio.Task[None]] = {}
+        self.asked: dict[str, Asked] = {}
+        """By the grid's address; what was not asked yet is missing."""
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
@@ -65,8 +69,8 @@ class GridAsking:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def look_at_standing(self) -> Asked:
-        """The last answer; a new one is asked for when it is old."""
+    def look_at_standing(self) -> Mapping[str, Asked]:
+        """The last answers; new ones are asked for when they are old."""
         self._begin("standing", self._ask_standing, STANDING_EVERY_S)
         return self.asked
 
@@ -74,34 +78,38 @@ class GridAsking:
         """Ask what accepted units became, unless that was done just now."""
         self._begin("cubes", self._ask_fates, CUBES_EVERY_S)
 
-    def _begin(self, name: str, ask: Callable[[], Awaitable[None]], every_s: float) -> None:
+    def _begin(self, name: str, ask: Callable[[Place], Awaitable[None]], every_s: float) -> None:
         now_s = self._clock.monotonic_s()
-        if now_s >= self._not_before_s.get(name, now_s):
-            self._not_before_s[name] = now_s + every_s
-            self._tasks[name] = asyncio.create_task(self._ask(name, ask))
+        for place in self._home.places():
+            what = (name, place.grid_url)
+            if now_s >= self._not_before_s.get(what, now_s):
+                self._not_before_s[what] = now_s + every_s
+                self._tasks[what] = asyncio.create_task(self._ask(what, ask, place))
 
-    async def _ask(self, name: str, ask: Callable[[], Awaitable[None]]) -> None:
+    async def _ask(self, what: _What, ask: Callable[[Place], Awaitable[None]], place: Place) -> None:
+        name, grid = what
         try:
             async with asyncio.timeout(ASK_LIMIT_S):
-                await ask()
+                await ask(place)
         except (MemgridError, TimeoutError, OSError, httpx.HTTPError, sqlite3.Error) as error:
             log.info("the grid did not say", what=name, error=str(error) or "no answer in time")
-            self._not_before_s[name] = self._clock.monotonic_s() + AFTER_FAILURE_S
+            self._not_before_s[what] = self._clock.monotonic_s() + AFTER_FAILURE_S
             if name == "standing":
-                self.asked = Asked(standing=self.asked.standing, reason="the grid does not answer")
+                before = self.asked.get(grid, Asked())
+                self.asked[grid] = Asked(standing=before.standing, reason="the grid does not answer")
 
-    async def _ask_standing(self) -> None:
-        self.asked = Asked(standing=await self._ask_grid(self._home))
+    async def _ask_standing(self, place: Place) -> None:
+        self.asked[place.grid_url] = Asked(standing=await self._ask_grid(place))
 
-    async def _ask_fates(self) -> None:
-        grid, now = self._home.grid_url, self._clock.now()
+    async def _ask_fates(self, place: Place) -> None:
+        grid, now = place.grid_url, self._clock.now()
         keys = self._history.without_fate(grid, now - FATES_EVERY, FATES_MAX)
         if keys:
-            fates = fates_in(await self._get(f"/v1/units?keys={','.join(keys)}"))
+            fates = fates_in(await self._get(place, f"/v1/units?keys={','.join(keys)}"))
             self._history.tell_fate({key: fates[key] for key in keys if key in fates}, keys, now, grid=grid)
 
-    async def _get(self, path: str) -> bytes:
-        endpoint = await asyncio.to_thread(discover, self._home.membership().url)
+    async def _get(self, place: Place, path: str) -> bytes:
+        endpoint = await asyncio.to_thread(discover, place.membership().url)
         async with async_http_client(endpoint) as client, client.stream("GET", path) as answer:
             if answer.status_code != 200:
                 raise UnavailableError(f"{endpoint.url}{path[:40]} answers {answer.status_code}")

@@ -31,7 +31,7 @@ def page(
 ) -> None:
     """Open the running volunteer's own page in the browser."""
     place = Home(home or default_home())
-    place.membership()
+    place.joined()
     key = open_page(place)
     if key is None:
         raise InvalidError(f"{place.folder}: no page is open here; memgrid volunteer run opens one")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from memgrid.nickname import nickname
 from memgrid.text import flops_text, seconds_text
 from memgrid_volunteer.done import DoneUnit, Fate, Outcome
 from memgrid_volunteer.glance import Glance
+from memgrid_volunteer.grid_view import GridView
 from memgrid_volunteer.tiles import Asked, tiles
 from memgrid_volunteer.view import Tone, past_text
 
@@ -27,13 +27,14 @@ _TONES = {
 _OUTCOMES = {Outcome.AWAITING: "being checked", Outcome.GIVEN_BACK: "given back", Outcome.REFUSED: "turned down"}
 
 
-def status_facts(glance: Glance, asked: Asked, newest: int) -> dict[str, Any]:
+def status_facts(
+    glance: Glance, asked: Mapping[str, Asked], grids: Sequence[GridView], newest: int
+) -> dict[str, Any]:
     """How things stand now; when `version` changes, history and credit have changed."""
-    membership, tally = glance.membership, glance.status.tally
+    tally = glance.status.tally
     return {
-        "label": membership.label,
-        "grid": {"name": membership.name, "url": grid_url(membership.url)},
-        "public_name": nickname(membership.account_id),
+        "label": glance.label,
+        "grids": [asdict(grid) for grid in grids],
         "view": asdict(glance.view),
         "tiles": [asdict(tile) for tile in tiles(glance, asked)],
         "preset": glance.preset,
@@ -61,6 +62,7 @@ def _unit_facts(unit: DoneUnit, now: datetime) -> dict[str, Any]:
         "work": unit.work or "not begun",
         "kind": unit.kind,
         "device": unit.device_id,
+        "grid": unit.grid,
         "outcome": _OUTCOMES.get(unit.outcome, unit.outcome.value),
         "tone": _TONES.get(unit.outcome, Tone.QUIET),
         "reason": "" if unit.outcome is Outcome.ACCEPTED else unit.reason,
@@ -75,7 +77,3 @@ def _fate_facts(fate: Fate, grid: str) -> dict[str, str]:
     if fate.cube:
         return {"text": fate.cube, "href": f"{grid}/cubes/{quote(fate.cube, safe='/:')}"}
     return {"text": f"for {fate.campaign}", "href": f"{grid}/campaigns/{quote(fate.campaign_id, safe='')}"}
-
-
-def grid_url(url: str) -> str:
-    return url.partition("#")[0].rstrip("/")

@@ -70,11 +70,12 @@ class PageRoutes:
         return web.Response(text=self._files["icon.svg"], content_type=_TYPES["svg"])
 
     async def status(self, request: web.Request) -> web.Response:
-        glance = self._glancing.glance(self._now())
-        newest = 0
+        now, newest = self._now(), 0
+        glance = self._glancing.glance(now)
         with contextlib.suppress(sqlite3.Error):
             newest = self._history.newest()
-        return _json(status_facts(glance, self._asking.look_at_standing(), newest))
+        grids = glance.grids(self._history, now)
+        return _json(status_facts(glance, self._asking.look_at_standing(), grids, newest))
 
     async def history(self, request: web.Request) -> web.Response:
         text = request.query.get("before", "")

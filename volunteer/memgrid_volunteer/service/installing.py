@@ -93,7 +93,7 @@ def manager_here() -> Manager:
 
 def install(plan: Plan, home: Home) -> None:
     """Write the file and have the service started, now and with every login. Raises MemgridError."""
-    home.membership()
+    home.joined()
     if home.is_running and not plan.path.exists():
         raise InvalidError(f"{home.folder}: a volunteer is running here already; stop it first")
     for folder in (plan.path.parent, plan.service.log.parent):

@@ -19,17 +19,25 @@ PassphraseOption = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="Where the passphrase stands, `-` for standard input; else asked for."),
 ]
+GridOption = Annotated[
+    str | None, typer.Option("--grid", help="Which grid's key, if several were joined: its name or its address.")
+]
 
 key_app = typer.Typer(name="key", help="The key is the account: keep it, and take it along.", no_args_is_help=True)
 
 
 @key_app.command()
-def backup(file: FileArgument, home: HomeOption = None, passphrase_file: PassphraseOption = None) -> None:
+def backup(
+    file: FileArgument,
+    grid: GridOption = None,
+    home: HomeOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
     """Write the key to a file that a passphrase protects."""
     from memgrid.clock import SystemClock
     from memgrid_volunteer.service import keys
 
-    place = Home(home or default_home())
+    place = keys.place_of(Home(home or default_home()), grid)
     sealed = keys.back_up(place, file, _passphrase(passphrase_file, is_new=True), SystemClock().now())
     typer.echo(f"{file}: key {sealed.public_key.hex()[:12]}; without the passphrase nobody can use it, you included")
 
@@ -37,6 +45,9 @@ def backup(file: FileArgument, home: HomeOption = None, passphrase_file: Passphr
 @key_app.command()
 def restore(
     file: FileArgument,
+    grid: Annotated[
+        str, typer.Option(help="The address of the grid that a key is for; without: the first that was joined.")
+    ] = "",
     home: HomeOption = None,
     is_replacing: Annotated[bool, typer.Option("--replace", help="Put a key that is there aside.")] = False,
     passphrase_file: PassphraseOption = None,
@@ -45,7 +56,8 @@ def restore(
     from memgrid_volunteer.service import keys
 
     place = Home(home or default_home())
-    sealed = keys.restore(place, file, _passphrase(passphrase_file, is_new=False), is_replacing=is_replacing)
+    passphrase = _passphrase(passphrase_file, is_new=False)
+    sealed = keys.restore(place, file, passphrase, grid=grid, is_replacing=is_replacing)
     if sealed.membership is None:
         typer.echo("restored the key; go on with: memgrid volunteer join URL --label NAME, a name of its own")
     else:
@@ -54,16 +66,23 @@ def restore(
 
 
 @key_app.command()
-def move(file: FileArgument, home: HomeOption = None, passphrase_file: PassphraseOption = None) -> None:
+def move(
+    file: FileArgument,
+    grid: GridOption = None,
+    home: HomeOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
     """Write key and host to a file for another machine, and be that host here no more."""
     from memgrid.clock import SystemClock
     from memgrid_volunteer.service import keys
 
-    place = Home(home or default_home())
+    folder = Home(home or default_home())
+    place = keys.place_of(folder, grid)
     waiting = sum(path.is_dir() for path in place.outbox.glob("*")) if place.outbox.is_dir() else 0
     if waiting:
         raise InvalidError(f"{waiting} results here await their verdict; run until there are none, or they are lost")
-    sealed = keys.move(place, file, _passphrase(passphrase_file, is_new=True), SystemClock().now())
+    passphrase = _passphrase(passphrase_file, is_new=True)
+    sealed = keys.move(folder, file, passphrase, SystemClock().now(), grid=grid)
     assert sealed.membership is not None
     typer.echo(
         f"{file}: the host {sealed.membership.label} on {sealed.membership.name}. On the other machine:\n"

@@ -16,14 +16,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from memgrid.errors import InvalidError
-from memgrid_volunteer.home import Home, Membership
+from memgrid_volunteer.home import Home, Membership, Place
 from memgrid_volunteer.owner.files import read_whole, write_whole
-from memgrid_volunteer.places import MOVED_FILE
+from memgrid_volunteer.places import KEY_FILE, MEMBERSHIP_FILE, MOVED_FILE, TEAM_FILE
 
 FORMAT = "memgrid.key.v1"
 PASSPHRASE_CHARS_MIN = 10
-KEY_FILE = "volunteer.key"
-_MEMBERSHIP_FILE, _TEAM_FILE = "grid.json", "team.json"
 _KEY_BYTES, _SALT_BYTES, _NONCE_BYTES = 32, 16, 12
 _SCRYPT_LOG_N, _SCRYPT_R, _SCRYPT_P = 17, 8, 1
 """128 MiB and a third of a second for each guess. Source: RFC 7914; OWASP's advice for scrypt."""
@@ -97,53 +95,65 @@ def unseal(content: bytes, passphrase: str) -> Sealed:
     )
 
 
-def back_up(home: Home, file: Path, passphrase: str, now: datetime) -> Sealed:
-    """Write the key alone; joining from another machine with it makes a second host of the same account."""
-    sealed = Sealed(key=_key_of(home), made_at=now)
+def place_of(home: Home, grid: str | None) -> Place:
+    """Where the key lies that is meant: that of a grid, or the only one. Raises InvalidError."""
+    return home.find(grid) if grid is not None or home.places() else home
+
+
+def back_up(place: Place, file: Path, passphrase: str, now: datetime) -> Sealed:
+    """Write a grid's key alone; joining from another machine with it makes a second host of the same account."""
+    sealed = Sealed(key=_key_of(place), made_at=now)
     _write_new(file, seal(sealed, _strong(passphrase)))
     return sealed
 
 
-def move(home: Home, file: Path, passphrase: str, now: datetime) -> Sealed:
-    """Write key and membership, and let this machine be that host no more. Raises InvalidError; then nothing changed.
+def move(home: Home, file: Path, passphrase: str, now: datetime, *, grid: str | None = None) -> Sealed:
+    """Write a grid's key and membership, and let this machine be that host no more.
+
+    Raises InvalidError; then nothing changed.
 
     The key stays here, for the account may go on with another label.
     """
-    membership = home.membership()
+    place = place_of(home, grid)
+    membership = place.membership()
     with home.lock():
-        sealed = Sealed(key=_key_of(home), membership=membership, team=_team_of(home), made_at=now)
+        sealed = Sealed(key=_key_of(place), membership=membership, team=_team_of(place), made_at=now)
         _write_new(file, seal(sealed, _strong(passphrase)))
         # Only now: whatever happens before, this machine is still the host.
-        write_whole(home.folder / MOVED_FILE, {"label": membership.label, "at": now.isoformat()})
-        (home.folder / _MEMBERSHIP_FILE).unlink()
+        write_whole(place.folder / MOVED_FILE, {"label": membership.label, "at": now.isoformat()})
+        (place.folder / MEMBERSHIP_FILE).unlink()
     return sealed
 
 
-def restore(home: Home, file: Path, passphrase: str, *, is_replacing: bool = False) -> Sealed:
+def restore(home: Home, file: Path, passphrase: str, *, grid: str = "", is_replacing: bool = False) -> Sealed:
     """Put a key, or a whole identity, into a home; raises InvalidError where another one lives there.
 
+    A key alone is for the grid of that address, which need not have been joined; without, for the first.
     `is_replacing`: a key that nothing here depends on may give way; it is kept beside, under its own name.
     """
     sealed = unseal(_read(file), passphrase)
     home.make()
+    url = grid if sealed.membership is None else sealed.membership.url
+    place = home.place_for(url) if url else home
     with home.lock():
-        _check_free(home, sealed, is_replacing=is_replacing)
-        path = home.folder / KEY_FILE
+        _check_free(place, sealed, is_replacing=is_replacing)
+        place.make_place()
+        path = place.folder / KEY_FILE
         if path.exists() and path.read_bytes() != sealed.key:
-            path.rename(home.folder / f"{KEY_FILE}.before-{sealed.public_key.hex()[:12]}")
+            path.rename(place.folder / f"{KEY_FILE}.before-{sealed.public_key.hex()[:12]}")
         if not path.exists():
             _write_new(path, sealed.key)
         if sealed.team is not None:
-            write_whole(home.folder / _TEAM_FILE, sealed.team)
+            write_whole(place.folder / TEAM_FILE, sealed.team)
         if sealed.membership is not None:
-            home.join(sealed.membership)
-            (home.folder / MOVED_FILE).unlink(missing_ok=True)
+            place.join(sealed.membership)
+            (place.folder / MOVED_FILE).unlink(missing_ok=True)
     return sealed
 
 
-def check_label(home: Home, label: str) -> None:
+def check_label(place: Place, label: str) -> None:
     """Raises InvalidError when the host of that label has moved away from here: there must not be two of it."""
-    moved = read_whole(home.folder / MOVED_FILE) or {}
+    moved = read_whole(place.folder / MOVED_FILE) or {}
     if moved.get("label") == label:
         raise InvalidError(
             f"the host {label!r} was moved from here to another machine; join with another --label, and this machine"
@@ -151,28 +161,27 @@ def check_label(home: Home, label: str) -> None:
         )
 
 
-def _check_free(home: Home, sealed: Sealed, *, is_replacing: bool) -> None:
-    path = home.folder / KEY_FILE
+def _check_free(place: Place, sealed: Sealed, *, is_replacing: bool) -> None:
+    path = place.folder / KEY_FILE
     is_same_key = path.exists() and path.read_bytes() == sealed.key
-    joined = (home.folder / _MEMBERSHIP_FILE).exists()
-    if joined and not (is_same_key and sealed.membership in (None, home.membership())):
-        raise InvalidError(f"{home.folder}: has joined a grid; leave it first, or use another --home")
+    if place.has_joined and not (is_same_key and sealed.membership in (None, place.membership())):
+        raise InvalidError(f"{place.folder}: has joined a grid; leave it first, or use another --home")
     if path.exists() and not is_same_key and not is_replacing:
         raise InvalidError(f"{path}: there is another key; --replace puts it aside")
 
 
-def _key_of(home: Home) -> bytes:
-    path = home.folder / KEY_FILE
+def _key_of(place: Place) -> bytes:
+    path = place.folder / KEY_FILE
     if not path.is_file():
-        raise InvalidError(f"{home.folder}: there is no key yet; joining a grid makes one")
+        raise InvalidError(f"{place.folder}: there is no key yet; joining a grid makes one")
     content = path.read_bytes()
     if len(content) != _KEY_BYTES:
         raise InvalidError(f"{path}: damaged: {len(content)} bytes, expected {_KEY_BYTES}")
     return content
 
 
-def _team_of(home: Home) -> dict[str, Any] | None:
-    return read_whole(home.folder / _TEAM_FILE)
+def _team_of(place: Place) -> dict[str, Any] | None:
+    return read_whole(place.folder / TEAM_FILE)
 
 
 def _strong(passphrase: str) -> str:

@@ -38,7 +38,12 @@
     show(find("gone"), false);
     const { view } = facts;
     document.title = `${view.state} · ${facts.label}`;
-    if (isNews("label", [facts.label, facts.grid])) find("label").replaceChildren(`${facts.label} on `, make("a", { href: facts.grid.url, rel: "noreferrer" }, facts.grid.name));
+    const { grids } = facts;
+    if (isNews("label", [facts.label, grids.map((grid) => [grid.name, grid.url])])) {
+      find("label").replaceChildren(`${facts.label} on `, ...grids.flatMap((grid, index) => [index ? ", " : "", gridLink(grid)]));
+      shown.delete("units");
+    }
+    drawGrids(grids);
     find("hero").dataset.tone = view.tone;
     text(find("state"), view.state);
     text(find("why"), view.why);
@@ -51,12 +56,28 @@
     show(find("problems"), facts.problems.length > 0);
     if (isNews("tiles", facts.tiles)) find("tiles").replaceChildren(...facts.tiles.map((tile) => make("div", { class: "stat" }, make("dt", {}, tile.name), make("dd", {}, make("b", {}, tile.value), make("small", {}, tile.note)))));
     drawDevices(view.devices);
-    text(find("who"), `${facts.public_name} on the grid's pages; `);
+    text(find("who"), grids.length > 1 ? "" : `${grids[0].public_name} on the grid's pages; `);
     text(find("isolation"), `workers are kept apart by ${facts.isolation || "nothing yet"}.`);
     if (isNews("unseen", view.unseen)) find("unseen").replaceChildren(...view.unseen.map(([name, why]) => make("li", {}, `Can't be seen: ${name}, ${why}`)));
     show(find("unseen"), view.unseen.length > 0);
     if (isNews("version", facts.version)) { loadHistory(); loadCredit(); }
     if (isNews("preset", [facts.preset, view.devices.map((device) => device.device_id)])) loadForm();
+  };
+
+  const gridLink = (grid) => make("a", { href: grid.url, rel: "noreferrer" }, grid.name);
+  const gridNames = new Map();
+  const drawGrids = (grids) => {
+    gridNames.clear();
+    if (grids.length > 1) for (const grid of grids) gridNames.set(grid.url, grid.name);
+    show(find("grid-section"), grids.length > 1);
+    show(find("to-grids"), grids.length > 1);
+    if (grids.length > 1 && isNews("grids", grids)) find("grid-rows").replaceChildren(...grids.map((grid) => make("tr", { data: { tone: grid.tone } },
+      make("th", { scope: "row" }, gridLink(grid), make("small", {}, `as ${grid.public_name}`)),
+      make("td", {}, make("span", { class: "state" }, grid.state), ...(grid.why ? [make("small", {}, grid.why)] : [])),
+      make("td", { class: "number" }, grid.part, make("small", {}, String(grid.share))),
+      make("td", { class: "number" }, grid.lately),
+      make("td", { class: "number" }, grid.units),
+      make("td", { class: "number" }, grid.credit))));
   };
 
   const drawDevices = (devices) => {
@@ -167,7 +188,7 @@
   };
   const unitRow = (unit) => make("tr", { data: { tone: unit.tone } },
     make("td", { class: "when" }, make("time", { datetime: unit.moment }, unit.at)),
-    make("th", { scope: "row" }, unit.work, make("small", {}, `${unit.kind} ${unit.device} `,
+    make("th", { scope: "row" }, unit.work, make("small", {}, `${unit.kind} ${unit.device} ${gridNames.has(unit.grid) ? `for ${gridNames.get(unit.grid)} ` : ""}`,
       make("button", { type: "button", class: "link", data: { explain: unit.key }, "aria-label": `Copy the command that explains unit ${unit.key.slice(0, 12)}` }, unit.key.slice(0, 12)))),
     make("td", { class: "verdict" }, make("span", { class: "state" }, unit.outcome), ...(unit.reason ? [make("small", {}, unit.reason)] : [])),
     make("td", { class: "became" }, ...unit.became.map((one) => make("a", { href: one.href, rel: "noreferrer" }, one.text))),
