@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from memgrid.teams import Standing
-from memgrid.units import AccountId, HostId, UnitKey
+from memgrid.units import AccountId, HostId, Reason, ReasonCode, UnitKey
 from memgrid_volunteer.done import DoneUnit, Fate, Outcome
 from memgrid_volunteer.history import History
-from memgrid_volunteer.home import Home, Membership
-from memgrid_volunteer.status import DeviceStatus, Tally, VolunteerStatus
+from memgrid_volunteer.home import Home, Membership, Place
+from memgrid_volunteer.status import DeviceStatus, GridStatus, Tally, VolunteerStatus
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 GRID = "https://grid.example:7070"
@@ -24,6 +25,22 @@ def make_home(folder: Path, url: str = f"{GRID}#sha256={'ab' * 32}") -> Home:
     member = {"account_id": AccountId("a3f1" * 8), "host_id": HostId("h1")}
     home.join(Membership(url=url, name="a grid for tests", label="attic", **member))
     return home
+
+
+def join_another(home: Home) -> Place:
+    """A second grid with less of the machine, which can't be reached just now."""
+    url = "https://second.example"
+    place = home.place_for(url)
+    place.make_place()
+    place.join(replace(home.membership(), url=url, name="second", host_id=HostId("h2"), share=30))
+    status = VolunteerStatus.from_json(home.status())
+    away = Reason(code=ReasonCode.GRID_AWAY, text="no route")
+    grids = (
+        GridStatus(url=home.grid_url, name="a grid for tests", state="running", tally=status.tally),
+        GridStatus(url=url, name="second", state="away", reason=away),
+    )
+    home.write_status(replace(status, grids=grids).to_json())
+    return place
 
 
 def at_work(now: datetime = NOW) -> VolunteerStatus:
@@ -88,6 +105,6 @@ def fill_history(home: Home, units: int = 30, now: datetime = NOW) -> None:
     history.close()
 
 
-async def stands(home: Home) -> Standing:
+async def stands(place: Place) -> Standing:
     """What a grid might say of an account."""
     return Standing(flops=61e12, escrow_flops=2e12, results=6, rank=7, ranked=1204, team="Early Birds")

@@ -26,7 +26,7 @@ from memgrid_volunteer.page.asking import fates_in
 from memgrid_volunteer.page.guard import BODY_BYTES_MAX, CSRF_HEADER, refusal_of
 from memgrid_volunteer.page.key import PageKey, new_key, read_key, write_key
 from memgrid_volunteer.page.server import serve_page
-from tests.volunteer_homes import GRID, KEYS, NOW, at_work, fill_history, make_home, stands
+from tests.volunteer_homes import GRID, KEYS, NOW, at_work, fill_history, join_another, make_home, stands
 
 READ = ("/", "/static/page.js", "/favicon.ico", "/v1/status", "/v1/history", "/v1/credit", "/v1/preferences")
 WRITE = ("/v1/pause", "/v1/resume", "/v1/preferences")
@@ -392,3 +392,16 @@ def test_what_a_grid_makes_up_becomes_no_address(cube: dict[str, str]) -> None:
 def test_an_answer_that_is_none_is_refused(content: bytes) -> None:
     with pytest.raises(InvalidError, match="can't be read"):
         fates_in(content)
+
+
+async def test_several_grids_are_told_each_by_its_name_share_and_state(served: Served) -> None:
+    (alone,) = (await served.owner.get("/v1/status")).json()["grids"]
+    assert (alone["name"], alone["part"], alone["url"]) == ("a grid for tests", "100%", GRID)
+    join_another(served.home)
+    facts = (await served.owner.get("/v1/status")).json()
+    first, second = facts["grids"]
+    assert (first["part"], second["part"], second["tone"], second["why"]) == ("77%", "23%", "bad", "no route")
+    assert first["lately"].endswith("100% of all") and second["lately"] == "nothing yet"
+    assert [tile["name"] for tile in facts["tiles"]] == ["Credit", "Units accepted", "Grids", "Time given"]
+    units = (await served.owner.get("/v1/history")).json()["units"]
+    assert {unit["grid"] for unit in units} == {GRID}

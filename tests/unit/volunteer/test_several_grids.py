@@ -12,11 +12,14 @@ import pytest
 from memgrid.digest import digest_of
 from memgrid.errors import InvalidError, UnknownHostError
 from memgrid.units import ModelFiles
+from memgrid_volunteer.examining.redacting import Redactor
 from memgrid_volunteer.history import History
+from memgrid_volunteer.places import KEY_FILE
+from memgrid_volunteer.service import keys
 from memgrid_volunteer.sharing import SHARES_FILE
 from tests.scripted_grid import ScriptedGrid
 from tests.unit.volunteer.conftest import Volunteer
-from tests.volunteer_homes import make_home
+from tests.volunteer_homes import GRID, join_another, make_home
 
 SLOW, FAST = (5, 50), (10, 30)
 """Tokens of units that take a second, and thirty milliseconds."""
@@ -184,3 +187,25 @@ async def test_nothing_of_a_stopped_volunteer_is_kept_by_either_grid(
         await grid.until(lambda: volunteer.progress() and grid.granted and other.granted)
         granted = [set(one.granted) for one in (grid, other)]
     assert [{release.lease_id for release in one.released} for one in (grid, other)] == granted
+
+
+def test_each_grid_has_a_key_that_is_kept_moved_and_hidden_for_itself(tmp_path: Path) -> None:
+    home, file, now = make_home(tmp_path / "home"), tmp_path / "one.json", datetime(2026, 3, 1, tzinfo=UTC)
+    home.key()
+    place = join_another(home)
+    content = (place.key(), (place.folder / KEY_FILE).read_bytes())[1]
+    with pytest.raises(InvalidError, match="which grid"):
+        keys.place_of(home, None)
+    assert keys.place_of(home, "second").folder == place.folder
+    cleaned = Redactor(home, {}).clean(f"{content.hex()} {home.folder}")
+    assert content.hex() not in cleaned
+    sealed = keys.move(home, file, "ten or more", now, grid="second")
+    assert sealed.key == content and [each.grid_url for each in home.places()] == [GRID]
+    with pytest.raises(InvalidError, match="was moved from here"):
+        keys.check_label(home.place_for("https://second.example"), "attic")
+    # On another machine it lies beside the grid that was joined there.
+    there = make_home(tmp_path / "there", "https://third.example")
+    keys.restore(there, file, "ten or more")
+    assert [each.membership().name for each in there.places()] == ["a grid for tests", "second"]
+    assert (there.place_for("https://second.example").folder / KEY_FILE).read_bytes() == content
+    assert there.find("second").membership().share == 30

@@ -30,7 +30,7 @@ from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.signals import Pause
 from memgrid_volunteer.page.key import PageKey, new_key, write_key
 from memgrid_volunteer.top import PAUSE_FOR, Top, run_top
-from tests.volunteer_homes import NOW, at_work, fill_history, make_home
+from tests.volunteer_homes import NOW, at_work, fill_history, join_another, make_home
 
 LIMIT_S = 20.0
 
@@ -170,3 +170,14 @@ def test_who_only_looks_does_not_keep_a_volunteer_from_starting(tmp_path: Path) 
         ending.set()
         looking.join()
     assert not home.is_running
+
+
+async def test_several_grids_stand_in_a_row_each(home: Home) -> None:
+    assert "share" not in "\n".join(await frame(home, 100))
+    join_another(home)
+    text = "\n".join(await frame(home, 100))
+    assert "attic on a grid for tests and second" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("second")]
+    assert "23%" in row and "nothing yet" in row and "can't be reached  no route" in row
+    (row,) = [line for line in text.splitlines() if line.startswith("a grid for tests")]
+    assert "77%" in row and "100% of all" in row and "computing" in row
