@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +144,28 @@ async def test_devices_are_shared_out_and_a_change_holds_at_once(
     assert 19 <= ours <= 29, first
     assert not any("two-" in lease for lease in later), later
     assert (volunteer.home.folder / SHARES_FILE).is_file()
+
+
+async def test_what_a_grid_has_had_outlives_the_process(
+    grid: ScriptedGrid, other: ScriptedGrid, volunteer: Volunteer
+) -> None:
+    place = volunteer.join(other)
+    path = volunteer.home.folder / SHARES_FILE
+    path.write_text("no such thing")
+    grid.offer("one", *FAST)
+    await volunteer.run(max_units=1)
+    written = json.loads(path.read_text())
+    had_s, behind_s = (written["levels"][each.membership().grid_id] for each in (volunteer.home, place))
+    assert had_s > 0 and behind_s <= had_s
+    written["levels"][place.membership().grid_id] = had_s + 100_000.0
+    path.write_text(json.dumps(written))
+    for number in range(8):
+        grid.offer(f"one-{number}", *FAST, number)
+        other.offer(f"two-{number}", *FAST, number)
+    before = len(volunteer.units_run())
+    await volunteer.run(max_units=6)
+    # Both are asked at once, so a device that is free sooner may begin with what came first.
+    assert sum("two-" in lease for lease in volunteer.units_run()[before + 1 : before + 6]) <= 1
 
 
 async def test_models_of_one_grid_are_not_told_to_another(
