@@ -20,6 +20,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from memgrid.clock import SystemClock
 from memgrid_volunteer import running
+from memgrid_volunteer.home import Home
 from memgrid_volunteer.isolation import Isolation
 from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.signals import Pause
@@ -28,7 +29,7 @@ from memgrid_volunteer.page.server import serve_page
 from memgrid_volunteer.stopping import Stopping
 from tests.scripted_grid import ScriptedGrid
 from tests.unit.volunteer.conftest import ALWAYS, ROOT, ScriptedProbe, Volunteer, quickly
-from tests.volunteer_homes import at_work, fill_history, make_home, stands
+from tests.volunteer_homes import at_work, fill_history, join_another, make_home, stands
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -85,11 +86,15 @@ async def still(tmp_path: Path) -> AsyncIterator[PageKey]:
     ("scheme", "viewport"), [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)]
 )
 async def test_it_fits_every_screen_and_everybody_who_reads_it(
-    browser: Browser, still: PageKey, scheme: Any, viewport: Any
+    browser: Browser, still: PageKey, tmp_path: Path, scheme: Any, viewport: Any
 ) -> None:
+    join_another(Home(tmp_path / "still"))
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     async with opened(browser, still, color_scheme=scheme, viewport=viewport, bypass_csp=True) as page:
         await expect(page.locator("#units tr")).to_have_count(12)
+        for words in ("second", "can't be reached", "no route", "23%", "nothing yet"):
+            await expect(page.locator("#grid-rows tr").nth(1)).to_contain_text(words)
+        await expect(page.locator("#units tr").first).to_contain_text("for a grid for tests")
         await page.get_by_text("All of it, as a file").click()
         await page.locator("summary", has_text="Numbers").click()
         await page.locator(".menu summary").first.click()
@@ -106,6 +111,7 @@ async def test_it_tells_of_every_device_and_of_the_past(browser: Browser, still:
         for words in ("42%", "20 of 48 conversations", "67 °C", "164 of 200 W", "1,874 tokens/s", "about 7 min left"):
             await expect(gpu).to_contain_text(words)
         await expect(page.locator("#tiles")).to_contain_text("7 of 1,204")
+        await expect(page.locator("#grid-section")).to_be_hidden()
         await page.get_by_role("button", name="Older").click()
         await expect(page.locator("#units tr")).to_have_count(24)
         cube = page.get_by_role("link", name="manuals/pump:1.2.0").first
