@@ -26,9 +26,11 @@ from memgrid.signing import ENROL_TYPE, LOGIN_TYPE, REPORTS_TYPE, TEAM_TYPE
 from memgrid.specs import PrefillSpec
 from memgrid.teams import Standing
 from memgrid.units import (
+    CHECKPOINT_FILE,
     AccountId,
     BlobRef,
     Cancellation,
+    CheckpointRef,
     ComputeDtype,
     HostId,
     LeaseId,
@@ -81,6 +83,10 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     """Whether the data plane has no answer for anybody."""
     refuses_uploads: set[LeaseId] = field(default_factory=set)
     """Uploads that something always goes wrong with."""
+    wants_half_done: bool = True
+    """Whether it orders what is done of units that are given back."""
+    holds_up: asyncio.Event | None = None
+    """Until it is set, half-done units neither arrive nor leave."""
     certificate: Certificate | None = None
     """With one, both planes speak TLS."""
     grpc_port_told: int = 0
@@ -91,6 +97,10 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
     released: list[Release] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     uploads_begun: list[str] = field(default_factory=list)
+    half_done: dict[str, bytes] = field(default_factory=dict)
+    """What came of units that were given back, by lease."""
+    happened: list[str] = field(default_factory=list)
+    """Leases given back, half-done units begun and here, and results here, as they came."""
     log_ins: int = 0
     left: bool = False
     name: str = "scripted"
@@ -118,6 +128,12 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         app.router.add_post("/v2/grid/outputs/{lease}/blobs/uploads/", self._begin)
         app.router.add_patch("/v2/grid/outputs/{lease}/blobs/uploads/u", self._patch)
         app.router.add_put("/v2/grid/outputs/{lease}/blobs/uploads/u", self._finish)
+        kept = "/v2/grid/checkpoints/{lease}/blobs"
+        app.router.add_get(kept + "/{digest}", self._get_half_done)
+        app.router.add_post(kept + "/uploads/", self._begin_half_done)
+        app.router.add_get(kept + "/uploads/u", self._where_half_done)
+        app.router.add_patch(kept + "/uploads/u", self._patch_half_done)
+        app.router.add_put(kept + "/uploads/u", self._finish_half_done)
         self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0)])
         pb_grpc.add_VolunteersServicer_to_server(self, self._server)
         place, context = f"127.0.0.1:{self.grpc_port}", None
@@ -255,7 +271,11 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         for release in ask.released:
             self.released.append(release)
             self.granted.pop(release.lease_id, None)
+            self.happened.append(f"{release.lease_id} back" if release.checkpoint is None else "offered")
+        offered = ask.released if self.wants_half_done else ()
+        orders = tuple(_order_of(one.lease_id, one.checkpoint) for one in offered if one.checkpoint is not None)
         answer = replace(self._news(ask), acks=acks)
+        answer = replace(answer, uploads=(*answer.uploads, *orders))
         until, token = asyncio.get_running_loop().time() + ask.wait.total_seconds(), self.token
         while answer.is_empty and asyncio.get_running_loop().time() < until and self.token == token:
             self.changed.clear()
@@ -345,7 +365,34 @@ class ScriptedGrid(pb_grpc.VolunteersServicer):
         lease_id = LeaseId(request.match_info["lease"])
         assert digest_of(self.uploads[lease_id]) == request.query["digest"]
         self.settled.add(lease_id)
+        self.happened.append(f"{lease_id} done")
         self.changed.set()
+        return web.Response(status=201)
+
+    async def _get_half_done(self, request: web.Request) -> web.Response:
+        if self.holds_up is not None:
+            await self.holds_up.wait()
+        return await self._get_blob(request)
+
+    async def _begin_half_done(self, request: web.Request) -> web.Response:
+        self.half_done[request.match_info["lease"]] = b""
+        self.happened.append("begun")
+        return web.Response(status=202, headers={"location": f"{request.path}u"})
+
+    async def _where_half_done(self, request: web.Request) -> web.Response:
+        last = max(0, len(self.half_done[request.match_info["lease"]]) - 1)
+        return web.Response(status=204, headers={"location": request.path, "range": f"0-{last}"})
+
+    async def _patch_half_done(self, request: web.Request) -> web.Response:
+        if self.holds_up is not None:
+            await self.holds_up.wait()
+        self.half_done[request.match_info["lease"]] += await request.read()
+        return web.Response(status=202, headers={"location": request.path})
+
+    async def _finish_half_done(self, request: web.Request) -> web.Response:
+        lease_id = request.match_info["lease"]
+        assert digest_of(self.half_done[lease_id]) == request.query["digest"]
+        self.happened.append("here")
         return web.Response(status=201)
 
 
@@ -357,6 +404,16 @@ def _order(claim: ReportClaim) -> UploadOrder:
         digest=output.digest,
         size_bytes=output.size_bytes,
         path=f"/v2/grid/outputs/{claim.lease_id}/blobs/uploads/",
+    )
+
+
+def _order_of(lease_id: LeaseId, offered: CheckpointRef) -> UploadOrder:
+    return UploadOrder(
+        lease_id=lease_id,
+        name=CHECKPOINT_FILE,
+        digest=offered.digest,
+        size_bytes=offered.size_bytes,
+        path=f"/v2/grid/checkpoints/{lease_id}/blobs/uploads/",
     )
 
 

@@ -78,12 +78,11 @@ class Deliveries:
         """Loop: upload what has been ordered."""
         while True:
             self._put.clear()
-            delivery = min(self._open.values(), key=lambda each: (each.due_s, self._is_left(each)), default=None)
-            pause_s = None if delivery is None else delivery.due_s - self._clock.monotonic_s()
-            if delivery is None or (pause_s is not None and pause_s > 0):
-                await self._wait(pause_s)
-                continue
-            if self._is_left(delivery):
+            now_s = self._clock.monotonic_s()
+            delivery = min(self._open.values(), key=lambda each: self._turn(each, now_s), default=None)
+            if delivery is None or delivery.due_s > now_s:
+                await self._wait(None if delivery is None else delivery.due_s - now_s)
+            elif self._is_left(delivery):
                 await self._leave(delivery)
             else:
                 await self._deliver(delivery)
@@ -95,6 +94,23 @@ class Deliveries:
                 await self._transfers.upload(order, file)
 
     async def _leave(self, delivery: _Delivery) -> None:
+        """Send a half-done unit until a result is to be sent, which goes first; it goes on where it was cut."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._send_left(delivery)), group.create_task(self._result_is_due())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+
+    async def _result_is_due(self) -> None:
+        while True:
+            self._put.clear()
+            now_s = self._clock.monotonic_s()
+            due_s = min((each.due_s for each in self._open.values() if not self._is_left(each)), default=math.inf)
+            if due_s <= now_s:
+                return
+            await self._wait(None if math.isinf(due_s) else due_s - now_s)
+
+    async def _send_left(self, delivery: _Delivery) -> None:
         """Once, with the patience of one upload: nobody waits for it."""
         order, file = delivery.order, self._travelling.find(delivery.order)
         try:
@@ -103,9 +119,8 @@ class Deliveries:
                 self._diary.note(f"{order.size_bytes / 1e6:.1f} MB of a half-done unit left for your other machines")
         except (MemgridError, OSError) as error:
             log.info("half-done unit not left", lease_id=order.lease_id, error=str(error))
-        finally:
-            self._forget(delivery)
-            self._travelling.end(order.lease_id)
+        self._forget(delivery)
+        self._travelling.end(order.lease_id)
 
     async def _deliver(self, delivery: _Delivery) -> None:
         finished = self._outbox.find(delivery.order.lease_id)
@@ -135,8 +150,12 @@ class Deliveries:
             # The verdict may be there by the time we ask.
             self._news.set()
 
+    def _turn(self, delivery: _Delivery, now_s: float) -> tuple[bool, bool, float]:
+        """The least is next: of those that are due, results."""
+        return delivery.due_s > now_s, self._is_left(delivery), delivery.due_s
+
     def _is_left(self, delivery: _Delivery) -> bool:
-        """Whether it is a half-done unit: results go first."""
+        """Whether it is a half-done unit."""
         return delivery.order.name == CHECKPOINT_FILE
 
     async def _wait(self, limit_s: float | None) -> None:

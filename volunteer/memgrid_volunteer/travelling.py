@@ -81,7 +81,7 @@ class Travelling:
 
     def answered(self, released: Sequence[Release], orders: Sequence[UploadOrder]) -> None:
         """The coordinator has been told of these; what it did not order is let go."""
-        ordered = {order.lease_id for order in orders if order.name == CHECKPOINT_FILE}
+        ordered = {order.lease_id for order in orders if self.find(order) is not None}
         for release in released:
             if release.checkpoint is not None and release.lease_id not in ordered:
                 self.end(release.lease_id)
@@ -120,7 +120,7 @@ class Travelling:
         place, known = place_of(offer.unit_key, self._work, self._tag), offer.checkpoint
         try:
             line, size_bytes = read_committed(place, offer.unit_key), packed_bytes(place, offer.spec)
-            if line is None or len(self._packed) >= PACKED_MAX or not self._has_room(size_bytes):
+            if line is None or len(self._packed) >= PACKED_MAX or not _has_room(size_bytes, self._cache, self._work):
                 return None
             seconds = saved_s(line.compute_s, line.done, 0.0 if known is None else known.progress)
             if not is_worth_sending(size_bytes, seconds, self._budget.room, limit_s):
@@ -133,10 +133,13 @@ class Travelling:
         return CheckpointRef(digest=packed.digest, size_bytes=packed.size_bytes, progress=packed.line.done)
 
     def _leaving(self, lease_id: LeaseId) -> Path:
+        """Given back before anybody looked at it, an offer may bear any name; raises InvalidError for such."""
         return self._work / _FOLDER / (self._tag + safe_name(lease_id))
 
-    def _has_room(self, size_bytes: int) -> bool:
-        return shutil.disk_usage(self._work).free >= size_bytes + self._cache.reserve_bytes
+
+def _has_room(size_bytes: int, cache: BlobCache, work: Path) -> bool:
+    """Without what its owner wants to have free."""
+    return shutil.disk_usage(work).free >= size_bytes + cache.reserve_bytes
 
 
 async def bring(offer: LeaseOffer, *, transfers: Fetches, cache: BlobCache, work: Path, tag: str = "") -> None:
@@ -147,7 +150,8 @@ async def bring(offer: LeaseOffer, *, transfers: Fetches, cache: BlobCache, work
     given = offer.checkpoint
     if given is None or share_kept(offer.unit_key, work, tag) >= given.progress - _ROUNDING:
         return
-    if not is_worth_fetching(given.size_bytes, transfers.room):
+    # It lies in the cache first, and then a second time in the unit's folder.
+    if not is_worth_fetching(given.size_bytes, transfers.room) or not _has_room(2 * given.size_bytes, cache, work):
         return
     blob = BlobRef(name=CHECKPOINT_FILE, digest=given.digest, size_bytes=given.size_bytes, path=given.path)
     try:
