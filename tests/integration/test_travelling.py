@@ -157,6 +157,7 @@ async def test_an_input_that_is_called_a_checkpoint_stays_everybodys(grid: Grid)
     (order,) = await grid.offer(grid.first, released(lease, content))
     assert (await grid.first.upload(order, content)).status_code == 201
     assert (await grid.get(grid.stranger.token, tokens.path)).content == content
+    assert grid.on_disk(), "what lies elsewhere is sent all the same"
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "too many", "too few", "another host", "another lease"])
