@@ -82,3 +82,18 @@ async def test_a_machine_that_does_not_fit_is_named_and_one_that_joins_later_is_
         await grid.until(lambda: grid.log_ins > logged_in)
         volunteer.prefer(ALWAYS)
         await grid.until(lambda: volunteer.device("two/cuda:0")["action"] == "run")
+
+
+async def test_leases_of_two_grids_with_one_name_run_beside_each_other(
+    grid: ScriptedGrid, other: ScriptedGrid, volunteer: Volunteer, cluster: Stations
+) -> None:
+    cluster.hosts = ["one.lab"]
+    volunteer.find("cuda:0=GPU-a cuda:1=GPU-b")
+    volunteer.control.pause(datetime.now(UTC), device_id="cuda:1")
+    volunteer.join(other, name="other")
+    grid.offer("same", 5, 50)
+    other.offer("same", 5, 50)
+    await volunteer.run(max_units=2)
+    assert [report.lease_id for report in (*grid.reports, *other.reports)] == ["same", "same"]
+    assert not grid.released and not other.released
+    assert len(volunteer.units_run()) == 2, "neither was cut off by the other"

@@ -12,12 +12,12 @@ from typing import Any
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError
 from memgrid.log import get_logger
-from memgrid.units import HostFacts, LeaseId
+from memgrid.units import HostFacts
 from memgrid.wire import DEVICES_MAX
 from memgrid_volunteer.cluster.facts import facts_of, platform_here
 from memgrid_volunteer.cluster.names import NodeName, node_name, pauses_on, preferences_on, preferences_text
 from memgrid_volunteer.cluster.node import Node
-from memgrid_volunteer.cluster.words import Call, Found, Greeting, Nodes, Terms, Wanted
+from memgrid_volunteer.cluster.words import Call, Found, Greeting, Nodes, TaskName, Terms, Wanted
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.machine import Workers
 from memgrid_volunteer.ruling import Ruled
@@ -52,7 +52,7 @@ class Cluster:
         self._names: dict[str, NodeName] = {}
         self._serving: dict[NodeName, Node] = {}
         self._left_out: dict[NodeName, str] = {}
-        self._losses: Counter[LeaseId] = Counter()
+        self._losses: Counter[TaskName] = Counter()
 
     def joined(self, ruled: Ruled) -> Ruled:
         """What holds on this machine, and on all the others; they hear of what their owner says."""

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from memgrid.clock import Clock
 from memgrid.errors import DigestMismatchError, MemgridError
-from memgrid.units import LeaseId, Reason, ReasonCode
+from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.bench import Bench
-from memgrid_volunteer.cluster.words import NodeGoneError
+from memgrid_volunteer.cluster.words import NodeGoneError, TaskName
 from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.inputs import Prepared
 from memgrid_volunteer.kinds.job import DeviceId, Outcome, Progress
@@ -34,12 +34,12 @@ class FarBench(Bench):
     """One device there; `there` is what its own machine calls it."""
 
     def __init__(
-        self, device: NamedDevice, there: DeviceId, machine: Computes, clock: Clock, losses: Counter[LeaseId]
+        self, device: NamedDevice, there: DeviceId, machine: Computes, clock: Clock, losses: Counter[TaskName]
     ) -> None:
-        """`losses` counts, for all benches together, the machines that a lease has lost."""
+        """`losses` counts, for all benches together, the machines that a unit has lost."""
         super().__init__(device, clock)
         self.there = there
-        self.lease_id: LeaseId | None = None
+        self.task: TaskName | None = None
         """Of the unit that runs."""
         self._machine = machine
         self._losses = losses
@@ -56,11 +56,11 @@ class FarBench(Bench):
     async def run(self, prepared: Prepared, hear: Callable[[Progress], None]) -> Outcome:
         """What its machine or the way there is to blame for is no fault of the unit: that is cut off, and goes on."""
         self.warm_model, self._hear, stops = prepared.offer.model, hear, self._stops
-        self.lease_id = prepared.offer.lease_id
+        self.task = name = prepared.job.unit_dir.name
         try:
             return await self._machine.compute(self.there, prepared, lambda: self._stops == stops)
         except NodeGoneError as error:
-            return self._lost(prepared.offer.lease_id, str(error))
+            return self._lost(name, str(error))
         except DigestMismatchError as error:
             # What went there was damaged here: the workbench looks at the cache.
             return _failed(ReasonCode.INPUT_UNAVAILABLE, str(error))
@@ -71,11 +71,11 @@ class FarBench(Bench):
             self.failed(reason)
             return _failed(ReasonCode.OWNER_PAUSED, reason.text)
         finally:
-            self._hear = self.lease_id = None
+            self._hear = self.task = None
 
-    def goes_on(self, lease_id: LeaseId, progress: Progress) -> None:
+    def goes_on(self, task: TaskName, progress: Progress) -> None:
         """Its machine tells how far a unit is."""
-        if self._hear is not None and self.lease_id == lease_id:
+        if self._hear is not None and self.task == task:
             self._hear(progress)
 
     async def allow(self, memory_bytes: int | None) -> None:
@@ -86,10 +86,10 @@ class FarBench(Bench):
         self._stops += 1
         await self._machine.stop(self.there)
 
-    def _lost(self, lease_id: LeaseId, why: str) -> Outcome:
-        self._losses[lease_id] += 1
-        if self._losses[lease_id] >= LOSSES_MAX:
-            text = f"{self._losses[lease_id]} machines went away while they ran it, the last: {why}"
+    def _lost(self, task: TaskName, why: str) -> Outcome:
+        self._losses[task] += 1
+        if self._losses[task] >= LOSSES_MAX:
+            text = f"{self._losses[task]} machines went away while they ran it, the last: {why}"
             return _failed(ReasonCode.UNIT_FAILED, text)
         return _failed(ReasonCode.OWNER_PAUSED, why)
 

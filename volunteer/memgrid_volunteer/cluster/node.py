@@ -13,11 +13,11 @@ from memgrid.clock import Clock
 from memgrid.digest import Digest
 from memgrid.errors import InvalidError, MemgridError
 from memgrid.log import get_logger
-from memgrid.units import BlobRef, LeaseId, Reason, ReasonCode
+from memgrid.units import BlobRef, Reason, ReasonCode
 from memgrid_volunteer.cluster import arriving, pieces
 from memgrid_volunteer.cluster.far_bench import FarBench
 from memgrid_volunteer.cluster.names import NodeName, far_id
-from memgrid_volunteer.cluster.words import LEFT, PACKED, Call, Ended, Greeting, News, NodeGoneError, Wanted
+from memgrid_volunteer.cluster.words import LEFT, PACKED, Call, Ended, Greeting, News, NodeGoneError, TaskName, Wanted
 from memgrid_volunteer.inputs import Prepared
 from memgrid_volunteer.kept import tag_of
 from memgrid_volunteer.kinds.job import DeviceId, Outcome
@@ -40,7 +40,7 @@ class Node:
     """Its devices are `benches`; `listen` and `tell` have to run for them to be of any use."""
 
     def __init__(
-        self, name: NodeName, call: Call, greeting: Greeting, wanted: Wanted, clock: Clock, losses: Counter[LeaseId]
+        self, name: NodeName, call: Call, greeting: Greeting, wanted: Wanted, clock: Clock, losses: Counter[TaskName]
     ) -> None:
         """`wanted` is what its station began with."""
         self.name = name
@@ -70,8 +70,8 @@ class Node:
             self._news = await self._call("news", self._news.number, limit_s=CALL_LIMIT_S)
             self._heard_at_s = self._clock.monotonic_s()
             for bench in self.benches:
-                if bench.lease_id is not None and (progress := self._news.progress.get(bench.lease_id)) is not None:
-                    bench.goes_on(bench.lease_id, progress)
+                if bench.task is not None and (progress := self._news.progress.get(bench.task)) is not None:
+                    bench.goes_on(bench.task, progress)
             await asyncio.sleep(_PAUSE_S)
 
     def hear(self, wanted: Wanted) -> None:
@@ -104,12 +104,12 @@ class Node:
         return {bench.device_id: seen[bench.there] for bench in self.benches if bench.there in seen}
 
     async def compute(self, there: DeviceId, prepared: Prepared, is_wanted: Callable[[], bool]) -> Outcome:
-        lease_id = prepared.offer.lease_id
+        name = prepared.job.unit_dir.name
         async with self._sending:  # two devices may want the same model, which is to go there once
             await self._send_inputs(prepared)
         if not is_wanted():
             return Outcome(failure=Reason(code=ReasonCode.OWNER_PAUSED, text="it was stopped on its way"))
-        ended: Ended = await self._call("run", lease_id, there)
+        ended: Ended = await self._call("run", name, there)
         self._news = replace(self._news, decisions={**self._news.decisions, there: ended.decision})
         try:
             if ended.outcome.facts is not None:
@@ -118,7 +118,7 @@ class Node:
                 await arriving.states(prepared, ended.files, self._fetch)
         finally:
             with contextlib.suppress(NodeGoneError):
-                await self._call("forget", lease_id, limit_s=CALL_LIMIT_S)
+                await self._call("forget", name, limit_s=CALL_LIMIT_S)
         return ended.outcome
 
     async def stop(self, there: DeviceId) -> None:
@@ -153,7 +153,7 @@ class Node:
     async def _fetch(self, prepared: Prepared, blob: BlobRef, target: Path) -> None:
         """One file that a unit has left there. Raises DigestMismatchError, NodeGoneError, OSError."""
         for offset in pieces.offsets(blob.size_bytes):
-            piece = await self._call("piece", prepared.offer.lease_id, blob.name, offset, limit_s=CALL_LIMIT_S)
+            piece = await self._call("piece", prepared.job.unit_dir.name, blob.name, offset, limit_s=CALL_LIMIT_S)
             await asyncio.to_thread(pieces.write_piece, target, blob, offset, piece)
         await asyncio.to_thread(pieces.check, target, blob)
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 
 from memgrid.clock import Clock
 from memgrid.log import get_logger
-from memgrid.units import LeaseId
 from memgrid_volunteer.bench import Bench
 from memgrid_volunteer.cache import BlobCache
-from memgrid_volunteer.cluster.words import News, Wanted
+from memgrid_volunteer.cluster.words import News, TaskName, Wanted
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.kinds.job import DeviceId, Progress
 from memgrid_volunteer.machine import Machine
@@ -57,7 +56,7 @@ class Standing:
         )
         self._decisions: dict[DeviceId, Decision] = {}
         self._signals: Mapping[DeviceId, DeviceSignals] = {}
-        self._progress: dict[LeaseId, Progress] = {}
+        self._progress: dict[TaskName, Progress] = {}
         self._number = 0
         self._changed = asyncio.Event()
         self._loops: tuple[asyncio.Task[None], ...] = ()
@@ -95,14 +94,14 @@ class Standing:
         """What holds for a device."""
         return self._benches[device_id].decision
 
-    def goes_on(self, lease_id: LeaseId, progress: Progress) -> None:
+    def goes_on(self, task: TaskName, progress: Progress) -> None:
         """A unit tells how far it is."""
-        self._progress[lease_id] = progress
+        self._progress[task] = progress
         self._tell()
 
-    def ended(self, lease_id: LeaseId) -> None:
+    def ended(self, task: TaskName) -> None:
         """A unit does not run any more."""
-        self._progress.pop(lease_id, None)
+        self._progress.pop(task, None)
 
     async def _keep_looking(self) -> None:
         try:

@@ -20,13 +20,13 @@ import platformdirs
 from memgrid.clock import SystemClock
 from memgrid.errors import InternalError, InvalidError, UnavailableError
 from memgrid.log import get_logger
-from memgrid.units import BlobRef, LeaseId, LeaseOffer, ModelFiles, Reason, ReasonCode
+from memgrid.units import BlobRef, LeaseOffer, ModelFiles, Reason, ReasonCode
 from memgrid_volunteer.bench import FAILURES, Bench
 from memgrid_volunteer.cache import BlobCache
 from memgrid_volunteer.cluster import leaving, pieces
 from memgrid_volunteer.cluster.facts import platform_here
 from memgrid_volunteer.cluster.standing import Standing
-from memgrid_volunteer.cluster.words import Ended, Greeting, News, Terms, Wanted
+from memgrid_volunteer.cluster.words import Ended, Greeting, News, TaskName, Terms, Wanted
 from memgrid_volunteer.home import Home
 from memgrid_volunteer.inputs import Prepared, prepare
 from memgrid_volunteer.kept import arrive, forget_old, gather
@@ -64,9 +64,9 @@ class Station:
         self._home = Home(folder or folder_here())
         self._clock = SystemClock()
         self._stack = contextlib.AsyncExitStack()
-        self._tasks: dict[LeaseId, _Task] = {}
+        self._tasks: dict[TaskName, _Task] = {}
         self._benches: dict[DeviceId, Bench] = {}
-        self._running: dict[DeviceId, LeaseId] = {}
+        self._running: dict[DeviceId, TaskName] = {}
 
     async def open(self) -> Greeting:
         """Begin; raises InvalidError when this machine does not fit, InternalError when no worker starts."""
@@ -87,8 +87,8 @@ class Station:
 
     async def close(self) -> None:
         """End all workers; committed states stay, for the next start."""
-        for lease_id in list(self._tasks):
-            await self.forget(lease_id)
+        for name in list(self._tasks):
+            await self.forget(name)
         await self._stack.aclose()
 
     async def hear(self, wanted: Wanted) -> None:
@@ -108,23 +108,24 @@ class Station:
         """
         if not model.files:
             raise InvalidError(f"lease {offer.lease_id}: nobody says which files model {model.digest} has")
-        await self.forget(offer.lease_id)
+        name = tag + offer.lease_id
+        await self.forget(name)
         blobs = (*model.files, *offer.inputs, *((states,) if states is not None else ()))
         with contextlib.ExitStack() as pins:
             pins.enter_context(self._cache.pinned(blob.digest for blob in blobs))
             lacking = await asyncio.to_thread(self._lacking, blobs)
-            self._tasks[offer.lease_id] = _Task(offer=offer, model=model, states=states, tag=tag, pins=pins.pop_all())
+            self._tasks[name] = _Task(offer=offer, model=model, states=states, tag=tag, pins=pins.pop_all())
         return lacking
 
     async def take(self, blob: BlobRef, offset: int, piece: bytes) -> None:
         """One piece of what was lacking, in order. Raises TooLargeError, InvalidError or DigestMismatchError."""
         await asyncio.to_thread(self._take, blob, offset, piece)
 
-    async def run(self, lease_id: LeaseId, device_id: DeviceId) -> Ended:
+    async def run(self, name: TaskName, device_id: DeviceId) -> Ended:
         """One expected unit on one device, to its end; raises a MemgridError when it can't be prepared."""
-        task, bench = self._task(lease_id), self._bench(device_id)
+        task, bench = self._task(name), self._bench(device_id)
         if device_id in self._running:
-            raise InvalidError(f"{device_id}: runs lease {self._running[device_id]}")
+            raise InvalidError(f"{device_id}: runs {self._running[device_id]}")
         if task.states is not None:
             await asyncio.to_thread(self._go_on_from, task.states, task)
         task.prepared = await prepare(
@@ -138,40 +139,40 @@ class Station:
         if not await bench.start():
             outcome = Outcome(failure=Reason(code=ReasonCode.OWNER_PAUSED, text="its device did not begin"))
             return Ended(outcome=outcome, decision=self._standing.decision(device_id))
-        outcome = await self._run(task.prepared, bench)
+        outcome = await self._run(name, task.prepared, bench)
         task.files = await asyncio.to_thread(leaving.files_of, task.prepared, outcome)
         task.may_go_on = leaving.may_go_on(outcome)
         return Ended(outcome=outcome, files=task.files.blobs, decision=self._standing.decision(device_id))
 
-    async def piece(self, lease_id: LeaseId, name: str, offset: int) -> bytes:
+    async def piece(self, name: TaskName, file: str, offset: int) -> bytes:
         """A piece of a file that an ended unit has left. Raises InvalidError when there is no such file."""
-        files = self._task(lease_id).files
-        path = None if files is None else files.paths.get(name)
+        files = self._task(name).files
+        path = None if files is None else files.paths.get(file)
         if path is None:
-            raise InvalidError(f"lease {lease_id}: has left no {name!r}")
+            raise InvalidError(f"{name}: has left no {file!r}")
         return await asyncio.to_thread(pieces.read_piece, path, offset)
 
-    async def forget(self, lease_id: LeaseId) -> None:
+    async def forget(self, name: TaskName) -> None:
         """Nobody asks for it any more; what it committed is kept a while, as after a restart."""
-        task = self._tasks.pop(lease_id, None)
+        task = self._tasks.pop(name, None)
         if task is not None:
             task.pins.close()
             try:
                 await asyncio.to_thread(self._clear, task)
             except OSError as error:
-                log.warning("unit not put away", lease_id=lease_id, error=str(error))
+                log.warning("unit not put away", task=name, error=str(error))
 
     async def stop(self, device_id: DeviceId) -> None:
         """End the unit that runs on a device."""
         await self._bench(device_id).stop()
 
-    async def _run(self, prepared: Prepared, bench: Bench) -> Outcome:
-        lease_id = self._running[bench.device_id] = prepared.offer.lease_id
+    async def _run(self, name: TaskName, prepared: Prepared, bench: Bench) -> Outcome:
+        self._running[bench.device_id] = name
         try:
-            outcome = await bench.run(prepared, lambda progress: self._standing.goes_on(lease_id, progress))
+            outcome = await bench.run(prepared, lambda progress: self._standing.goes_on(name, progress))
         finally:
             del self._running[bench.device_id]
-            self._standing.ended(lease_id)
+            self._standing.ended(name)
         if outcome.facts is not None:
             bench.succeeded()
         elif outcome.failure is not None and outcome.failure.code in FAILURES:
@@ -213,10 +214,10 @@ class Station:
         elif task.prepared is not None:
             task.prepared.clear()
 
-    def _task(self, lease_id: LeaseId) -> _Task:
-        if lease_id not in self._tasks:
-            raise InvalidError(f"lease {lease_id}: is not expected here")
-        return self._tasks[lease_id]
+    def _task(self, name: TaskName) -> _Task:
+        if name not in self._tasks:
+            raise InvalidError(f"{name}: is not expected here")
+        return self._tasks[name]
 
     def _bench(self, device_id: DeviceId) -> Bench:
         if device_id not in self._benches:

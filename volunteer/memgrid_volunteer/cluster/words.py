@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from memgrid.errors import UnavailableError
-from memgrid.units import BlobRef, HostFacts, LeaseId
+from memgrid.units import BlobRef, HostFacts
 from memgrid_volunteer.devices import NamedDevice
 from memgrid_volunteer.kinds.job import DeviceId, Outcome, Progress
 from memgrid_volunteer.machine import Workers
@@ -21,6 +21,8 @@ PACKED = "packed"
 ARRIVING = "from-nodes"
 LEFT = "left"
 """Folders beside those that workers see: whoever reads or writes for them must not be led elsewhere by a link."""
+TaskName = str
+"""Of one lease's part on a node: grids choose the ids of leases without knowing of each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class News:
     number: int = 0
     decisions: Mapping[DeviceId, Decision] = field(default_factory=dict)
     signals: Mapping[DeviceId, DeviceSignals] = field(default_factory=dict)
-    progress: Mapping[LeaseId, Progress] = field(default_factory=dict)
+    progress: Mapping[TaskName, Progress] = field(default_factory=dict)
     """Of the units that run."""
 
 
