@@ -20,6 +20,8 @@ from memgrid_volunteer.owner.control import Control
 from memgrid_volunteer.owner.local_time import LOCAL
 from memgrid_volunteer.owner.words import pause_text
 from memgrid_volunteer.page import cli as page_cli
+from memgrid_volunteer.status import VolunteerStatus
+from memgrid_volunteer.view import device_lines, view_of
 
 
 def register(app: typer.Typer) -> None:
@@ -81,18 +83,22 @@ def _text(facts: dict[str, Any], views: Sequence[GridView], standings: Sequence[
 
 
 def _lines(facts: dict[str, Any], known_as: str) -> list[str]:
-    devices = ", ".join(device["name"] for device in facts.get("devices", [])) or "not known yet"
     idle = facts.get("idle_reason") or {}
     state = ", ".join([facts["state"], *facts["pauses"]])
     return [
         f"  state      {state}" + (f": {idle['text'] or idle['code']}" if idle else _progress(facts)),
-        f"  devices    {devices}",
+        "  devices    " + "\n             ".join(_devices(facts)),
         f"  isolation  {facts.get('isolation', 'not known yet')}",
         f"  units      {facts.get('units_done', 0)} done, {facts.get('accepted', 0)} accepted,"
         f" {facts.get('rejected', 0)} rejected, {facts.get('awaiting_verdict', 0)} awaiting a verdict",
         f"  credit     {facts.get('credit_flops', 0) / 1e12:.3g} TFLOP{known_as}",
         *([f"  page       {facts['page']}"] if facts["page"] else []),
     ]
+
+
+def _devices(facts: dict[str, Any]) -> list[str]:
+    now, status = SystemClock().now().astimezone(LOCAL), VolunteerStatus.from_json({**facts, "grids": ()})
+    return device_lines(view_of(status, (), now, is_running=facts["state"] != "stopped"))
 
 
 def _progress(facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from memgrid_volunteer.done import DoneUnit, Outcome
 from memgrid_volunteer.glance import Glance
 from memgrid_volunteer.grid_view import GridView, names_text
 from memgrid_volunteer.tiles import Tile
-from memgrid_volunteer.view import DeviceView, Tone, past_text
+from memgrid_volunteer.view import DeviceView, Tone, left_out_text, past_text
 
 UNITS_SHOWN = 6
 _STYLES = {Tone.GOOD: "green", Tone.BUSY: "yellow", Tone.QUIET: "bright_black", Tone.BAD: "red"}
@@ -43,6 +43,8 @@ def frame(
         parts += ["", _grids(grids)]
     for device in glance.view.devices:
         parts += ["", *_device(device)]
+    if glance.view.left_out:
+        parts += ["", *(Text(left_out_text(*each), style="red") for each in glance.view.left_out)]
     if credit is not None:
         parts += ["", Text(f"{credit.title}  {sparkline(credit)}  {credit.summary}", style="bright_black")]
     if units:

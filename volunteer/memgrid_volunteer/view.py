@@ -59,6 +59,8 @@ class View:
     is_paused: bool
     """All of it, by the owner."""
     unseen: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...]
+    """Machines of the owner's cluster that don't compute, each with why."""
 
 
 def view_of(status: VolunteerStatus, pauses: Sequence[Pause], now: datetime, *, is_running: bool) -> View:
@@ -73,7 +75,33 @@ def view_of(status: VolunteerStatus, pauses: Sequence[Pause], now: datetime, *, 
         pauses=tuple(pause_text(pause, now) for pause in pauses),
         is_paused=any(pause.device_id is None for pause in pauses),
         unseen=tuple(status.unseen.items()) if is_running else (),
+        left_out=tuple(status.left_out.items()) if is_running else (),
     )
+
+
+def device_lines(view: View) -> list[str]:
+    """What the devices of a cluster do, and which of its machines do nothing; of one machine, only what it has.
+
+    >>> now = datetime(2026, 5, 4, 9, 30)
+    >>> own, far = DeviceStatus(device_id="cpu", name="A CPU"), DeviceStatus(device_id="gpu-7/cuda:0", name="A GPU")
+    >>> device_lines(view_of(VolunteerStatus(devices=(own,)), (), now, is_running=True))
+    ['A CPU']
+    >>> status = VolunteerStatus(devices=(own, far), left_out={"gpu-8": "did not answer in 60 s"})
+    >>> device_lines(view_of(status, (), now, is_running=True))
+    ['cpu A CPU: ready', 'gpu-7/cuda:0 A GPU: ready', 'gpu-8 is left out: did not answer in 60 s']
+    """
+    if not view.left_out and not any("/" in device.device_id for device in view.devices):
+        return [", ".join(device.name for device in view.devices) or "not known yet"]
+    devices = [f"{device.device_id} {device.name}: {_with(device.state, device.why)}" for device in view.devices]
+    return devices + [left_out_text(*each) for each in view.left_out]
+
+
+def left_out_text(name: str, why: str) -> str:
+    return f"{name} is left out: {why}"
+
+
+def _with(state: str, why: str) -> str:
+    return f"{state}, {why}" if why else state
 
 
 _GUESS_MAX = 0.95

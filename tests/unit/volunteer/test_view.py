@@ -11,7 +11,7 @@ from memgrid.units import Reason, ReasonCode
 from memgrid_volunteer.owner.decision import Action, Decision
 from memgrid_volunteer.owner.signals import Pause
 from memgrid_volunteer.status import DeviceStatus, VolunteerStatus
-from memgrid_volunteer.view import Tone, View, left_text, share_of, view_of, why_text
+from memgrid_volunteer.view import Tone, View, device_lines, left_text, share_of, view_of, why_text
 from tests.volunteer_homes import NOW, at_work
 
 IN_USE = Decision(
@@ -117,3 +117,11 @@ def test_without_a_word_from_the_worker_its_share_is_guessed() -> None:
     assert shares == [0.0, 0.5, 0.95]
     assert share_of(gpu.decided(IN_USE), NOW + timedelta(seconds=50)) == 0.0
     assert share_of(replace(gpu, estimate_s=None), NOW) is None
+
+
+def test_machines_that_are_left_out_are_named_while_it_runs() -> None:
+    status = replace(at_work(), left_out={"gpu-8": "has memgrid 0.0.9, this volunteer 0.1.0"})
+    view = seen(status)
+    assert device_lines(view)[-1] == "gpu-8 is left out: has memgrid 0.0.9, this volunteer 0.1.0"
+    assert device_lines(view)[0].startswith("cuda:0 A Fine GPU: computing")
+    assert device_lines(seen(status, is_running=False)) == [", ".join(each.name for each in status.devices)]

@@ -60,6 +60,8 @@
     text(find("isolation"), `workers are kept apart by ${facts.isolation || "nothing yet"}.`);
     if (isNews("unseen", view.unseen)) find("unseen").replaceChildren(...view.unseen.map(([name, why]) => make("li", {}, `Can't be seen: ${name}, ${why}`)));
     show(find("unseen"), view.unseen.length > 0);
+    if (isNews("left-out", view.left_out)) find("left-out").replaceChildren(...view.left_out.map(([name, why]) => make("li", {}, `${name} is left out: ${why}`)));
+    show(find("left-out"), view.left_out.length > 0);
     if (isNews("version", facts.version)) { loadHistory(); loadCredit(); }
     if (isNews("preset", [facts.preset, view.devices.map((device) => device.device_id)])) loadForm();
   };
