@@ -90,6 +90,9 @@ async def test_a_node_computes_is_wanted_back_and_is_killed_and_nothing_is_lost(
         nodes.kill()
         await grid.until(lambda: there not in devices(volunteer))
         assert devices(volunteer) == {here}
+        assert any(line.startswith(f"{there.partition('/')[0]}: ") for line in volunteer.lines)
+        assert not any(" actor " in line or "RpcError" in line for line in volunteer.lines), volunteer.lines
+        assert not any("has not answered" in line for line in volunteer.lines)
         volunteer.control.resume(datetime.now(UTC), device_id=here)
         await grid.until(lambda: share_on(volunteer, here) > 0)
         assert share_on(volunteer, here) >= done and volunteer.device(here)["unit"] == long.unit_key

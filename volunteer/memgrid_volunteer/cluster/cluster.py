@@ -139,6 +139,7 @@ class Cluster:
             greeting: Greeting = await call("open", limit_s=OPEN_LIMIT_S)
             self._check_room(len(greeting.devices))
             node = Node(name, call, greeting, wanted, self._clock, self._losses)
+            await node.look()
             self._leave_out(name, None, diary)
             names = ", ".join(bench.device_id for bench in node.benches)
             diary.tell(f"{name}: computes too, with {names}; isolation {greeting.facts.isolation}")

@@ -60,7 +60,7 @@ class FarBench(Bench):
         try:
             return await self._machine.compute(self.there, prepared, lambda: self._stops == stops)
         except NodeGoneError as error:
-            return self._lost(name, str(error))
+            return self._lost(name, f"{self.device_id}: {error}")
         except DigestMismatchError as error:
             # What went there was damaged here: the workbench looks at the cache.
             return _failed(ReasonCode.INPUT_UNAVAILABLE, str(error))

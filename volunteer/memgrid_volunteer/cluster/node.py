@@ -67,12 +67,16 @@ class Node:
     async def listen(self) -> None:
         """Loop: how it stands, until it has gone. Raises NodeGoneError, or what went wrong there."""
         while True:
-            self._news = await self._call("news", self._news.number, limit_s=CALL_LIMIT_S)
-            self._heard_at_s = self._clock.monotonic_s()
+            await self.look()
             for bench in self.benches:
                 if bench.task is not None and (progress := self._news.progress.get(bench.task)) is not None:
                     bench.goes_on(bench.task, progress)
             await asyncio.sleep(_PAUSE_S)
+
+    async def look(self) -> None:
+        """Hear how it stands, as soon as that is news. Raises as `listen` does."""
+        self._news = await self._call("news", self._news.number, limit_s=CALL_LIMIT_S)
+        self._heard_at_s = self._clock.monotonic_s()
 
     def hear(self, wanted: Wanted) -> None:
         """What its owner wants from now on."""

@@ -90,9 +90,19 @@ class _Actor:
 
 
 def _why(error: Exception) -> str:
-    """What Ray says of an actor that is gone; of one that never began, the error that it met."""
+    """What became of an actor that is gone, from what Ray says; of one that never began, the error that it met.
+
+    >>> _why(RuntimeError("The actor 5606 is unavailable: The actor is temporarily unavailable: RpcError: reset"))
+    'the connection to it broke'
+    >>> _why(RuntimeError("The actor died.\\n\\nThe actor died because its node has died. Node Id: 93ab"))
+    'its machine is gone'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "creation task" in str(error):
         return f"can't run memgrid: {lines[-1][:_LINE_MAX]}"
+    if "temporarily unavailable" in str(error):
+        return "the connection to it broke"
+    if "node has died" in str(error) or "never ran" in str(error):
+        return "its machine is gone"
     told = [line for line in lines if line.startswith("The actor ")]
-    return (told or lines or [type(error).__name__])[-1][:_LINE_MAX]
+    return f"what ran there has ended: {(told or lines or [type(error).__name__])[-1][:_LINE_MAX]}"
