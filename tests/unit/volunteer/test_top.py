@@ -15,6 +15,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,11 @@ async def test_a_frame_shows_what_is_wrong(home: Home) -> None:
     (home.folder / "history.db").unlink()
     (home.folder / "history.db").mkdir()
     assert "volunteer.toml: line 2: when.idle_minutes" in "\n".join(await frame(home, 200))
+
+
+async def test_a_frame_names_machines_that_are_left_out(home: Home) -> None:
+    home.write_status(replace(at_work(), left_out={"gpu-8": "its machine is gone"}).to_json())
+    assert "gpu-8 is left out: its machine is gone" in await frame(home, 80)
 
 
 async def test_keys_pause_and_resume(home: Home) -> None:
