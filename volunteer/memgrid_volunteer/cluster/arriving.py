@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from memgrid.errors import InvalidError
+from memgrid.errors import DigestMismatchError, InvalidError
 from memgrid.log import get_logger
 from memgrid.text import bytes_text
 from memgrid.units import BlobRef
@@ -48,7 +48,7 @@ async def states(prepared: Prepared, files: Sequence[BlobRef], fetch: Fetch) -> 
         line = await asyncio.to_thread(unpack, place / PACKED, prepared.offer.spec, place / "unpacked")
         _lay_down(place / "unpacked", prepared)
         log.info("half-done unit fetched", unit_key=key, done=line.done)
-    except (InvalidError, OSError) as error:
+    except (InvalidError, DigestMismatchError, OSError) as error:
         log.warning("half-done unit not fetched", unit_key=key, error=str(error))
     finally:
         shutil.rmtree(place, ignore_errors=True)
