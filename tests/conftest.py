@@ -55,6 +55,14 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that a test calls says how much is logged; that is not for the tests after it."""
+    former = structlog.get_config()
+    yield
+    structlog.configure(**former)
+
+
+@pytest.fixture(autouse=True)
 def memgrid_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's own settings and cubes."""
     home = tmp_path / "memgrid-home"

@@ -31,8 +31,8 @@ class Shortened:
     """What `--quick` makes of the campaign: too little to be good, enough to see every stage."""
 
     virtual_tokens: int = 48
-    conversations: int = 16
-    held_out: int = 8
+    conversations: int = 8
+    held_out: int = 4
     steps: int = 8
     steps_per_unit: int = 4
     """Whole segments of two: whichever is replayed, the lazy one has left out a step of it."""

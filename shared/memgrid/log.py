@@ -42,7 +42,6 @@ def configure_logging(*, level: str = "INFO", as_json: bool = False) -> None:
         processors=[*shared, structlog.processors.format_exc_info, last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(file=_STANDARD_ERROR),
-        cache_logger_on_first_use=True,
     )
     logging.basicConfig(
         level=logging.WARNING, stream=_STANDARD_ERROR, format="%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -106,7 +106,7 @@ def test_the_lazy_trainer_is_caught_by_a_replay(facts: dict[str, Any]) -> None:
     assert "segment" in rejection["text"] and "allowed" in rejection["text"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     demo = start_demo(tmp_path)
     assert demo.stdout is not None

@@ -94,7 +94,7 @@ def undisturbed(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("train", "kills", "units_between"),
-    [("relay", 6, (1, 3)), pytest.param("relay", 20, (0, 2), marks=pytest.mark.slow), ("rounds", 6, (1, 4))],
+    [("relay", 4, (0, 2)), pytest.param("relay", 20, (0, 2), marks=pytest.mark.slow), ("rounds", 5, (1, 3))],
 )
 def test_kills_change_no_bit_of_a_trained_cube(
     tmp_path: Path,

@@ -53,6 +53,7 @@ MOST = {
     "sweep": 12,
     "verdict": 4,
     "version": 1,
+    "what": 2,
     "where": 2,
     "within": 4,
 }

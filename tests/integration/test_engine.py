@@ -297,6 +297,6 @@ def is_running(process_id: int) -> bool:
     """Whether a process lives; one that ended but was not waited for does not."""
     try:
         state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"

@@ -16,6 +16,7 @@ UNTOUCHED_HERE = {
     "memgrid_audit_flops_total",
     "memgrid_audited_flops_total",
     "memgrid_audits_due",
+    "memgrid_checkpoints_total",
     "memgrid_classes_suspended",
     "memgrid_connections_refused_total",
     "memgrid_cube_pulls_total",
