@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, exists, insert, select, update
 from memgrid.digest import Digest
 from memgrid.units import HostId, LeaseId, Output, UploadOrder
 from memgrid_coordinator.lifecycle import UPLOAD_MOVES, UploadState
+from memgrid_coordinator.policy.repositories import outputs_of
 from memgrid_coordinator.records import AuditState, Lease
 from memgrid_coordinator.store.tables import audits, uploads
 
@@ -97,7 +98,7 @@ def overdue(connection: Connection, now: datetime, limit: int) -> list[LeaseId]:
 
 def upload_path(lease_id: LeaseId) -> str:
     """Where the data plane takes the outputs of a lease."""
-    return f"/v2/grid/outputs/{lease_id}/blobs/uploads/"
+    return f"/v2/{outputs_of(lease_id)}/blobs/uploads/"
 
 
 def _awaited(connection: Connection, lease_ids: Sequence[LeaseId]) -> frozenset[LeaseId]:
