@@ -20,7 +20,8 @@ from memgrid_volunteer.cluster.cluster import Cluster
 from memgrid_volunteer.diary import Diary
 from memgrid_volunteer.kinds.job import DeviceId
 from memgrid_volunteer.limits import Limits
-from memgrid_volunteer.line import Line, together
+from memgrid_volunteer.line import Line
+from memgrid_volunteer.loops import together
 from memgrid_volunteer.owner.decision import Decision
 from memgrid_volunteer.owner.sparing import transfers_held
 from memgrid_volunteer.ruling import OWNER_CHECK_S, Ruled, Ruling

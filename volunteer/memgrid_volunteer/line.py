@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine
-from typing import Any
 
 from memgrid.endpoint import GridEndpoint, discover
 from memgrid.errors import InvalidError, UnavailableError
 from memgrid_volunteer.correspondence import Correspondence
 from memgrid_volunteer.deliveries import Deliveries
+from memgrid_volunteer.loops import together
 from memgrid_volunteer.member import Member
 from memgrid_volunteer.patience import Backoff
 from memgrid_volunteer.preparing import Preparing
@@ -81,16 +80,3 @@ class Line:
             else:
                 member.away = None
                 return endpoint
-
-
-async def together(*loops: Coroutine[Any, Any, None]) -> None:
-    """Run loops until the first of them ends, then end the others; raises what it raised."""
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for ended in done:
-            ended.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 from memgrid.clock import Clock
 from memgrid.errors import InvalidError, MemgridError
@@ -19,6 +18,7 @@ from memgrid_volunteer.cluster.names import NodeName, node_name, pauses_on, pref
 from memgrid_volunteer.cluster.node import Node
 from memgrid_volunteer.cluster.words import Call, Found, Greeting, Nodes, TaskName, Terms, Wanted
 from memgrid_volunteer.diary import Diary
+from memgrid_volunteer.loops import together
 from memgrid_volunteer.machine import Workers
 from memgrid_volunteer.ruling import Ruled
 from memgrid_volunteer.workbench import Workbench
@@ -119,7 +119,7 @@ class Cluster:
                 told = why
                 diary.tell(f"{name}: {why}")
             self._leave_out(name, why, diary)
-            await _either(gone.wait(), asyncio.sleep(min(FIRST_REST_S * 2 ** (failures - 1), REST_MAX_S)))
+            await together(gone.wait(), asyncio.sleep(min(FIRST_REST_S * 2 ** (failures - 1), REST_MAX_S)))
         diary.tell(f"{name}: has left the cluster")
         self._leave_out(name, None, diary)
 
@@ -154,7 +154,7 @@ class Cluster:
             diary.device_came(bench.device)
             workbench.add(bench)
         try:
-            await _either(self._gone[found.node_id].wait(), node.listen(), node.tell())
+            await together(self._gone[found.node_id].wait(), node.listen(), node.tell())
         finally:
             del self._serving[node.name]
             node.end()
@@ -182,16 +182,3 @@ class Cluster:
         assert self._said is not None
         preferences = preferences_text(preferences_on(name, self._said.preferences))
         return Wanted(preferences=preferences, pauses=pauses_on(name, self._said.signals.pauses))
-
-
-async def _either(*waits: Coroutine[Any, Any, object]) -> None:
-    """Until the first of them ends; raises what ended it."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
