@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from fuzzing import samples
 from fuzzing.driver import Target
-from fuzzing.files import fresh_file, kept_file
+from fuzzing.files import folder, fresh_file, kept_file
 from fuzzing.mutation import spoil_tensors
 from memgrid.digest import token_bytes
+from memgrid.errors import MemgridError
 from memgrid.kinds.evaluate import SCORES_FILE, EvaluateKind
 from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.kind import Replica
@@ -27,6 +29,8 @@ from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.trace import TRACE_FILE
 from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name, output_names
 from memgrid.units import ComputeDtype, Output, StoreDtype
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME, Checkpoint
+from memgrid_volunteer.packing import pack, unpack
 
 GEOMETRY = samples.GEOMETRY
 
@@ -43,6 +47,7 @@ def targets() -> tuple[Target, ...]:
         _of("shard_upload", "uploaded conversations", lambda: [samples.shard_file()], _shard_upload, 50_000),
         _of("shard", "conversations that training reads", lambda: [samples.shard_file()], _shard),
         _of("state_upload", "an uploaded training, its state spoilt", lambda: [samples.state_file()], _state, 50_000),
+        _of("checkpoint", "a half-done unit of another host", lambda: [_checkpoint()], _unpacked, 50_000),
         _of("state_lora", "an uploaded state of LoRA", lambda: [samples.state_file(4, samples.LORA)], _lora, 50_000),
     )
 
@@ -142,6 +147,31 @@ def _work(dtype: StoreDtype) -> Any:
 def _kv(dtype: StoreDtype) -> bytes:
     content: bytes = _work(dtype).content
     return content
+
+
+def _unpacked(content: bytes) -> object:
+    spec, place = samples.prefill_spec().to_bytes(), folder() / "unpacked"
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        line = unpack(fresh_file(content), spec, place)
+    except MemgridError:
+        assert not place.exists(), "what was refused has left a folder"
+        raise
+    names = {path.name for path in place.iterdir()}
+    assert names <= {"kv.safetensors", COMMITTED_FILE} | {name for name in names if PART_NAME.fullmatch(name)}
+    assert 0 <= line.done <= 1
+    return line
+
+
+@cache
+def _checkpoint() -> bytes:
+    """A prefill of which two parts are done."""
+    spec, place = samples.prefill_spec(), folder() / "half-done"
+    place.mkdir()
+    committing = Checkpoint(place, spec.key, wanted=ComputeDtype.AUTO, resolved=ComputeDtype.FLOAT32)
+    for number in (1, 2):
+        assert committing.add_part(_kv(StoreDtype.BFLOAT16)[: 200 * number], 20.0 * number, done=0.3 * number)
+    return pack(place, spec.to_bytes(), folder() / "packed").path.read_bytes()
 
 
 @cache
