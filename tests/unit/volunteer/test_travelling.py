@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memgrid.clock import SystemClock
 from memgrid.digest import digest_of
-from memgrid.units import CheckpointRef
+from memgrid.units import CHECKPOINT_FILE, CheckpointRef, ComputeDtype, LeaseId, Reason, ReasonCode
 from memgrid_volunteer.bench import PAUSE_EXPECTED
+from memgrid_volunteer.budget import Budget
+from memgrid_volunteer.cache import BlobCache
+from memgrid_volunteer.desk import Desk
+from memgrid_volunteer.kept import place_of
+from memgrid_volunteer.kinds.committed import Checkpoint
+from memgrid_volunteer.owner.traffic import Traffic
+from memgrid_volunteer.travelling import Travelling
 from memgrid_volunteer.worth import MONTH_SHARE, Room, is_worth_sending, saved_s
 from tests.scripted_grid import ScriptedGrid
 from tests.unit.volunteer.conftest import ALWAYS, Volunteer
@@ -110,6 +120,40 @@ async def test_another_goes_on_from_it_unless_it_is_no_good(
         begun = volunteer.progress()["cpu"]
         assert (begun > 0.05) == (fault == ""), "it began somewhere else"
     assert not [one for one in grid.released if one.lease_id == "two" and one.reason.code == "unit_failed"]
+
+
+async def test_a_grid_that_names_a_lease_like_a_path_gets_and_touches_nothing(
+    grid: ScriptedGrid, tmp_path: Path
+) -> None:
+    """Given back before anybody looked at it; its unit is one that is half done here."""
+    offer = grid.offer("../../theirs", 1)
+    work, desk, clock = tmp_path / "a" / "work", Desk(), SystemClock()
+    place = place_of(offer.unit_key, work)
+    place.mkdir(parents=True)
+    dtype = ComputeDtype.FLOAT32
+    checkpoint = Checkpoint(place, offer.unit_key, wanted=dtype, resolved=dtype)
+    assert checkpoint.add_part(b"state", 60.0, done=0.5)
+    travelling = Travelling(
+        desk=desk,
+        work=work,
+        cache=BlobCache(tmp_path / "cache", limit_bytes=1 << 20, reserve_bytes=0),
+        budget=Budget(traffic=Traffic(tmp_path, clock), clock=clock),
+        clock=clock,
+        news=asyncio.Event(),
+    )
+    before = lying(tmp_path)
+    for name in (offer.lease_id, LeaseId("honest")):
+        desk.take(replace(offer, lease_id=name), grid.model)
+    assert desk.give_all_back(Reason(code=ReasonCode.OWNER_PAUSED)) == 2
+    await travelling.look()
+    offered = {release.lease_id: release.checkpoint is not None for release in desk.released()}
+    assert offered == {"../../theirs": False, "honest": True}
+    leaving = work / "leaving"
+    assert lying(tmp_path) - before == {leaving, leaving / "honest", leaving / "honest" / CHECKPOINT_FILE}
+
+
+def lying(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
 
 
 @given(
