@@ -95,8 +95,8 @@ def test_what_is_not_whole_is_not_packed(what: str, tmp_path: Path) -> None:
         case "nothing":
             (place / COMMITTED_FILE).unlink()
         case "a link":
-            state.rename(tmp_path / "elsewhere")
-            state.symlink_to(tmp_path / "elsewhere")
+            state.unlink()
+            state.symlink_to("/etc/passwd")
         case _:
             state.unlink()
     with pytest.raises(InvalidError):
@@ -107,7 +107,7 @@ def test_what_is_not_whole_is_not_packed(what: str, tmp_path: Path) -> None:
 Change = Callable[[dict[str, Any], dict[str, str]], None]
 ATTACKS: dict[str, Change] = {
     "a way out": lambda files, meta: files.update({"../../volunteer.key": files.pop("trace.json")}),
-    "an absolute way": lambda files, meta: files.update({"/dev/null/key": files.pop("trace.json")}),
+    "an absolute way": lambda files, meta: files.update({"/proc/key": files.pop("trace.json")}),
     "a foreign name": lambda files, meta: files.update({".bashrc": files.pop("trace.json")}),
     "another kind's file": lambda files, meta: files.update({"kv.safetensors": files.pop("trace.json")}),
     "a part with a tail": lambda files, meta: files.update({"part-0001.safetensors.sh": files.pop("trace.json")}),
