@@ -17,7 +17,8 @@ from memgrid.kinds.evaluate import ArmScores, Scores, scores_bytes
 from memgrid.kinds.frame import ChatFrame
 from memgrid.kinds.prefill import ModelGeometry
 from memgrid.kinds.shard import Shard, make_shard, write_shard
-from memgrid.kinds.trace import StepTrace, trace_bytes
+from memgrid.kinds.trace import TRACE_FILE, StepTrace, trace_bytes
+from memgrid.kinds.train import committed_name
 from memgrid.specs import (
     AdapterKind,
     AdapterSpec,
@@ -30,6 +31,8 @@ from memgrid.specs import (
 )
 from memgrid.testing import SimulatedGpu, SimulatedWork
 from memgrid.units import BlobRef, ComputeDtype, LeaseId, LeaseOffer, StoreDtype
+from memgrid_volunteer.kinds.committed import Checkpoint
+from memgrid_volunteer.packing import pack
 
 GEOMETRY = ModelGeometry(
     layers=2, heads=4, kv_heads=2, head_dim=8, hidden=32, vocab=300, parameters=40_000, tied_embeddings=True
@@ -206,6 +209,20 @@ def delta_sketch() -> bytes:
 
 def trace() -> bytes:
     return trace_bytes([StepTrace(step=step, loss=1.5, tokens=40, gradient_norm=0.25) for step in range(4)])
+
+
+def half_done() -> bytes:
+    """What is done of a training, packed: its line, its trace and a committed state."""
+    spec = train_spec()
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "place"
+        place.mkdir()
+        (place / TRACE_FILE).write_bytes(trace())
+        dtype = spec.compute_dtype
+        Checkpoint(place, spec.key, wanted=dtype, resolved=dtype).add(
+            committed_name(1), state_file(2), 30.0, done=0.5
+        )
+        return pack(place, spec.to_bytes(), Path(folder) / "packed").path.read_bytes()
 
 
 def scores() -> bytes:

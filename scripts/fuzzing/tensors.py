@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from fuzzing import samples
 from fuzzing.driver import Target
 from fuzzing.files import folder, fresh_file, kept_file
-from fuzzing.mutation import spoil_tensors
+from fuzzing.mutation import spoil_bytes, spoil_json, spoil_tensors
 from memgrid.digest import token_bytes
-from memgrid.errors import MemgridError
+from memgrid.errors import InvalidError
 from memgrid.kinds.evaluate import SCORES_FILE, EvaluateKind
 from memgrid.kinds.frame import FRAME_FILE
 from memgrid.kinds.kind import Replica
@@ -29,8 +33,8 @@ from memgrid.kinds.tolerances import BUILT_IN
 from memgrid.kinds.trace import TRACE_FILE
 from memgrid.kinds.train import STATE_FILE, TrainKind, committed_name, output_names
 from memgrid.units import ComputeDtype, Output, StoreDtype
-from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME, Checkpoint
-from memgrid_volunteer.packing import pack, unpack
+from memgrid_volunteer.kinds.committed import COMMITTED_FILE, PART_NAME
+from memgrid_volunteer.packing import PACKED_FORMAT, unpack
 
 GEOMETRY = samples.GEOMETRY
 
@@ -47,7 +51,7 @@ def targets() -> tuple[Target, ...]:
         _of("shard_upload", "uploaded conversations", lambda: [samples.shard_file()], _shard_upload, 50_000),
         _of("shard", "conversations that training reads", lambda: [samples.shard_file()], _shard),
         _of("state_upload", "an uploaded training, its state spoilt", lambda: [samples.state_file()], _state, 50_000),
-        _of("checkpoint", "a half-done unit of another host", lambda: [_checkpoint()], _unpacked, 50_000),
+        _half_done_target(),
         _of("state_lora", "an uploaded state of LoRA", lambda: [samples.state_file(4, samples.LORA)], _lora, 50_000),
     )
 
@@ -56,6 +60,38 @@ def _of(
     name: str, about: str, seeds: Callable[[], Sequence[bytes]], run: Callable[[bytes], object], count: int = 100_000
 ) -> Target:
     return Target(name=name, about=about, seeds=seeds, run=run, mutators=(spoil_tensors,) * 4, executions=count)
+
+
+def _half_done_target() -> Target:
+    """Spoilt as a file, and in the line within it, which is JSON."""
+    return Target(
+        name="half_done",
+        about="what another host did of a unit",
+        seeds=lambda: [samples.half_done()],
+        run=_half_done,
+        mutators=(spoil_tensors, spoil_tensors, _spoil_line, _rename),
+        executions=50_000,
+    )
+
+
+def _rename(rng: random.Random, content: bytes) -> bytes:
+    """One file of it under another name, whole."""
+    try:
+        files = load(content)
+        files[rng.choice(_NAMES)] = files.pop(rng.choice(sorted(files)))
+        return save(files, metadata=_META)
+    except (SafetensorError, IndexError):
+        return spoil_bytes(rng, content)
+
+
+def _spoil_line(rng: random.Random, content: bytes) -> bytes:
+    try:
+        files = load(content)
+        line = spoil_json(rng, files[COMMITTED_FILE].tobytes())
+        files[COMMITTED_FILE] = np.frombuffer(line, dtype=np.uint8)
+        return save(files, metadata=_META)
+    except (SafetensorError, KeyError, ValueError):
+        return spoil_bytes(rng, content)
 
 
 def _tensor_file(content: bytes) -> object:
@@ -139,6 +175,28 @@ def _lora(content: bytes) -> object:
     return check_state(fresh_file(content), samples.LORA, _lora_start(), step=4, moments=True, geometry=GEOMETRY)
 
 
+def _half_done(content: bytes) -> object:
+    """Whatever comes, nothing is written but files of the unit's kind, in the folder that is theirs."""
+    spec, place = samples.train_spec().to_bytes(), folder() / "half-done" / "place"
+    shutil.rmtree(place.parent, ignore_errors=True)
+    try:
+        line = unpack(fresh_file(content), spec, place)
+    except InvalidError:
+        assert not place.exists(), "something is left of what was turned down"
+        raise
+    finally:
+        assert {path.name for path in place.parent.glob("*")} <= {place.name}, "it wrote beside its folder"
+    found = {path.name for path in place.iterdir()}
+    assert all(name in _COMMITTED or PART_NAME.fullmatch(name) for name in found), f"it wrote {found}"
+    assert 0 < line.done <= 1 and 0 <= line.compute_s < math.inf
+    return line
+
+
+_NAMES = ("../beside", "a/b", ".bashrc", "kv.safetensors", "part-0001.safetensors.sh", "part-9999.safetensors", "")
+_META = {"format": PACKED_FORMAT, "unit": str(samples.train_spec().key)}
+_COMMITTED = {COMMITTED_FILE, *output_names(samples.train_spec())}
+
+
 @cache
 def _work(dtype: StoreDtype) -> Any:
     return samples.prefill_work(dtype)
@@ -147,31 +205,6 @@ def _work(dtype: StoreDtype) -> Any:
 def _kv(dtype: StoreDtype) -> bytes:
     content: bytes = _work(dtype).content
     return content
-
-
-def _unpacked(content: bytes) -> object:
-    spec, place = samples.prefill_spec().to_bytes(), folder() / "unpacked"
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        line = unpack(fresh_file(content), spec, place)
-    except MemgridError:
-        assert not place.exists(), "what was refused has left a folder"
-        raise
-    names = {path.name for path in place.iterdir()}
-    assert names <= {"kv.safetensors", COMMITTED_FILE} | {name for name in names if PART_NAME.fullmatch(name)}
-    assert 0 <= line.done <= 1
-    return line
-
-
-@cache
-def _checkpoint() -> bytes:
-    """A prefill of which two parts are done."""
-    spec, place = samples.prefill_spec(), folder() / "half-done"
-    place.mkdir()
-    committing = Checkpoint(place, spec.key, wanted=ComputeDtype.AUTO, resolved=ComputeDtype.FLOAT32)
-    for number in (1, 2):
-        assert committing.add_part(_kv(StoreDtype.BFLOAT16)[: 200 * number], 20.0 * number, done=0.3 * number)
-    return pack(place, spec.to_bytes(), folder() / "packed").path.read_bytes()
 
 
 @cache

@@ -95,8 +95,8 @@ def test_what_is_not_whole_is_not_packed(what: str, tmp_path: Path) -> None:
         case "nothing":
             (place / COMMITTED_FILE).unlink()
         case "a link":
-            state.unlink()
-            state.symlink_to("/etc/passwd")
+            state.rename(tmp_path / "elsewhere")
+            state.symlink_to(tmp_path / "elsewhere")
         case _:
             state.unlink()
     with pytest.raises(InvalidError):
