@@ -30,7 +30,7 @@ def saved_s(compute_s: float, done: float, known: float) -> float:
     >>> saved_s(60.0, 0.5, 0.0), saved_s(60.0, 0.5, 0.25), saved_s(60.0, 0.5, 0.6), saved_s(60.0, 0.0, 0.0)
     (60.0, 30.0, 0.0, 0.0)
     """
-    return compute_s * max(0.0, done - known) / done if done > 0 else 0.0
+    return compute_s * (max(0.0, done - known) / done) if done > 0 else 0.0
 
 
 def is_worth_sending(size_bytes: int, seconds_saved: float, room: Room, limit_s: float | None = None) -> bool:

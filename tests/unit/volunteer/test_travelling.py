@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memgrid.clock import SystemClock
@@ -177,6 +177,7 @@ def test_nothing_is_sent_that_is_not_worth_it(
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1), st.floats(0, 1))
+@example(0.75, 5e-324, 0.0)
 def test_what_the_grid_has_is_not_saved_again(compute_s: float, done: float, known: float) -> None:
     assert 0 <= saved_s(compute_s, done, known) <= compute_s * (1 + 1e-9)
     assert saved_s(compute_s, done, 1.0) == 0
