@@ -160,7 +160,8 @@ async def test_a_reset_driver_ends_that_worker_and_leaves_the_other_device(
         assert "it fell off the bus" in volunteer.device(other)["reason"]["text"]
         await grid.until(lambda: len(volunteer.worker_pids()) == 1)
         assert volunteer.progress().keys() == {busy}
-    assert [release.lease_id for release in grid.released] == ["one", "busy"]
+    # What is done of the busy one is told in a release of its own, once that is packed.
+    assert list(dict.fromkeys(release.lease_id for release in grid.released)) == ["one", "busy"]
 
 
 async def test_a_device_that_has_gone_gives_its_unit_to_another(grid: ScriptedGrid, volunteer: Volunteer) -> None:
