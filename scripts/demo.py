@@ -27,13 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the facts here, for machines")
     parser.add_argument("--quick", action="store_true", help="train less: every stage is shown, but the cube is poor")
+    parser.add_argument("--first-act", action="store_true", help="end before the training")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     # The libraries' own progress bars would draw over ours.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     try:
         with tempfile.TemporaryDirectory(prefix="memgrid-demo-", ignore_cleanup_errors=True) as folder:
-            facts = demonstrate(Path(folder), console, is_quick=arguments.quick)
+            facts = demonstrate(Path(folder), console, is_quick=arguments.quick, is_whole=not arguments.first_act)
     except (DemoError, MemgridError) as error:
         console.print(f"[red]the demo failed:[/red] {error}", markup=True)
         return 1
@@ -45,13 +46,14 @@ def main() -> int:
     return 0
 
 
-def demonstrate(folder: Path, console: Console, *, is_quick: bool) -> dict[str, Any]:
+def demonstrate(folder: Path, console: Console, *, is_quick: bool, is_whole: bool) -> dict[str, Any]:
     step = Steps(console)
     step(f"a grid: a coordinator and three volunteers, all processes of their own; {CHEAT} will cheat")
     with running_grid(folder) as grid:
         model, tokenizer = load(MODEL)
         facts = first_act(grid, MODEL, model, tokenizer, step, console)
-        facts["distilled"] = second_act(grid, model, tokenizer, step, console, is_quick=is_quick)
+        if is_whole:
+            facts["distilled"] = second_act(grid, model, tokenizer, step, console, is_quick=is_quick)
     return facts | {"took_s": step.took_s()}
 
 

@@ -50,8 +50,18 @@ def left_behind(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("demo")
-    demo = start_demo(folder, "--quick", "--json", str(folder / "facts.json"))
+    return facts_of(tmp_path_factory.mktemp("demo"), "--first-act")
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = facts_of(tmp_path_factory.mktemp("demo"), "--quick")["distilled"]
+    return found
+
+
+def facts_of(folder: Path, act: str) -> dict[str, Any]:
+    """What a demo showed, which ended well and left nothing behind."""
+    demo = start_demo(folder, act, "--json", str(folder / "facts.json"))
     try:
         output, _ = demo.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -90,8 +100,8 @@ def test_one_host_a_chunk_is_nearly_enough(facts: dict[str, Any]) -> None:
     assert facts["cube_bytes"] > 23_000 * facts["cube_tokens"]
 
 
-def test_a_text_is_distilled_into_a_tenth_of_its_memory(facts: dict[str, Any]) -> None:
-    distilled = facts["distilled"]
+@pytest.mark.slow
+def test_a_text_is_distilled_into_a_tenth_of_its_memory(distilled: dict[str, Any]) -> None:
     assert distilled["text_kv_bytes"] > 8 * distilled["cube_bytes"]
     assert distilled["steps"] == len(distilled["losses"])
     quality = distilled["quality"]
@@ -100,8 +110,9 @@ def test_a_text_is_distilled_into_a_tenth_of_its_memory(facts: dict[str, Any]) -
     assert distilled["answer_with_cube"] != distilled["answer_without_text"]
 
 
-def test_the_lazy_trainer_is_caught_by_a_replay(facts: dict[str, Any]) -> None:
-    rejection = facts["distilled"]["rejection"]
+@pytest.mark.slow
+def test_the_lazy_trainer_is_caught_by_a_replay(distilled: dict[str, Any]) -> None:
+    rejection = distilled["rejection"]
     assert (rejection["volunteer"], rejection["reason"]) == ("oscar", "replay_differs")
     assert "segment" in rejection["text"] and "allowed" in rejection["text"]
 
