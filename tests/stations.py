@@ -99,6 +99,7 @@ class Wire:
 
 
 def _carried(what: Any) -> Any:
+    """What comes out at the other end, which Ray reaches by pickling, too."""
     message = pickle.dumps(what)
     assert len(message) <= _MESSAGE_BYTES_MAX
     return pickle.loads(message)

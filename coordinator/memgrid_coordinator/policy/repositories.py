@@ -80,6 +80,15 @@ def checkpoints_of(lease_id: LeaseId) -> str:
     return f"{_CHECKPOINTS}{lease_id}"
 
 
+def upload_path(repository: str) -> str:
+    """Where the data plane takes what is uploaded to a repository.
+
+    >>> upload_path(outputs_of(LeaseId("lease-1")))
+    '/v2/grid/outputs/lease-1/blobs/uploads/'
+    """
+    return f"/v2/{repository}/blobs/uploads/"
+
+
 def lease_of(repository: str) -> LeaseId:
     """The lease that a repository of outputs, or of a checkpoint, belongs to."""
     return LeaseId(repository.removeprefix(_OUTPUTS).removeprefix(_CHECKPOINTS))

@@ -19,7 +19,7 @@ from memgrid.log import get_logger
 from memgrid.units import CHECKPOINT_FILE, CheckpointRef, HostId, LeaseId, Reason, Release, UploadOrder
 from memgrid_coordinator.metrics import Metrics
 from memgrid_coordinator.policy.kinds import kind_in
-from memgrid_coordinator.policy.repositories import check_read, checkpoints_of, lease_of
+from memgrid_coordinator.policy.repositories import check_read, checkpoints_of, lease_of, upload_path
 from memgrid_coordinator.policy.travelling import Circumstances, TravelRule, is_given_back, is_wanted
 from memgrid_coordinator.records import Caller, Checkpoint, Event, Host, Lease, Unit
 from memgrid_coordinator.services.catalogue import Catalogue
@@ -195,7 +195,7 @@ def _order_of(ordered: Checkpoint) -> UploadOrder:
         name=CHECKPOINT_FILE,
         digest=ordered.digest,
         size_bytes=ordered.size_bytes,
-        path=f"/v2/{checkpoints_of(ordered.lease_id)}/blobs/uploads/",
+        path=upload_path(checkpoints_of(ordered.lease_id)),
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, exists, insert, select, update
 from memgrid.digest import Digest
 from memgrid.units import HostId, LeaseId, Output, UploadOrder
 from memgrid_coordinator.lifecycle import UPLOAD_MOVES, UploadState
-from memgrid_coordinator.policy.repositories import outputs_of
+from memgrid_coordinator.policy.repositories import outputs_of, upload_path
 from memgrid_coordinator.records import AuditState, Lease
 from memgrid_coordinator.store.tables import audits, uploads
 
@@ -96,11 +96,6 @@ def overdue(connection: Connection, now: datetime, limit: int) -> list[LeaseId]:
     return [LeaseId(lease_id) for lease_id in connection.execute(query).scalars()]
 
 
-def upload_path(lease_id: LeaseId) -> str:
-    """Where the data plane takes the outputs of a lease."""
-    return f"/v2/{outputs_of(lease_id)}/blobs/uploads/"
-
-
 def _awaited(connection: Connection, lease_ids: Sequence[LeaseId]) -> frozenset[LeaseId]:
     """Of these, the leases with a file that is still to come."""
     found = connection.execute(_AWAITED, {"wanted": list(lease_ids)}).scalars()
@@ -157,5 +152,5 @@ def _order(row: Any) -> UploadOrder:
         name=row.name,
         digest=Digest(row.digest),
         size_bytes=row.size_bytes,
-        path=upload_path(lease_id),
+        path=upload_path(outputs_of(lease_id)),
     )
